@@ -1,0 +1,1 @@
+"""Network modules: backbones, correspondence attention, graph convolution, pair stage, heads."""

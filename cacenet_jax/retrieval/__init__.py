@@ -1,0 +1,1 @@
+"""Ranking metrics, conditional re-scoring, re-ranking and evaluation."""

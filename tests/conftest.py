@@ -1,0 +1,10 @@
+"""Settings that must hold before any backend starts: eight CPU devices, types checked at run time."""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
+
+from jaxtyping import install_import_hook
+
+install_import_hook("cacenet_jax", "beartype.beartype")
