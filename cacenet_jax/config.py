@@ -1,0 +1,158 @@
+"""Every field of a config with its default (the paper's), and the check that a config can be run.
+
+A file in configs/ takes `paper()` and changes what its experiment changes.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import ml_collections
+from ml_collections.config_dict import placeholder
+
+from cacenet_jax.errors import UserError
+from cacenet_jax.models.resnet import STAGES
+
+# What may differ when a run continues: where things are, how often they are reported, how they are computed and scored.
+NOT_OF_THE_RUN = (
+    "eval", "devices", "parallel", "log_every", "checkpoint_every", "data.root", "data.dir", "data.workers",
+)  # fmt: skip
+
+
+def paper() -> ml_collections.ConfigDict:
+    """The settings of the paper's section 4.2; docs/paper_notes.md says where it is silent and what was chosen."""
+    config = ml_collections.ConfigDict()
+    config.seed = 0
+    config.epochs = 80
+    config.devices = 0  # local devices to use, 0 for all
+    config.parallel = "pmap"  # or shard_map
+    config.log_every = 10  # steps
+    config.checkpoint_every = 0  # steps, 0 for once an epoch
+    config.eval_every = 0  # epochs between evaluations on the validation identities, 0 for the end alone
+
+    config.data = ml_collections.ConfigDict()
+    config.data.name = "market1501"
+    config.data.root = placeholder(str)  # the user's folder or zip
+    config.data.dir = "data/prepared"  # where prepared data sets are kept
+    config.data.options = ml_collections.ConfigDict()  # options of the builder
+    config.data.height = 384
+    config.data.width = 128
+    config.data.num_ids = 4  # P
+    config.data.images_per_id = 4  # K
+    config.data.val_share = 0.0  # share of the training identities held out for validation
+    config.data.val_seed = 0
+    config.data.workers = 0  # worker processes; 0 is faster on small machines
+
+    config.augment = ml_collections.ConfigDict()
+    config.augment.flip = 0.5
+    config.augment.pad = 10  # pixels
+    config.augment.erase = 0.5
+
+    config.model = ml_collections.ConfigDict()
+    config.model.backbone = "resnet50"
+    config.model.width = 0  # channels of the first stage, 0 for the backbone's own
+    config.model.last_stride = 1
+    config.model.embed_dim = 768  # F
+    config.model.pairs = True  # False: the individual baseline of table 1
+    config.model.kind = "discrepancy"  # or normal
+    config.model.filters = "tied"  # or untied
+    config.model.keys = "raw"  # or l2, standardised
+    config.model.block = 0  # columns of the pair grid computed at a time, 0 for all
+    config.model.dtype = "float32"  # or bfloat16
+
+    config.loss = ml_collections.ConfigDict()
+    config.loss.margin = 0.5
+    config.loss.alpha = 0.9
+    config.loss.identity = 1.0
+    config.loss.triplet = 1.0
+    config.loss.pair_identity = 1.0
+    config.loss.pair_triplet = 1.0
+
+    config.optim = ml_collections.ConfigDict()
+    config.optim.name = "sgd"  # or adamw
+    config.optim.learning_rate = 6.25e-3  # peak, for a batch of reference_batch images
+    config.optim.reference_batch = 16
+    config.optim.momentum = 0.9
+    config.optim.weight_decay = 5e-4
+    config.optim.warmup_epochs = 5.0
+    config.optim.clip_norm = 0.0  # largest norm of the gradient, 0 for no limit
+    config.optim.attention_scale = 1.0  # learning rate of w and w' relative to the rest
+
+    config.eval = ml_collections.ConfigDict()
+    config.eval.top_k = 100
+    config.eval.camera_filter = True
+    config.eval.mix = 0.5  # weight of the pair distance in the mixed ranking
+    config.eval.flip = True  # average the maps of an image and its mirror image
+    config.eval.batch_size = 64
+    config.eval.pairs_per_call = 2048
+    config.eval.checkpoint = "last"  # or best, by validation mAP
+    return config
+
+
+def _need(ok: bool, field: str, found: Any, expected: str, remedy: str) -> None:
+    if not ok:
+        raise UserError(f"config.{field}: found {found!r}, expected {expected}; {remedy}")
+
+
+def validate(config: ml_collections.ConfigDict) -> None:
+    """Raises UserError, one line, for the first field whose value cannot be."""
+    data, model, optim, loss, evaluation = config.data, config.model, config.optim, config.loss, config.eval
+    choices = {
+        "parallel": ("pmap", "shard_map"),
+        "model.backbone": tuple(STAGES),
+        "model.kind": ("discrepancy", "normal"),
+        "model.filters": ("tied", "untied"),
+        "model.keys": ("raw", "l2", "standardised"),
+        "model.dtype": ("float32", "bfloat16"),
+        "optim.name": ("sgd", "adamw"),
+        "eval.checkpoint": ("last", "best"),
+    }
+    for field, allowed in choices.items():
+        found = _lookup(config, field)
+        _need(found in allowed, field, found, "one of " + ", ".join(allowed), "choose one of them")
+    _need(data.images_per_id >= 2, "data.images_per_id", data.images_per_id, "at least 2",
+          "the triplet loss needs two images of an identity")  # fmt: skip
+    _need(data.num_ids >= 2, "data.num_ids", data.num_ids, "at least 2", "the triplet loss needs two identities")
+    positive = ("epochs", "data.height", "data.width", "model.embed_dim", "model.last_stride", "log_every",
+                "optim.learning_rate", "optim.reference_batch", "eval.top_k", "eval.batch_size", "eval.pairs_per_call")  # fmt: skip
+    for field in positive:
+        _need(_lookup(config, field) > 0, field, _lookup(config, field), "more than 0", "raise it")
+    not_negative = ("devices", "checkpoint_every", "eval_every", "data.workers", "augment.pad", "model.width",
+                    "model.block", "loss.margin", "loss.identity", "loss.triplet", "loss.pair_identity", "loss.pair_triplet",
+                    "optim.weight_decay", "optim.warmup_epochs", "optim.clip_norm", "optim.attention_scale")  # fmt: skip
+    for field in not_negative:
+        _need(_lookup(config, field) >= 0, field, _lookup(config, field), "0 or more", "raise it")
+    for field in ("augment.flip", "augment.erase", "loss.alpha", "eval.mix", "optim.momentum"):
+        _need(0 <= _lookup(config, field) <= 1, field, _lookup(config, field), "a value from 0 to 1", "change it")
+    _need(0 <= data.val_share < 1, "data.val_share", data.val_share, "0 or more and less than 1", "change it")
+    _need(optim.warmup_epochs < config.epochs, "optim.warmup_epochs", optim.warmup_epochs,
+          f"less than config.epochs, {config.epochs}", "lower it or train longer")  # fmt: skip
+    _need(evaluation.checkpoint == "last" or data.val_share > 0, "eval.checkpoint", evaluation.checkpoint,
+          "'last' where no identities are held out", "set config.data.val_share or config.eval.checkpoint=last")  # fmt: skip
+    del model, loss
+
+
+def _lookup(config: ml_collections.ConfigDict, field: str) -> Any:
+    for part in field.split("."):
+        config = config[part]
+    return config
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested dictionary to (dotted field, value), in the order of the fields."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def to_dict(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """Plain nested dictionary of a config, references resolved, as config.json holds it."""
+    return config.copy_and_resolve_references().to_dict()
+
+
+def differences(recorded: dict[str, Any], current: dict[str, Any]) -> list[str]:
+    """`field: recorded -> current` of each field that makes two runs different ones."""
+    old, new = dict(flatten(recorded)), dict(flatten(current))
+    ours = [f for f in sorted(old.keys() | new.keys()) if not any(f == n or f.startswith(n + ".") for n in NOT_OF_THE_RUN)]
+    return [f"{f}: {old.get(f)!r} -> {new.get(f)!r}" for f in ours if old.get(f) != new.get(f)]

@@ -1,0 +1,88 @@
+"""Augmentation on the device: flip, pad and crop, normalise, random erasing; pure, one key an image.
+
+Legend: B images, H x W pixels, 3 colours.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, UInt8
+
+# Mean and standard deviation of ImageNet's pixels, in units of 255: the convention of the published weights.
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+_ATTEMPTS = 16
+
+
+class Augment(NamedTuple):
+    """What happens to a training image.
+
+    Attributes:
+        flip: probability of a mirror image.
+        pad: black pixels added on each side before a random crop of the original size.
+        erase: probability of random erasing.
+        erase_area: smallest and largest share of the image that is erased.
+        erase_aspect: smallest height over width of the erased rectangle; the largest is its reciprocal.
+    """
+
+    flip: float = 0.5
+    pad: int = 10
+    erase: float = 0.5
+    erase_area: tuple[float, float] = (0.02, 0.4)
+    erase_aspect: float = 0.3
+
+
+def normalise_images(images_BHWC: UInt8[Array, "*B H W 3"], dtype: jnp.dtype = jnp.float32) -> Float[Array, "*B H W 3"]:
+    """uint8 pixels to zero mean and unit variance by ImageNet's statistics."""
+    mean, std = jnp.asarray(MEAN, jnp.float32) * 255, jnp.asarray(STD, jnp.float32) * 255
+    return ((images_BHWC.astype(jnp.float32) - mean) / std).astype(dtype)
+
+
+def _erase(key: Array, image_HWC: Array, erase: float, area: tuple[float, float], aspect: float) -> Array:
+    """Sets a random rectangle to 0, the mean pixel; of several drawn rectangles the first that fits inside is taken."""
+    height, width = image_HWC.shape[:2]
+    key_use, key_area, key_aspect, key_top, key_left = jax.random.split(key, 5)
+    share_A = jax.random.uniform(key_area, (_ATTEMPTS,), minval=area[0], maxval=area[1]) * height * width
+    ratio_A = jax.random.uniform(key_aspect, (_ATTEMPTS,), minval=aspect, maxval=1 / aspect)
+    tall_A, wide_A = jnp.round(jnp.sqrt(share_A * ratio_A)), jnp.round(jnp.sqrt(share_A / ratio_A))
+    fits_A = (tall_A < height) & (wide_A < width)
+    first = jnp.argmax(fits_A)
+    tall, wide = tall_A[first], wide_A[first]
+    top = jnp.floor(jax.random.uniform(key_top) * (height - tall + 1))
+    left = jnp.floor(jax.random.uniform(key_left) * (width - wide + 1))
+    row_H1, column_1W = jnp.arange(height)[:, None], jnp.arange(width)[None]
+    inside_HW = (row_H1 >= top) & (row_H1 < top + tall) & (column_1W >= left) & (column_1W < left + wide)
+    use = fits_A[first] & (jax.random.uniform(key_use) < erase)
+    return jnp.where((inside_HW & use)[..., None], 0, image_HWC)
+
+
+def augment_one(key: Array, image_HWC: UInt8[Array, "H W 3"], settings: Augment) -> Float[Array, "H W 3"]:
+    """Flip, pad and crop, normalise, erase one image; the same key gives the same image."""
+    key_flip, key_top, key_left, key_erase = jax.random.split(key, 4)
+    mirrored = jax.random.uniform(key_flip) < settings.flip
+    image_HWC = jnp.where(mirrored, image_HWC[:, ::-1], image_HWC)
+    pad = settings.pad
+    if pad:
+        padded = jnp.pad(image_HWC, ((pad, pad), (pad, pad), (0, 0)))
+        top = jax.random.randint(key_top, (), 0, 2 * pad + 1)
+        left = jax.random.randint(key_left, (), 0, 2 * pad + 1)
+        image_HWC = jax.lax.dynamic_slice(padded, (top, left, 0), image_HWC.shape)
+    return _erase(key_erase, normalise_images(image_HWC), settings.erase, settings.erase_area, settings.erase_aspect)
+
+
+def augment(key: Array, index_B: Array, images_BHWC: UInt8[Array, "B H W 3"], settings: Augment) -> Float[Array, "B H W 3"]:
+    """Augments a batch, one key an image.
+
+    Args:
+        key: key of the step.
+        index_B: position of each image in the global batch; its key is folded from it, so that the result does not depend
+            on how the batch is split over devices.
+        images_BHWC: uint8 pixels.
+        settings: what happens to an image.
+
+    Returns:
+        Normalised float32 images.
+    """
+    keys_B = jax.vmap(lambda i: jax.random.fold_in(key, i))(index_B)
+    return jax.vmap(lambda k, image: augment_one(k, image, settings))(keys_B, images_BHWC)

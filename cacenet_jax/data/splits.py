@@ -1,0 +1,99 @@
+"""Views of a split: contiguous classes for training, and a validation set cut by identity from train."""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int
+
+from cacenet_jax.data.builders import Split
+from cacenet_jax.errors import UserError
+
+
+class Subset(NamedTuple):
+    """Some records of a split.
+
+    Attributes:
+        split: where the records live.
+        indices: which records, (n,).
+    """
+
+    split: Split
+    indices: Int[np.ndarray, "n"]
+
+    @property
+    def pids(self) -> Int[np.ndarray, "n"]:
+        """Identity of each record."""
+        return self.split.pids[self.indices]
+
+    @property
+    def camids(self) -> Int[np.ndarray, "n"]:
+        """Camera of each record."""
+        return self.split.camids[self.indices]
+
+    @property
+    def labels(self) -> Int[np.ndarray, "n"]:
+        """Class 0 .. I-1 of each record, identities in ascending order."""
+        return np.unique(self.pids, return_inverse=True)[1]
+
+    @property
+    def num_identities(self) -> int:
+        """I."""
+        return len(np.unique(self.pids))
+
+
+class TrainVal(NamedTuple):
+    """The training split cut by identity.
+
+    Attributes:
+        train: records to train on.
+        query: validation queries, one image of each camera of each held-out identity.
+        gallery: the held-out identities' other images.
+    """
+
+    train: Subset
+    query: Subset
+    gallery: Subset
+
+
+def whole(split: Split) -> Subset:
+    """All records of a split."""
+    return Subset(split, np.arange(len(split)))
+
+
+def cut_validation(split: Split, share: float, seed: int) -> TrainVal:
+    """Holds out a share of the identities, all their images, for validation.
+
+    Args:
+        split: the training split.
+        share: of the identities, 0 holds out none; at least two are held out otherwise.
+        seed: which ones.
+
+    Returns:
+        Train, validation query and gallery; identities are disjoint between train and validation.
+
+    Raises:
+        UserError: the share leaves fewer than two identities to train on.
+    """
+    identities = np.unique(split.pids)
+    if len(identities) < 2:
+        raise UserError(
+            f"training split: found {len(identities)} identity, expected at least 2, because a loss needs someone to "
+            "tell apart; add images of other people"
+        )
+    held = max(round(share * len(identities)), 2) if share else 0
+    if not 0 <= share < 1 or len(identities) - held < 2:
+        raise UserError(
+            f"config.data.val_share: found {share}, which leaves {len(identities) - held} of {len(identities)} identities "
+            "to train on, expected at least 2; lower it, or 0 for no validation"
+        )
+    chosen = np.random.Generator(np.random.Philox([seed, 2])).permutation(identities)[:held]
+    is_held = np.isin(split.pids, chosen)
+    held_indices = np.flatnonzero(is_held)
+    pairs = np.stack([split.pids[held_indices], split.camids[held_indices]], axis=1).reshape(-1, 2)
+    first = np.unique(pairs, axis=0, return_index=True)[1] if held else np.zeros(0, int)
+    is_query = np.isin(np.arange(len(held_indices)), first)
+    return TrainVal(
+        Subset(split, np.flatnonzero(~is_held)),
+        Subset(split, held_indices[is_query]),
+        Subset(split, held_indices[~is_query]),
+    )

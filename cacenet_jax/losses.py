@@ -1,0 +1,131 @@
+"""The losses of the paper: identity loss, mix-up identity loss, batch-hard triplet.
+
+Legend: B images of a batch, R rows and C columns of a grid, F embedding size, I training identities.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+from numpy import ndarray
+
+AnyArray = Array | ndarray
+
+
+class RowLosses(NamedTuple):
+    """Losses of single rows and which rows count.
+
+    Attributes:
+        loss_R: loss of each row, 0 where it does not count.
+        valid_R: 1 where the row counts, else 0.
+    """
+
+    loss_R: Array
+    valid_R: Array
+
+
+def cross_entropy(logits: Float[AnyArray, "*batch I"], labels: Int[AnyArray, "*batch"]) -> Float[Array, "*batch"]:
+    """-log softmax(logits)[label], one value an embedding.
+
+    Source: paper, equation 1, with the minus sign that the print lacks and without its stray 1/C.
+    """
+    log_p = jax.nn.log_softmax(jnp.asarray(logits), axis=-1)
+    return -jnp.take_along_axis(log_p, jnp.asarray(labels)[..., None], axis=-1)[..., 0]
+
+
+def mixup_rows(
+    logits_RCI: Float[AnyArray, "R C I"], row_labels_R: Int[AnyArray, "R"], column_labels_C: Int[AnyArray, "C"], alpha: float
+) -> Float[Array, "R"]:
+    """Equation 8 of each target image, averaged over the contextual images: a row of the grid, (R,)."""
+    log_p_RCI = jax.nn.log_softmax(jnp.asarray(logits_RCI), axis=-1)
+    row_labels_R, column_labels_C = jnp.asarray(row_labels_R), jnp.asarray(column_labels_C)
+    shape = log_p_RCI.shape[:2]
+    target_RC = jnp.take_along_axis(log_p_RCI, jnp.broadcast_to(row_labels_R[:, None], shape)[..., None], -1)[..., 0]
+    context_RC = jnp.take_along_axis(log_p_RCI, jnp.broadcast_to(column_labels_C[None], shape)[..., None], -1)[..., 0]
+    return -(alpha * target_RC + (1 - alpha) * context_RC).mean(axis=1)
+
+
+def mixup_cross_entropy(
+    logits_BBC: Float[AnyArray, "B B C"], labels_B: Int[AnyArray, "B"], alpha: float
+) -> Float[Array, ""]:
+    """Mean over the grid of alpha CE(y_u, f(u|v)) + (1 - alpha) CE(y_v, f(u|v)).
+
+    Args:
+        logits_BBC: scores of the C identities for f(u|v), target u along the first axis, context v along the second.
+        labels_B: identity of each image, 0 .. C-1.
+        alpha: weight of the target's identity, 0.9 in the paper.
+
+    Returns:
+        Scalar loss. The paper prints the sum over the grid; the mean keeps its size independent of the batch.
+
+    Source: paper, equation 8.
+    """
+    return mixup_rows(logits_BBC, labels_B, labels_B, alpha).mean()
+
+
+def batch_hard_rows(
+    distance_RC: Float[AnyArray, "R C"],
+    row_labels_R: Int[AnyArray, "R"],
+    column_labels_C: Int[AnyArray, "C"],
+    row_index_R: Int[AnyArray, "R"],
+    margin: float,
+) -> RowLosses:
+    """Batch-hard triplet loss of each row: relu(margin + hardest positive - hardest negative).
+
+    Args:
+        distance_RC: distances of this device's images to all images of the batch.
+        row_labels_R: identities of the rows.
+        column_labels_C: identities of the columns.
+        row_index_R: the column that is the row's own image; it is no positive of itself.
+        margin: in the units of the distance.
+
+    Returns:
+        Loss and validity of each row; a row with no positive or no negative does not count.
+    """
+    distance_RC = jnp.asarray(distance_RC)
+    same_RC = jnp.asarray(row_labels_R)[:, None] == jnp.asarray(column_labels_C)[None]
+    itself_RC = jnp.asarray(row_index_R)[:, None] == jnp.arange(distance_RC.shape[1])[None]
+    positive_RC = same_RC & ~itself_RC
+    hardest_positive_R = jnp.max(jnp.where(positive_RC, distance_RC, -jnp.inf), axis=1)
+    hardest_negative_R = jnp.min(jnp.where(same_RC, jnp.inf, distance_RC), axis=1)
+    valid_R = positive_RC.any(axis=1) & (~same_RC).any(axis=1)
+    gap_R = jnp.where(valid_R, hardest_positive_R, 0) - jnp.where(valid_R, hardest_negative_R, 0)
+    loss_R = jnp.where(valid_R, jax.nn.relu(gap_R + margin), 0)
+    return RowLosses(loss_R, valid_R.astype(loss_R.dtype))
+
+
+def batch_hard_triplet(
+    distance_BB: Float[AnyArray, "B B"], labels_B: Int[AnyArray, "B"], margin: float
+) -> Float[Array, ""]:
+    """Mean over anchors of relu(margin + hardest positive - hardest negative).
+
+    Args:
+        distance_BB: distances, anchors along the first axis; the diagonal is not read.
+        labels_B: identity of each image.
+        margin: in the units of the distance.
+
+    Returns:
+        Scalar loss, the mean over the anchors that have a positive and a negative; 0 if none has.
+
+    Source: Hermans, Beyer and Leibe 2017, "In defense of the triplet loss", the paper's [8].
+    """
+    labels_B = jnp.asarray(labels_B)
+    rows = batch_hard_rows(distance_BB, labels_B, labels_B, jnp.arange(labels_B.shape[0]), margin)
+    return rows.loss_R.sum() / jnp.maximum(rows.valid_R.sum(), 1)
+
+
+def safe_sqrt(square: Float[Array, "*any"]) -> Float[Array, "*any"]:
+    """Square root with value and gradient 0 where the argument is not positive."""
+    positive = square > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1)), 0)
+
+
+def euclidean(left: Float[Array, "*batch F"], right: Float[Array, "*batch F"]) -> Float[Array, "*batch"]:
+    """|left - right| along the last axis, with a zero gradient at distance 0."""
+    return safe_sqrt(jnp.sum((left - right) ** 2, axis=-1))
+
+
+def euclidean_grid(rows_RF: Float[Array, "R F"], columns_CF: Float[Array, "C F"]) -> Float[Array, "R C"]:
+    """|row - column| of every pair, computed from differences, so that equal rows are exactly 0 apart."""
+    return euclidean(rows_RF[:, None], columns_CF[None])

@@ -1,0 +1,147 @@
+"""CACE-Net: backbone, individual head, correspondence graph and conditional head as one Linen module.
+
+Legend: B images, H x W positions of a map (N = H W), D channels, F embedding size, I training identities, R x C pairs
+of target images u (rows) and contextual images v (columns).
+"""
+
+from typing import Any, Literal, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from cacenet_jax.models.graph import Kind
+from cacenet_jax.models.heads import ConditionalHead, Embedded, EmbeddingHead, normalise
+from cacenet_jax.models.pairs import ImageTerms, image_terms, neighbour_grid, neighbours_both
+
+
+class PairGrid(NamedTuple):
+    """The conditional embeddings of a grid of pairs.
+
+    Attributes:
+        conditional: f(u|v) and its logits, (R, C, F) and (R, C, I).
+        positive_intra: share of positive affinities within images, scalar.
+        positive_cross: share of positive affinities across images, scalar.
+        degree: mean degree of a node in a pair's graph, scalar.
+    """
+
+    conditional: Embedded
+    positive_intra: Array
+    positive_cross: Array
+    degree: Array
+
+
+class Described(NamedTuple):
+    """What retrieval keeps of an image.
+
+    Attributes:
+        embedding: L2-normalised f(I), (B, F).
+        terms: per-image terms of the pair stage, leading axis B; None in a model without the pair stage.
+    """
+
+    embedding: Array
+    terms: ImageTerms | None
+
+
+class CACENet(nn.Module):
+    """The whole network.
+
+    Attributes:
+        backbone: module from images (B, H', W', 3) to maps (B, H, W, D).
+        num_identities: I, classes of the training set.
+        embed_dim: F.
+        pairs: whether the pair stage exists; without it this is the individual baseline of table 1.
+        kind: "discrepancy" (equation 7) or "normal" (equation 6).
+        filters: "tied" (equation 7) or "untied" (equation 5).
+        keys: what affinities are computed from: the map ("raw", the paper), its L2-normalised nodes ("l2"), or its
+            nodes standardised per channel by a batch norm without scale and shift ("standardised"), whose affinities
+            start with both signs.
+        block: columns of the pair grid computed at a time, 0 for all at once.
+        dtype: compute type; parameters, statistics, degrees, embeddings and logits are float32.
+        axis_name: device axis for collectives in training, None on one device.
+    """
+
+    backbone: nn.Module
+    num_identities: int
+    embed_dim: int = 768
+    pairs: bool = True
+    kind: Kind = "discrepancy"
+    filters: Literal["tied", "untied"] = "tied"
+    keys: Literal["raw", "l2", "standardised"] = "raw"
+    block: int = 0
+    dtype: Any = jnp.float32
+    axis_name: str | None = None
+
+    def setup(self) -> None:
+        """Creates the parts; w and w' are kept in units of 1/D, so that 1 makes an affinity a mean over channels."""
+        shared = {"embed_dim": self.embed_dim, "num_identities": self.num_identities, "dtype": self.dtype}
+        shared["axis_name"] = self.axis_name
+        self.individual_head = EmbeddingHead(**shared)
+        if self.pairs:
+            self.conditional_head = ConditionalHead(kind=self.kind, filters=self.filters, **shared)
+            channels = (self.backbone.channels,)
+            self.intra_weight = self.param("intra_weight", nn.initializers.ones, channels)
+            self.cross_weight = self.param("cross_weight", nn.initializers.ones, channels)
+            if self.keys == "standardised":
+                self.key_norm = nn.BatchNorm(
+                    use_bias=False, use_scale=False, momentum=0.9, epsilon=1e-5, axis_name=self.axis_name, dtype=self.dtype
+                )
+
+    def maps(self, images_BHWC: Float[Array, "B H W 3"], *, train: bool) -> Float[Array, "B h w D"]:
+        """Feature maps of normalised images."""
+        return self.backbone(images_BHWC, train=train)
+
+    def individual(self, maps_BHWD: Float[Array, "B h w D"], *, train: bool) -> Embedded:
+        """f(I): global average pooling and the individual head."""
+        wide = jnp.promote_types(maps_BHWD.dtype, jnp.float32)
+        return self.individual_head(maps_BHWD.mean(axis=(1, 2), dtype=wide), train=train)
+
+    def terms(self, maps_BHWD: Float[Array, "B h w D"], *, train: bool) -> ImageTerms:
+        """Per-image terms of the pair stage, leading axis B."""
+        nodes_BND = maps_BHWD.reshape(maps_BHWD.shape[0], -1, maps_BHWD.shape[-1])
+        keys_BND = None
+        if self.keys == "l2":
+            keys_BND = normalise(nodes_BND).astype(nodes_BND.dtype) * nodes_BND.shape[-1] ** 0.5
+        elif self.keys == "standardised":
+            keys_BND = self.key_norm(nodes_BND, use_running_average=not train)
+        weight_D = self.intra_weight / nodes_BND.shape[-1]
+        return jax.vmap(lambda nodes, keys: image_terms(nodes, weight_D, keys))(nodes_BND, keys_BND)
+
+    def grid(self, rows: ImageTerms, columns: ImageTerms, *, train: bool) -> PairGrid:
+        """Conditional embeddings of every row image given every column image."""
+        near = neighbour_grid(rows, columns, self.cross_weight / rows.nodes_ND.shape[-1], self.block)
+        own_RD = rows.nodes_ND.mean(axis=1, dtype=near.mean_D.dtype)
+        conditional = self.conditional_head(own_RD[:, None], near.mean_D, train=train)
+        positive_intra = (jax.lax.stop_gradient(rows.intra_NN) > 0).mean(dtype=jnp.float32)
+        return PairGrid(conditional, positive_intra, near.positive.mean(), near.degree.mean())
+
+    def describe(self, maps_BHWD: Float[Array, "B h w D"]) -> Described:
+        """What retrieval keeps of each image (test mode)."""
+        embedding_BF = normalise(self.individual(maps_BHWD, train=False).embedding)
+        return Described(embedding_BF, self.terms(maps_BHWD, train=False) if self.pairs else None)
+
+    def pair_distance(self, u: ImageTerms, v: ImageTerms) -> Float[Array, ""]:
+        """Cosine distance of f(u|v) and f(v|u), half their squared distance after L2 normalisation (section 3.5)."""
+        near_u_D, near_v_D = neighbours_both(u, v, self.cross_weight / u.nodes_ND.shape[-1])
+        own_2D = jnp.stack([u.nodes_ND, v.nodes_ND]).mean(axis=1, dtype=near_u_D.dtype)
+        embedded = self.conditional_head(own_2D, jnp.stack([near_u_D, near_v_D]), train=False)
+        embedding_2F = normalise(embedded.embedding)
+        return 1 - embedding_2F[0] @ embedding_2F[1]
+
+    def __call__(
+        self, images_BHWC: Float[Array, "B H W 3"], *, train: bool
+    ) -> tuple[Embedded, PairGrid | None]:
+        """Individual embeddings of the images and, with the pair stage, the grid of pairs.
+
+        Rows of the grid are this device's images; columns are the images of all devices along `axis_name`.
+        """
+        maps_BHWD = self.maps(images_BHWC, train=train)
+        individual = self.individual(maps_BHWD, train=train)
+        if not self.pairs:
+            return individual, None
+        rows = self.terms(maps_BHWD, train=train)
+        columns = rows
+        if self.axis_name is not None and train and not self.is_initializing():
+            columns = jax.tree.map(lambda x: jax.lax.all_gather(x, self.axis_name, tiled=True), rows)
+        return individual, self.grid(rows, columns, train=train)

@@ -1,0 +1,71 @@
+"""Graph convolution on the correspondence graph, in its literal form (paper section 3.4.1, equations 5-7).
+
+The literal form builds the whole (N+M) x (N+M) graph and the whole conditional maps. It is what the figures show and
+the oracle of the fast form in pairs.py, which must agree with it in value and gradient.
+"""
+
+from typing import Literal
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+from numpy import ndarray
+
+from cacenet_jax.errors import UserError
+from cacenet_jax.models.attention import Adjacency
+
+AnyArray = Array | ndarray
+Kind = Literal["discrepancy", "normal"]
+
+
+def neighbour_sign(kind: str) -> int:
+    """-1 for the discrepancy convolution (equation 7), +1 for the normal one (equation 6)."""
+    signs = {"discrepancy": -1, "normal": 1}
+    if kind not in signs:
+        raise UserError(f"graph convolution kind: found {kind!r}, expected one of {sorted(signs)}")
+    return signs[kind]
+
+
+def inverse_sqrt_degree(degree_N: Float[AnyArray, "*N"]) -> Float[Array, "*N"]:
+    """d^(-1/2), with 0 where the degree is 0 (an isolated node); no NaN or infinity in value or gradient."""
+    degree_N = jnp.asarray(degree_N)
+    positive_N = degree_N > 0
+    return jnp.where(positive_N, 1 / jnp.sqrt(jnp.where(positive_N, degree_N, 1)), 0)
+
+
+def laplacian_conv(
+    adjacency: Adjacency,
+    nodes_u_ND: Float[AnyArray, "N D"],
+    nodes_v_MD: Float[AnyArray, "M D"],
+    theta_DF: Float[AnyArray, "D F"] | None = None,
+    kind: Kind = "discrepancy",
+) -> tuple[Float[Array, "N F"], Float[Array, "M F"]]:
+    """Y = (I - R A R) X Theta (discrepancy) or (I + R A R) X Theta (normal), R = diag(d^-1/2), d = A 1.
+
+    The paper prints D^-1/2 A D^{1/2}; that matrix is similar to A and not normalised, so we read it as a misprint of
+    D^-1/2 A D^-1/2, as the paper's own words "normalized graph Laplacian" say.
+
+    Args:
+        adjacency: blocks of A, none negative.
+        nodes_u_ND: map of the target image.
+        nodes_v_MD: map of the contextual image.
+        theta_DF: filter; None stands for the identity.
+        kind: "discrepancy" (equation 7) or "normal" (equation 6).
+
+    Returns:
+        The conditional maps of u given v, (N, F), and of v given u, (M, F).
+
+    Raises:
+        UserError: the kind is neither.
+
+    Source: paper, equations 5, 6 and 7.
+    """
+    nodes_u_ND, nodes_v_MD = jnp.asarray(nodes_u_ND), jnp.asarray(nodes_v_MD)
+    num_u = nodes_u_ND.shape[0]
+    graph_LL = jnp.block([[adjacency.intra_u, adjacency.cross], [adjacency.cross.T, adjacency.intra_v]])
+    root_L = inverse_sqrt_degree(graph_LL.sum(axis=1))
+    nodes_LD = jnp.concatenate([nodes_u_ND, nodes_v_MD])
+    neighbours_LD = (root_L[:, None] * graph_LL * root_L[None, :]) @ nodes_LD
+    out_LF = nodes_LD + neighbour_sign(kind) * neighbours_LD
+    if theta_DF is not None:
+        out_LF = out_LF @ theta_DF
+    return out_LF[:num_u], out_LF[num_u:]

@@ -1,0 +1,116 @@
+"""From maps to embeddings: the individual head (paper section 3.2) and the conditional head (sections 3.4 and 3.5).
+
+Legend: B images, R x C pairs (target u, context v), D channels of a map, F embedding size, I training identities.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from cacenet_jax.models.graph import Kind, neighbour_sign
+
+
+class Embedded(NamedTuple):
+    """An embedding and the scores of the training identities.
+
+    Attributes:
+        embedding: (..., F), not normalised, float32.
+        logits: (..., I), float32.
+    """
+
+    embedding: Array
+    logits: Array
+
+
+def near_identity(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+    """A square filter that starts as the identity: the graph's own output, unmixed."""
+    return jnp.eye(shape[0], shape[1], dtype=dtype)
+
+
+class EmbeddingHead(nn.Module):
+    """1x1 convolution D -> F on a pooled map, batch norm, linear classifier.
+
+    On a pooled map the 1x1 convolution is a matrix product. It has no bias, the batch norm after it has one.
+
+    Attributes:
+        embed_dim: F.
+        num_identities: I, classes of the training set.
+        dtype: compute type of the products; statistics, embedding and logits are float32.
+        axis_name: device axis over which batch statistics are averaged, None on one device.
+    """
+
+    embed_dim: int
+    num_identities: int
+    dtype: Any = jnp.float32
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, pooled: Float[Array, "*batch D"], *, train: bool) -> Embedded:
+        """Pooled maps (..., D) to embeddings (..., F) and logits (..., I)."""
+        wide = jnp.promote_types(pooled.dtype, jnp.float32)
+        encoded = nn.Dense(self.embed_dim, use_bias=False, dtype=self.dtype, name="conv")(pooled)
+        norm = nn.BatchNorm(
+            use_running_average=not train, momentum=0.9, epsilon=1e-5, axis_name=self.axis_name, dtype=wide, name="bn"
+        )
+        embedding = norm(encoded.astype(wide))
+        small = nn.initializers.normal(0.001)
+        logits = nn.Dense(self.num_identities, use_bias=False, dtype=self.dtype, kernel_init=small, name="classifier")(embedding)
+        return Embedded(embedding, logits.astype(wide))
+
+
+class ConditionalHead(nn.Module):
+    """Theta of the graph convolution, then an embedding head of its own.
+
+    Tied (equation 7, the paper): f(u|v) = head((mean_u X - mean_u[R A R X]) Theta).
+    Untied (equation 5 before it is tied): f(u|v) = head(mean_u X Theta_0 - mean_u[R A R X] Theta_1).
+
+    Attributes:
+        embed_dim: F.
+        num_identities: I.
+        kind: "discrepancy" or "normal", the sign of the neighbours.
+        filters: "tied" or "untied".
+        theta_init: initialiser of Theta, (D, D).
+        dtype: compute type of the products.
+        axis_name: device axis over which batch statistics are averaged.
+    """
+
+    embed_dim: int
+    num_identities: int
+    kind: Kind = "discrepancy"
+    filters: Literal["tied", "untied"] = "tied"
+    theta_init: Callable[..., Array] = near_identity
+    dtype: Any = jnp.float32
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(
+        self, own: Float[Array, "*own D"], neighbour: Float[Array, "*batch D"], *, train: bool
+    ) -> Embedded:
+        """Mean of u's map and its mean neighbour (broadcast against each other) to f(u|v) and logits."""
+        channels = own.shape[-1]
+        sign = neighbour_sign(self.kind)
+        theta = self.param("theta", self.theta_init, (channels, channels)).astype(self.dtype)
+
+        def product(x: Array, kernel: Array) -> Array:
+            wide = jnp.promote_types(self.dtype, jnp.float32)
+            return jnp.matmul(x.astype(self.dtype), kernel, preferred_element_type=wide)
+
+        if self.filters == "tied":
+            filtered = product(own + sign * neighbour, theta)
+        else:
+            theta_1 = self.param("theta_1", self.theta_init, (channels, channels)).astype(self.dtype)
+            filtered = product(own, theta) + sign * product(neighbour, theta_1)
+        head = EmbeddingHead(self.embed_dim, self.num_identities, self.dtype, self.axis_name, name="head")
+        return head(filtered, train=train)
+
+
+def normalise(x: Float[Array, "*batch F"]) -> Float[Array, "*batch F"]:
+    """x / |x| along the last axis in at least float32; a zero vector stays zero, with a zero gradient."""
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    square = jnp.sum(x * x, axis=-1, keepdims=True)
+    positive = square > 0
+    return x * jnp.where(positive, jax.lax.rsqrt(jnp.where(positive, square, 1)), 0)

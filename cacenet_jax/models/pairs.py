@@ -1,0 +1,159 @@
+"""The exact pooled pair stage: conditional embeddings of a whole grid of pairs at the price of one Gram product.
+
+After the graph convolution everything up to the encoder is linear, so the mean over positions can be taken first:
+
+    mean_u[(R A R) X] = (1/N) [ (r_u * (S_u r_u))^T X_u + (r_v * (T_uv^T r_u))^T X_v ]
+
+with r_u = (rowsum S_u + rowsum T_uv)^-1/2 and r_v = (rowsum S_v + colsum T_uv)^-1/2. A pair costs its block T_uv,
+three matrix-vector products of N x N and two of N x D: no 2N x 2N graph, no conditional map. S_u belongs to the image
+and is computed once. The literal form in graph.py is the oracle.
+
+Legend: u target image, v contextual image, N nodes (positions) of a map, D channels, R rows (target images) and
+C columns (contextual images) of a grid of pairs.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+from numpy import ndarray
+
+from cacenet_jax.models.attention import affinity
+from cacenet_jax.models.graph import Kind, inverse_sqrt_degree, neighbour_sign
+
+AnyArray = Array | ndarray
+
+
+class ImageTerms(NamedTuple):
+    """What the pair stage needs of one image; computed once per image, not once per pair.
+
+    Attributes:
+        nodes_ND: the map, one row a position: what the graph convolution moves.
+        keys_ND: what affinities are computed from; None where that is the map itself, as in the paper.
+        intra_NN: S = ReLU(K diag(w) K^T), at least float32.
+        degree_N: row sums of S.
+    """
+
+    nodes_ND: Array
+    keys_ND: Array | None
+    intra_NN: Array
+    degree_N: Array
+
+
+class Neighbours(NamedTuple):
+    """The mean over u's positions of R A R X, with the health of the graph.
+
+    Attributes:
+        mean_D: mean neighbour of the positions of u in the graph of u and v.
+        positive: share of positive cross affinities, without gradient.
+        degree: mean degree of u's positions, without gradient.
+    """
+
+    mean_D: Array
+    positive: Array
+    degree: Array
+
+
+def image_terms(
+    nodes_ND: Float[AnyArray, "N D"], intra_weight_D: Float[AnyArray, "D"], keys_ND: Float[AnyArray, "N D"] | None = None
+) -> ImageTerms:
+    """The per-image terms of the pair stage; keys default to the nodes (equation 2)."""
+    nodes_ND = jnp.asarray(nodes_ND)
+    used_ND = nodes_ND if keys_ND is None else keys_ND
+    intra_NN = affinity(used_ND, used_ND, intra_weight_D)
+    return ImageTerms(nodes_ND, keys_ND, intra_NN, intra_NN.sum(axis=1))
+
+
+def _cross(u: ImageTerms, v: ImageTerms, cross_weight_D: Array) -> Array:
+    keys_u = u.nodes_ND if u.keys_ND is None else u.keys_ND
+    keys_v = v.nodes_ND if v.keys_ND is None else v.keys_ND
+    return affinity(keys_u, keys_v, cross_weight_D)
+
+
+def _mean_neighbour(u: ImageTerms, v: ImageTerms, cross_NM: Array, root_u_N: Array, root_v_M: Array) -> Array:
+    own_N = root_u_N * (root_u_N @ u.intra_NN)
+    other_M = root_v_M * (root_u_N @ cross_NM)
+    accumulate = cross_NM.dtype
+    total_D = jnp.einsum("n,nd->d", own_N.astype(u.nodes_ND.dtype), u.nodes_ND, preferred_element_type=accumulate)
+    total_D += jnp.einsum("n,nd->d", other_M.astype(v.nodes_ND.dtype), v.nodes_ND, preferred_element_type=accumulate)
+    return total_D / u.nodes_ND.shape[0]
+
+
+def neighbours(u: ImageTerms, v: ImageTerms, cross_weight_D: Float[AnyArray, "D"]) -> Neighbours:
+    """mean_u[(R A R) X] of one ordered pair: what the graph says about u given v."""
+    cross_NM = _cross(u, v, cross_weight_D)
+    degree_N = u.degree_N + cross_NM.sum(axis=1)
+    root_u_N = inverse_sqrt_degree(degree_N)
+    root_v_M = inverse_sqrt_degree(v.degree_N + cross_NM.sum(axis=0))
+    mean_D = _mean_neighbour(u, v, cross_NM, root_u_N, root_v_M)
+    frozen_NM = jax.lax.stop_gradient(cross_NM)
+    return Neighbours(mean_D, (frozen_NM > 0).mean(dtype=jnp.float32), jax.lax.stop_gradient(degree_N).mean())
+
+
+def neighbours_both(u: ImageTerms, v: ImageTerms, cross_weight_D: Float[AnyArray, "D"]) -> tuple[Array, Array]:
+    """Mean neighbours of u given v and of v given u, (D,) each, from one cross block (T_vu = T_uv^T)."""
+    cross_NM = _cross(u, v, cross_weight_D)
+    root_u_N = inverse_sqrt_degree(u.degree_N + cross_NM.sum(axis=1))
+    root_v_M = inverse_sqrt_degree(v.degree_N + cross_NM.sum(axis=0))
+    mean_u_D = _mean_neighbour(u, v, cross_NM, root_u_N, root_v_M)
+    mean_v_D = _mean_neighbour(v, u, cross_NM.T, root_v_M, root_u_N)
+    return mean_u_D, mean_v_D
+
+
+def neighbour_grid(rows: ImageTerms, columns: ImageTerms, cross_weight_D: Float[AnyArray, "D"], block: int = 0) -> Neighbours:
+    """`neighbours` of every pair of a row image u and a column image v, vmapped over the grid.
+
+    Args:
+        rows: terms of the target images, leading axis R.
+        columns: terms of the contextual images, leading axis C.
+        cross_weight_D: diagonal of W' (equation 3).
+        block: columns computed at a time, each block rematerialised in the backward pass, so that memory grows with
+            R * block * N^2 and not with R * C * N^2; 0 computes the grid at once.
+
+    Returns:
+        mean_D of shape (R, C, D), positive and degree of shape (R, C).
+    """
+
+    def column(v: ImageTerms) -> Neighbours:
+        return jax.vmap(lambda u: neighbours(u, v, cross_weight_D))(rows)
+
+    num_columns = columns.nodes_ND.shape[0]
+    if block and block < num_columns:
+        grid = jax.lax.map(jax.checkpoint(column), columns, batch_size=block)
+        return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), grid)
+    pair = lambda u, v: neighbours(u, v, cross_weight_D)  # noqa: E731
+    return jax.vmap(jax.vmap(pair, (None, 0)), (0, None))(rows, columns)
+
+
+def pooled_pair(
+    nodes_u_ND: Float[AnyArray, "N D"],
+    nodes_v_MD: Float[AnyArray, "M D"],
+    intra_weight_D: Float[AnyArray, "D"],
+    cross_weight_D: Float[AnyArray, "D"],
+    kind: Kind = "discrepancy",
+) -> tuple[Float[Array, "D"], Float[Array, "D"]]:
+    """The means over positions of both conditional maps, before Theta, without building the maps.
+
+    Equal to the means of `graph.laplacian_conv(attention.correspondence(...), ...)` in value and gradient.
+
+    Args:
+        nodes_u_ND: map of the target image.
+        nodes_v_MD: map of the contextual image.
+        intra_weight_D: diagonal of W (equation 2).
+        cross_weight_D: diagonal of W' (equation 3).
+        kind: "discrepancy" (equation 7) or "normal" (equation 6).
+
+    Returns:
+        mean_u[(I -+ R A R) X] and mean_v[(I -+ R A R) X], (D,) each, at least float32.
+
+    Source: paper, equations 2-7, with the mean taken first.
+    """
+    u, v = image_terms(nodes_u_ND, intra_weight_D), image_terms(nodes_v_MD, intra_weight_D)
+    near_u_D, near_v_D = neighbours_both(u, v, cross_weight_D)
+    sign = neighbour_sign(kind)
+    accumulate = near_u_D.dtype
+    return (
+        u.nodes_ND.mean(axis=0, dtype=accumulate) + sign * near_u_D,
+        v.nodes_ND.mean(axis=0, dtype=accumulate) + sign * near_v_D,
+    )

@@ -1,0 +1,54 @@
+"""Scores a trained network on query and gallery: the bridge between config, data, model and retrieval."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from cacenet_jax import build
+from cacenet_jax.checkpoints import write_json
+from cacenet_jax.data.builders import Prepared, open_split
+from cacenet_jax.data.pipeline import evaluation_batches
+from cacenet_jax.data.splits import Subset, whole
+from cacenet_jax.models.cacenet import CACENet
+from cacenet_jax.retrieval.evaluate import Labelled, Settings, evaluate, extract, table
+from cacenet_jax.train_step import TrainState
+
+# Weights of the pair distance that are compared on validation data, to choose config.eval.mix.
+MIXES = tuple(round(0.1 * i, 1) for i in range(1, 10))
+
+
+def score(
+    config: ConfigDict, net: CACENet, state: TrainState, query: Subset, gallery: Subset, mixes: Sequence[float] = ()
+) -> dict[str, Any]:
+    """Metrics of every ranking of the gallery by a state of the network, as `retrieval.evaluate.evaluate` gives them."""
+    settings = config.eval
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    describe = build.describe_fn(net, variables, settings.flip)
+
+    def features(subset: Subset) -> Labelled:
+        size = {"height": config.data.height, "width": config.data.width, "batch_size": settings.batch_size}
+        found = extract(describe, evaluation_batches(subset, **size), len(subset.indices))
+        return Labelled(found, np.asarray(subset.pids), np.asarray(subset.camids))
+
+    how = Settings(
+        top_k=settings.top_k, camera_filter=settings.camera_filter, mix=settings.mix, pairs_per_call=settings.pairs_per_call
+    )
+    return evaluate(features(query), features(gallery), build.pair_distance_fn(net, variables), how, mixes)
+
+
+def score_test(
+    config: ConfigDict, net: CACENet, state: TrainState, prepared: Prepared, step: int, workdir: Path
+) -> dict[str, Any]:
+    """Scores the test split, prints the table and writes results.json; returns what it holds."""
+    start = time.monotonic()
+    result = score(
+        config, net, state, whole(open_split(prepared, "query")), whole(open_split(prepared, "gallery"))
+    )
+    result |= {"data": config.data.name, "step": step, "mix": config.eval.mix, "seconds": time.monotonic() - start}
+    print(f"\n{config.data.name}, test split, step {step}, {result['seconds']:.0f} s\n{table(result)}", flush=True)
+    write_json(workdir / "results.json", result)
+    return result

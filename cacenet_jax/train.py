@@ -1,0 +1,202 @@
+"""Training: the loop, in chapters. The maths is in train_step.py, the model in models/, the ranking in retrieval/."""
+
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from cacenet_jax import build, optim
+from cacenet_jax.checkpoints import Checkpoints, claim_workdir
+from cacenet_jax.config import to_dict, validate
+from cacenet_jax.data.builders import Prepared, open_split, prepare
+from cacenet_jax.data.pipeline import training_batches
+from cacenet_jax.data.sampler import PKSampler
+from cacenet_jax.data.splits import TrainVal, cut_validation
+from cacenet_jax.errors import UserError
+from cacenet_jax.models.cacenet import CACENet
+from cacenet_jax.parallel import AXIS, DeviceMap, check_divisible, pick_devices
+from cacenet_jax.reporting import MetricWriter, Progress
+from cacenet_jax.scoring import MIXES, score, score_test
+from cacenet_jax.train_step import TrainState, create_state, make_train_step
+
+_SHOWN = ("loss", "identity", "triplet", "pair_identity", "pair_triplet")
+
+
+def prepare_data(config: ConfigDict) -> Prepared:
+    """The prepared data set of a config, prepared now if it is the first time."""
+    data = config.data
+    return prepare(data.name, root=data.root, data_dir=data.dir, options=data.options.to_dict())
+
+
+def cut_training(config: ConfigDict, prepared: Prepared) -> TrainVal:
+    """The training split without the identities that are held out for validation."""
+    return cut_validation(open_split(prepared, "train"), config.data.val_share, config.data.val_seed)
+
+
+def check_finite(step: int, metrics: dict[str, float]) -> None:
+    """Raises UserError naming the step and the terms where a number is not finite."""
+    broken = [f"{name}={value}" for name, value in metrics.items() if not math.isfinite(value)]
+    if broken:
+        raise UserError(
+            f"step {step}: found {', '.join(broken)}, expected finite numbers; training stopped and the last good "
+            "checkpoint is kept; lower config.optim.learning_rate or set config.optim.clip_norm"
+        )
+
+
+def restore(config: ConfigDict, workdir: Path, net: CACENet, checkpoints: Checkpoints) -> tuple[int, TrainState]:
+    """The step that config.eval.checkpoint names and its state; UserError if the workdir has none."""
+    steps = checkpoints.steps()
+    if not steps:
+        raise UserError(
+            f"{workdir / 'checkpoints'}: found no complete checkpoint, expected one; train first with --mode=train "
+            "and the same --workdir"
+        )
+    best = checkpoints.best_step() if config.eval.checkpoint == "best" else None
+    step = steps[-1] if best is None else best
+    optimizer = optim.optimizer(config, 1)
+    like = create_state(net, optimizer, jax.random.key(0), (config.data.height, config.data.width))
+    return step, checkpoints.load(step, like)
+
+
+def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
+    """Trains, evaluates and writes the results; continues where it stopped if the workdir holds the same run.
+
+    Args:
+        config: every field of `cacenet_jax.config.paper`, as a file in configs/ gives them.
+        workdir: gets config.json, metrics.jsonl, tensorboard/, checkpoints/ and results.json.
+
+    Returns:
+        What results.json holds: metrics of the individual, conditional and mixed ranking of the test split.
+
+    Raises:
+        UserError: an impossible value, broken data, a workdir of another run, or a loss that is not finite.
+    """
+    # -- The config and the devices -----------------------------------------------------------------------------------
+    workdir = Path(workdir)
+    validate(config)
+    data = config.data
+    batch_size = data.num_ids * data.images_per_id
+    devices = pick_devices(config.devices)
+    check_divisible(batch_size, len(devices))
+    device_map = DeviceMap(devices, config.parallel)
+
+    # -- The data -----------------------------------------------------------------------------------------------------
+    prepared = prepare_data(config)
+    cut = cut_training(config, prepared)
+    sampler = PKSampler(cut.train.labels, data.num_ids, data.images_per_id, config.seed)
+    steps_per_epoch = sampler.steps_per_epoch
+    last_step = config.epochs * steps_per_epoch
+    checkpoint_every = config.checkpoint_every or steps_per_epoch
+
+    # -- The network, the optimiser and the step ----------------------------------------------------------------------
+    net = build.model(config, cut.train.num_identities, AXIS)
+    optimizer = optim.optimizer(config, steps_per_epoch)
+    learning_rate = optim.schedule(config, steps_per_epoch)
+    init_key, augment_key = jax.random.split(jax.random.key(config.seed))
+    step_fn = make_train_step(
+        net, optimizer, build.loss_weights(config), build.augmentation(config), augment_key, axis_name=AXIS
+    )
+    mapped_step = device_map.map(step_fn)
+    state = create_state(net, optimizer, init_key, (data.height, data.width))
+
+    # -- Where we stopped ---------------------------------------------------------------------------------------------
+    claim_workdir(workdir, to_dict(config))
+    checkpoints = Checkpoints(workdir)
+    first_step = max(checkpoints.steps(), default=0)
+    if first_step:
+        state = checkpoints.load(first_step, state)
+        print(f"continuing {workdir} from step {first_step} of {last_step}")
+    state = device_map.replicate(state)
+    writer = MetricWriter(workdir, first_step)
+    progress = Progress(first_step, last_step, batch_size)
+    parameters = sum(x.size for x in jax.tree.leaves(state.params))
+    print(
+        f"{data.name}: {len(cut.train.indices)} images of {cut.train.num_identities} identities, "
+        f"{steps_per_epoch} steps an epoch; {parameters:,} parameters; {len(devices)} {devices[0].platform} device(s)"
+    )
+
+    # -- The loop: numbers are fetched one step late, while the device works on the next ------------------------------
+    batches = training_batches(
+        cut.train, sampler, height=data.height, width=data.width, first_step=first_step, last_step=last_step,
+        workers=data.workers,
+    )  # fmt: skip
+
+    def report(step: int, device_metrics: dict[str, jax.Array]) -> None:
+        metrics = {name: float(value) for name, value in jax.device_get(device_metrics).items()}
+        check_finite(step, metrics)
+        if step % config.log_every == 0 or step == last_step:
+            shown = {name: metrics[name] for name in _SHOWN if name in metrics}
+            rate = progress.update(step, shown)
+            writer.write(step, {**metrics, "learning_rate": float(learning_rate(step - 1)), "images_per_second": rate})
+
+    try:
+        pending: tuple[int, dict[str, jax.Array]] | None = None
+        for step, batch in enumerate(batches, start=first_step + 1):
+            state, device_metrics = mapped_step(state, device_map.split(batch))
+            if pending:
+                report(*pending)
+            pending = (step, device_metrics)
+            ends_epoch = step % steps_per_epoch == 0
+            validates = (
+                data.val_share > 0 and config.eval_every > 0 and ends_epoch
+                and (step // steps_per_epoch) % config.eval_every == 0
+            ) or (data.val_share > 0 and step == last_step)  # fmt: skip
+            if validates or step % checkpoint_every == 0 or step == last_step:
+                report(*pending)  # a state with a broken number is never saved
+                pending = None
+                validation_map = None
+                if validates:
+                    result = score(config, net, state, cut.query, cut.gallery, mixes=MIXES)
+                    validation_map = max(result[name]["mAP"] for name in ("individual", "conditional", "mixed") if name in result)
+                    _report_validation(writer, step, result)
+                checkpoints.save(step, state, validation_map)
+    finally:
+        progress.close()
+        checkpoints.wait()
+        writer.close()
+
+    # -- The test split -----------------------------------------------------------------------------------------------
+    if config.eval.checkpoint == "best":
+        first_step, state = restore(config, workdir, net, checkpoints)
+    else:
+        first_step = last_step
+    checkpoints.close()
+    return score_test(config, net, state, prepared, first_step, workdir)
+
+
+def evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
+    """Scores the checkpoint of a workdir on the test split of config.data and writes results.json.
+
+    The data set may be another than the one that was trained on: a cross-domain test.
+
+    Args:
+        config: the config of the run; eval fields and the data set may differ.
+        workdir: of a run that has a checkpoint.
+
+    Returns:
+        What results.json holds.
+
+    Raises:
+        UserError: no checkpoint, one that does not fit the config, or broken data.
+    """
+    workdir = Path(workdir)
+    validate(config)
+    checkpoints = Checkpoints(workdir)
+    num_identities = checkpoints.num_identities()
+    net = build.model(config, num_identities)
+    step, state = restore(config, workdir, net, checkpoints)
+    checkpoints.close()
+    return score_test(config, net, state, prepare_data(config), step, workdir)
+
+
+def _report_validation(writer: MetricWriter, step: int, result: dict[str, Any]) -> None:
+    scores = {f"val/{name}_mAP": result[name]["mAP"] for name in ("individual", "conditional", "mixed") if name in result}
+    by_mix = result.get("mAP_by_mix", {})
+    writer.write(step, scores | {f"val/mAP_mix_{mix}": value for mix, value in by_mix.items()})
+    text = ", ".join(f"{name.removeprefix('val/').removesuffix('_mAP')} {100 * value:.1f}" for name, value in scores.items())
+    best = f"; best mix {max(by_mix, key=by_mix.get)}" if by_mix else ""
+    print(f"step {step}: validation mAP: {text}{best}", flush=True)
+    logging.debug("validation %s", result)
