@@ -1,0 +1,350 @@
+"""Re-ranking without training: k-reciprocal encoding, and query expansion. NumPy, in memory that is bounded.
+
+Axes: Q queries, G gallery images, A = Q + G of both, B images of one block, K nearest neighbours, H of them
+in the half-size list, F features. Of the A x A distances only blocks of rows exist at once; the encoding V,
+dense in the authors' code, is sparse (about a hundred entries a row): `_Sparse`.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Float, Real
+
+from cacenet_jax.errors import UserError
+
+Array = np.ndarray | jax.Array
+
+_BLOCK_ELEMENTS = 2**22  # numbers of one temporary block
+
+
+class _Distances(NamedTuple):
+    """Squared distances among all images, queries first, never held whole.
+
+    Fields:
+        block: (start, stop) -> the squared distances of images start to stop to all, a new array (stop -
+            start, A).
+        pairs: (index_N, index_N) -> the squared distances of N pairs.
+    """
+
+    num_query: int
+    num_all: int
+    dtype: np.dtype
+    block: Callable[[int, int], np.ndarray]
+    pairs: Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+class _Sparse(NamedTuple):
+    """Rows of a sparse matrix: row i has `values[start[i]:start[i + 1]]` in the ascending `columns` there."""
+
+    start: np.ndarray
+    columns: np.ndarray
+    values: np.ndarray
+
+
+# Sizes are compared in the bodies, which can name both sides; hence a name of its own for each axis below.
+def k_reciprocal(
+    distance_QG: Real[Array, "Q G"],
+    distance_QQ: Real[Array, "Q1 Q2"],
+    distance_GG: Real[Array, "G1 G2"],
+    k1: int = 20,
+    k2: int = 6,
+    lambda_value: float | int = 0.3,
+) -> Float[np.ndarray, "Q G"]:
+    """Re-ranks by the overlap of k-reciprocal neighbourhoods.
+
+    d* = (1 - lambda) d_J + lambda d,  d_J(q, g) = 1 - sum_c min(V_qc, V_gc) / sum_c max(V_qc, V_gc),
+    where d is the squared distance over the largest of its image, V_ic = exp(-d(i, c)) for c in the expanded
+    reciprocal neighbourhood of i, normalised to sum 1, then averaged over the k2 nearest of i (i among them).
+
+    Args:
+        distance_QG: Euclidean distances, not squared, of the queries to the gallery.
+        distance_QQ: of the queries among themselves, shape (Q, Q).
+        distance_GG: of the gallery among itself, shape (G, G).
+        k1: neighbours that must be mutual (k1 + 1 with the image itself); half as many expand.
+        k2: neighbours that an encoding is averaged over; 1 switches that off.
+        lambda_value: share of the original distance, from 0 (Jaccard distance alone) to 1.
+
+    Returns:
+        The new distances, float64 where any of the three matrices is and float32 otherwise.
+
+    Raises:
+        UserError: sizes that do not fit, infinite distances or NaN, k1 or k2 below 1, lambda outside 0..1.
+
+    Source: Zhong et al., "Re-ranking Person Re-identification with k-reciprocal Encoding", CVPR 2017, as the
+        authors' Python code has it (k1 + 1 neighbours, division by the column maximum, expansion by more than
+        two thirds).
+    """
+    qg, qq, gg = np.asarray(distance_QG), np.asarray(distance_QQ), np.asarray(distance_GG)
+    if qg.ndim != 2:
+        raise UserError(f"distance_QG has shape {qg.shape}; expected two axes, (queries, gallery images)")
+    num_query, num_gallery = qg.shape
+    for name, matrix, size in (("distance_QQ", qq, num_query), ("distance_GG", gg, num_gallery)):
+        if matrix.shape != (size, size):
+            raise UserError(
+                f"{name} has shape {matrix.shape}, distance_QG has shape {qg.shape}: expected {(size, size)}"
+            )
+    dtype = np.result_type(qg, qq, gg, np.float32)
+    num_all = num_query + num_gallery
+
+    def block(start: int, stop: int) -> np.ndarray:
+        # Columns, as in the authors' code: the same as rows only where the matrices are exactly symmetric.
+        out_BA = np.empty((stop - start, num_all), dtype)
+        split = min(max(num_query, start), stop)
+        queries, gallery = slice(start, split), slice(split - num_query, stop - num_query)
+        if split > start:
+            out_BA[: split - start, :num_query] = qq[:, queries].T
+            out_BA[: split - start, num_query:] = qg[queries]
+        if stop > split:
+            out_BA[split - start :, :num_query] = qg[:, gallery].T
+            out_BA[split - start :, num_query:] = gg[:, gallery].T
+        return np.square(out_BA, out=out_BA)
+
+    def pairs(i_N: np.ndarray, j_N: np.ndarray) -> np.ndarray:
+        out_N = np.empty(len(i_N), dtype)
+        i_query_N, j_query_N = i_N < num_query, j_N < num_query
+        i_gallery, j_gallery = i_N - num_query, j_N - num_query
+        for part_N, matrix, row, column in (
+            (i_query_N & j_query_N, qq, j_N, i_N),
+            (i_query_N & ~j_query_N, qg, i_N, j_gallery),
+            (~i_query_N & j_query_N, qg, j_N, i_gallery),
+            (~i_query_N & ~j_query_N, gg, j_gallery, i_gallery),
+        ):
+            out_N[part_N] = matrix[row[part_N], column[part_N]]
+        return np.square(out_N)
+
+    return _re_rank(_Distances(num_query, num_all, dtype, block, pairs), k1, k2, lambda_value)
+
+
+def k_reciprocal_features(
+    query_QF: Float[Array, "Q F1"],
+    gallery_GF: Float[Array, "G F2"],
+    k1: int = 20,
+    k2: int = 6,
+    lambda_value: float | int = 0.3,
+) -> Float[np.ndarray, "Q G"]:
+    """Re-ranks as `k_reciprocal` does, by the Euclidean distances of features, made a block at a time.
+
+    The distances among the gallery are the largest array by far (27 GB for MSMT17) and are never held.
+
+    Args:
+        query_QF: features of the queries, normalised where the distances shall be those of unit vectors.
+        gallery_GF: features of the gallery.
+        k1: as in `k_reciprocal`.
+        k2: as in `k_reciprocal`.
+        lambda_value: as in `k_reciprocal`.
+
+    Returns:
+        The new distances, float64 where the features are and float32 otherwise.
+
+    Raises:
+        UserError: as in `k_reciprocal`.
+    """
+    query_QF, gallery_GF = _features(query_QF, gallery_GF)
+    all_AF = np.concatenate([query_QF, gallery_GF])
+    square_A = np.square(all_AF).sum(axis=1)
+
+    def block(start: int, stop: int) -> np.ndarray:
+        out_BA = all_AF[start:stop] @ all_AF.T
+        out_BA *= -2
+        out_BA += square_A[start:stop, None]
+        out_BA += square_A
+        np.maximum(out_BA, 0, out=out_BA)
+        out_BA[np.arange(stop - start), np.arange(start, stop)] = 0
+        return out_BA
+
+    def pairs(i_N: np.ndarray, j_N: np.ndarray) -> np.ndarray:
+        return np.square(all_AF[i_N] - all_AF[j_N]).sum(axis=1)
+
+    distances = _Distances(len(query_QF), len(all_AF), all_AF.dtype, block, pairs)
+    return _re_rank(distances, k1, k2, lambda_value)
+
+
+def query_expansion(
+    query_QF: Float[Array, "Q F1"], gallery_GF: Float[Array, "G F2"], k: int, alpha: float | int
+) -> Float[np.ndarray, "Q F1"]:
+    """Replaces each query by a weighted mean of itself and its nearest gallery images.
+
+    q' = (q + sum_{g in top-k(q)} max(q.g, 0)^alpha g) / |...|, of L2-normalised q and g; alpha 0 is the plain
+    mean.
+
+    Args:
+        query_QF: features of the queries.
+        gallery_GF: features of the gallery.
+        k: neighbours to add; equal similarities keep gallery order. 0 returns the queries as they are.
+        alpha: exponent of the weights; larger trusts near neighbours more.
+
+    Returns:
+        The expanded queries, L2-normalised where k > 0.
+
+    Raises:
+        UserError: feature sizes that differ, features that are not finite, k or alpha below 0.
+
+    Source: Radenovic, Tolias and Chum, "Fine-tuning CNN Image Retrieval with No Human Annotation", TPAMI
+        2018.
+    """
+    if k < 0 or alpha < 0:
+        raise UserError(f"query expansion with k {k} and alpha {alpha}; expected both at least 0")
+    query_QF, gallery_GF = _features(query_QF, gallery_GF)
+    if not k or not len(gallery_GF):
+        return query_QF
+    query_QF, gallery_GF = _unit(query_QF), _unit(gallery_GF)
+    out_QF = np.empty_like(query_QF)
+    for start, stop in _blocks(len(query_QF), len(gallery_GF)):
+        similarity_BG = query_QF[start:stop] @ gallery_GF.T
+        top_BK = _nearest(-similarity_BG, k)
+        weight_BK = np.maximum(np.take_along_axis(similarity_BG, top_BK, axis=1), 0) ** alpha
+        out_QF[start:stop] = query_QF[start:stop] + np.einsum("bk,bkf->bf", weight_BK, gallery_GF[top_BK])
+    return _unit(out_QF)
+
+
+def _re_rank(distances: _Distances, k1: int, k2: int, lambda_value: float | int) -> np.ndarray:
+    """The three steps of `k_reciprocal`: neighbours, encoding, Jaccard distance."""
+    if k1 < 1 or k2 < 1 or not 0 <= lambda_value <= 1:
+        raise UserError(
+            f"re-ranking with k1 {k1}, k2 {k2}, lambda {lambda_value}; expected at least 1, 1 and 0..1"
+        )
+    num_query, num_all = distances.num_query, distances.num_all
+    if not num_query or num_query == num_all:
+        raise UserError(f"nothing to re-rank: {num_query} queries and {num_all - num_query} gallery images")
+    scale_A = np.empty(num_all, distances.dtype)
+    nearest_AK = np.empty((num_all, min(max(k1 + 1, k2), num_all)), np.int32)
+    out_QG = np.empty((num_query, num_all - num_query), distances.dtype)
+    for start, stop in _blocks(num_all, num_all):
+        block_BA = distances.block(start, stop)
+        largest_B = block_BA.max(axis=1)
+        if not np.isfinite(largest_B).all():
+            image = start + int(np.argmin(np.isfinite(largest_B)))
+            name = f"query {image}" if image < num_query else f"gallery image {image - num_query}"
+            raise UserError(
+                f"the squared distances of {name} are not all finite; check the features for NaN and inf"
+            )
+        scale_A[start:stop] = np.where(largest_B > 0, largest_B, 1)
+        block_BA /= scale_A[start:stop, None]
+        nearest_AK[start:stop] = _nearest(block_BA, nearest_AK.shape[1])
+        if start < num_query:
+            out_QG[start:stop] = block_BA[: num_query - start, num_query:]
+
+    encoding = _encode(distances, scale_A, nearest_AK[:, : k1 + 1], int(np.around(k1 / 2)) + 1)
+    if k2 > 1:
+        encoding = _average(encoding, nearest_AK[:, :k2])
+    return _mix_with_jaccard(out_QG, encoding, lambda_value)
+
+
+def _nearest(distance_BA: np.ndarray, k: int) -> np.ndarray:
+    """Indices of the k smallest of each row in ascending stable order, from a partition instead of a sort."""
+    k = min(k, distance_BA.shape[1])
+    bound_B = np.partition(distance_BA, k - 1, axis=1)[:, k - 1]
+    out_BK = np.empty((len(distance_BA), k), np.int32)
+    for row, (distance_A, bound) in enumerate(zip(distance_BA, bound_B, strict=True)):
+        candidates = np.flatnonzero(distance_A <= bound)
+        out_BK[row] = candidates[np.argsort(distance_A[candidates], kind="stable")[:k]]
+    return out_BK
+
+
+def _mutual(nearest_AK: np.ndarray, start: int, stop: int) -> np.ndarray:
+    """Whether each neighbour of images start to stop has the image among its own neighbours."""
+    image_B = np.arange(start, stop)
+    return (nearest_AK[nearest_AK[start:stop]] == image_B[:, None, None]).any(axis=2)
+
+
+def _encode(distances: _Distances, scale_A: np.ndarray, nearest_AK: np.ndarray, half: int) -> _Sparse:
+    """V: weights exp(-d) on the reciprocal neighbours of each image, expanded by those of the neighbours."""
+    num_all, k = nearest_AK.shape
+    half_AH = np.ascontiguousarray(nearest_AK[:, :half])
+    width = k * half_AH.shape[1]
+    half_mutual_AH = np.concatenate([_mutual(half_AH, *bounds) for bounds in _blocks(num_all, width)])
+    parts = []
+    for start, stop in _blocks(num_all, width * k):
+        near_BK, mutual_BK = nearest_AK[start:stop], _mutual(nearest_AK, start, stop)
+        member_BKH, reciprocal_BKH = half_AH[near_BK], half_mutual_AH[near_BK]
+        own_BK = np.where(mutual_BK, near_BK, -1)
+        shared_BKH = reciprocal_BKH & (member_BKH[..., None] == own_BK[:, None, None, :]).any(axis=3)
+        # More than two thirds, in integers.
+        accepted_BK = mutual_BK & (3 * shared_BKH.sum(axis=2) > 2 * reciprocal_BKH.sum(axis=2))
+        added_BKH = np.where(accepted_BK[..., None] & reciprocal_BKH, member_BKH, -1)
+        members_BM = np.sort(np.concatenate([own_BK, added_BKH.reshape(stop - start, -1)], axis=1), axis=1)
+        keep_BM = members_BM >= 0
+        keep_BM[:, 1:] &= members_BM[:, 1:] != members_BM[:, :-1]
+        row_N, column_N = np.nonzero(keep_BM)[0], members_BM[keep_BM]
+        weight_N = np.exp(-distances.pairs(row_N + start, column_N) / scale_A[row_N + start])
+        total_B = np.bincount(row_N, weight_N, stop - start)
+        parts.append((keep_BM.sum(axis=1), column_N, (weight_N / total_B[row_N]).astype(distances.dtype)))
+    return _sparse(parts)
+
+
+def _average(encoding: _Sparse, nearest_AK: np.ndarray) -> _Sparse:
+    """The mean of the encodings of each image's neighbours (local query expansion)."""
+    num_all, k = nearest_AK.shape
+    entries = int(np.diff(encoding.start).max(initial=1)) * k
+    parts = []
+    for start, stop in _blocks(num_all, entries):
+        owner_N, entry_N = _entries(encoding.start, nearest_AK[start:stop].ravel())
+        key_N = owner_N // k * num_all + encoding.columns[entry_N]
+        key_M, inverse_N = np.unique(key_N, return_inverse=True)
+        value_M = np.bincount(inverse_N, encoding.values[entry_N], len(key_M)) / k
+        counts_B = np.bincount(key_M // num_all, minlength=stop - start)
+        parts.append((counts_B, (key_M % num_all).astype(np.int32), value_M.astype(encoding.values.dtype)))
+    return _sparse(parts)
+
+
+def _mix_with_jaccard(out_QG: np.ndarray, encoding: _Sparse, lambda_value: float | int) -> np.ndarray:
+    """(1 - lambda) Jaccard + lambda `out_QG`, written over it; encodings sum to 1: max sums to 2 - min."""
+    num_query, num_gallery = out_QG.shape
+    num_all = num_query + num_gallery
+    first = encoding.start[num_query]
+    order = np.argsort(encoding.columns[first:], kind="stable")  # the gallery's entries, column by column
+    image_N = np.repeat(np.arange(num_gallery, dtype=np.int32), np.diff(encoding.start[num_query:]))[order]
+    value_N = encoding.values[first:][order]
+    column_start = np.searchsorted(encoding.columns[first:][order], np.arange(num_all + 1))
+    for query in range(num_query):
+        own = slice(encoding.start[query], encoding.start[query + 1])
+        owner_M, entry_M = _entries(column_start, encoding.columns[own])
+        least_M = np.minimum(encoding.values[own][owner_M], value_N[entry_M])
+        shared_G = np.bincount(image_N[entry_M], least_M, num_gallery)
+        out_QG[query] = (1 - lambda_value) * (1 - shared_G / (2 - shared_G)) + lambda_value * out_QG[query]
+    return out_QG
+
+
+def _entries(start: np.ndarray, rows_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Positions of all entries of the given sparse rows, with the index in `rows_N` that each comes from."""
+    counts_N = start[rows_N + 1] - start[rows_N]
+    owner_M = np.repeat(np.arange(len(rows_N)), counts_N)
+    before_N = np.cumsum(counts_N) - counts_N
+    return owner_M, np.arange(len(owner_M)) + (start[rows_N] - before_N)[owner_M]
+
+
+def _sparse(parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> _Sparse:
+    """Joins blocks of (entries of each row, columns, values)."""
+    counts_A, columns, values = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    return _Sparse(np.concatenate([[0], np.cumsum(counts_A)]), columns, values)
+
+
+def _blocks(num_rows: int, row_elements: int) -> Iterator[tuple[int, int]]:
+    """(start, stop) of blocks of rows whose temporaries stay near `_BLOCK_ELEMENTS`."""
+    size = max(1, _BLOCK_ELEMENTS // max(1, row_elements))
+    for start in range(0, num_rows, size):
+        yield start, min(start + size, num_rows)
+
+
+def _features(query_QF: Array, gallery_GF: Array) -> tuple[np.ndarray, np.ndarray]:
+    """Both as NumPy arrays of one type, float32 at least, of one feature size and finite."""
+    query_QF, gallery_GF = np.asarray(query_QF), np.asarray(gallery_GF)
+    if query_QF.ndim != 2 or gallery_GF.ndim != 2 or query_QF.shape[1] != gallery_GF.shape[1]:
+        raise UserError(
+            f"query features have shape {query_QF.shape}, gallery features have shape {gallery_GF.shape}; "
+            "expected (Q, F) and (G, F)"
+        )
+    for name, features in (("query", query_QF), ("gallery", gallery_GF)):
+        if not np.isfinite(features).all():
+            raise UserError(
+                f"{name} features hold NaN or inf; expected finite numbers: check the model's output"
+            )
+    dtype = np.result_type(query_QF, gallery_GF, np.float32)
+    return query_QF.astype(dtype, copy=False), gallery_GF.astype(dtype, copy=False)
+
+
+def _unit(features_NF: np.ndarray) -> np.ndarray:
+    norm_N1 = np.linalg.norm(features_NF, axis=1, keepdims=True)
+    return features_NF / np.where(norm_N1 > 0, norm_N1, 1)
