@@ -1,0 +1,72 @@
+"""The layout of Market-1501 and its followers: three folders, labels in the file names."""
+
+import posixpath
+import re
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from cacenet_jax.data.builders.base import NO_CAMERA, Entry, FileScan, ReidBuilder, Scan, name_in
+from cacenet_jax.data.builders.source import Source, locate, open_source
+from cacenet_jax.errors import UserError
+
+FOLDERS = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
+_WITH_CAMERA = re.compile(r"(-?\d+)_c(\d+)")
+_CAMERA_OPTIONAL = re.compile(r"(-?\d+)(?:_c(\d+)|(?=[_.-]))")
+
+
+def entries_of_folder(source: Source, folder: str, *, camera_optional: bool = False) -> list[Entry]:
+    """Read identities and cameras off the file names of a folder.
+
+    Args:
+        source: where the folder is.
+        folder: its path; images in folders below it count too.
+        camera_optional: whether names without a camera are accepted (camid -1).
+
+    Returns:
+        an entry for each image, junk (pid -1) included.
+
+    Raises:
+        UserError: for a name that does not parse.
+    """
+    pattern = _CAMERA_OPTIONAL if camera_optional else _WITH_CAMERA
+    entries = []
+    for path in source.images(folder):
+        match = pattern.match(posixpath.basename(path))
+        if match is None:
+            expected = (
+                "<pid>_….jpg or <pid>_c<camera>….jpg"
+                if camera_optional
+                else "<pid>_c<camera>…, as in 0002_c1s1_000451_03.jpg"
+            )
+            raise UserError(
+                f"{source.where(path)}: name does not say who it is; expected {expected}; rename or remove "
+                "the file"
+            )
+        camid = NO_CAMERA if match[2] is None else int(match[2])
+        entries.append(Entry(path, name_in(folder, path), int(match[1]), camid))
+    return entries
+
+
+class MarketStyleBuilder(ReidBuilder, skip_registration=True):
+    """A benchmark in the layout of Market-1501."""
+
+    COUNTS: ClassVar[Mapping[str, int]] = {}  # images per split, junk dropped
+    FOLDER_NAMES: ClassVar[tuple[str, ...]] = ()
+    OPTIONS: ClassVar[Mapping[str, Any]] = {"check_counts": True}
+
+    @classmethod
+    def scan(cls, root: str | None, options: Mapping[str, Any]) -> Scan:
+        """Read the three folders. Raises UserError when they, or their files' names, are not as expected."""
+        source = open_source(root)
+        place = locate(source, {"market": tuple(FOLDERS.values())}, cls.FOLDER_NAMES, cls.HOME)
+        folders = {split: posixpath.join(place.folder, folder) for split, folder in FOLDERS.items()}
+        return FileScan(
+            source,
+            place.folder,
+            {split: entries_of_folder(source, folder) for split, folder in folders.items()},
+        )
+
+    @classmethod
+    def expected_counts(cls, options: Mapping[str, Any]) -> Mapping[str, int] | None:
+        """Return the published counts, unless check_counts is off."""
+        return cls.COUNTS if options["check_counts"] else None

@@ -1,0 +1,74 @@
+"""MSMT17 (Wei et al., Person Transfer GAN to Bridge Domain Gap, CVPR 2018), in its layouts V1 and V2."""
+
+import posixpath
+import re
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from cacenet_jax.data.builders.base import Entry, FileScan, ReidBuilder, Scan
+from cacenet_jax.data.builders.source import Source, locate, open_source
+from cacenet_jax.errors import UserError
+
+_LISTS = ("list_train.txt", "list_val.txt", "list_query.txt", "list_gallery.txt")
+_FOLDERS = {"v1": ("train", "test"), "v2": ("mask_train_v2", "mask_test_v2")}
+_NAME = re.compile(r"-?\d+_\d+_(\d+)_")  # the third field is the camera
+
+
+class Msmt17(ReidBuilder, skip_registration=True):
+    """MSMT17. Identities are numbered from 0 in train and from 0 again in query and gallery.
+
+    Option `train_val` adds the images of list_val.txt to train, as some papers do; the original trains
+    without.
+    """
+
+    name = "msmt17"
+    SUMMARY = "MSMT17: 4,101 identities, 15 cameras."
+    HOME = "get MSMT17 from its authors' page www.pkuvmc.com/dataset.html"
+    OPTIONS: ClassVar[Mapping[str, Any]] = {"check_counts": True, "train_val": False}
+
+    @classmethod
+    def scan(cls, root: str | None, options: Mapping[str, Any]) -> Scan:
+        """Read the four lists. Raises UserError for a missing file or a line that does not parse."""
+        source = open_source(root)
+        layouts = {layout: (*folders, *_LISTS) for layout, folders in _FOLDERS.items()}
+        place = locate(source, layouts, ("MSMT17_V1", "MSMT17_V2", "MSMT17"), cls.HOME)
+        train, test = _FOLDERS[place.layout]
+
+        def read(kind: str, folder: str) -> list[Entry]:
+            return _read_list(
+                source, posixpath.join(place.folder, f"list_{kind}.txt"), posixpath.join(place.folder, folder)
+            )
+
+        splits = {
+            "train": read("train", train),
+            "query": read("query", test),
+            "gallery": read("gallery", test),
+        }
+        if options["train_val"]:
+            splits["train"] += read("val", train)
+        return FileScan(source, place.folder, splits)
+
+    @classmethod
+    def expected_counts(cls, options: Mapping[str, Any]) -> Mapping[str, int] | None:
+        """Return the published counts, unless check_counts is off."""
+        train = 32_621 if options["train_val"] else 30_248
+        return {"train": train, "query": 11_659, "gallery": 82_161} if options["check_counts"] else None
+
+
+def _read_list(source: Source, path: str, folder: str) -> list[Entry]:
+    entries = []
+    for number, line in enumerate(source.read_text(path).splitlines(), 1):
+        if not line.strip():
+            continue
+        name, _, pid = line.strip().rpartition(" ")
+        match = _NAME.match(posixpath.basename(name))
+        if match is None or not re.fullmatch(r"\d+", pid):
+            raise UserError(
+                f"{source.where(path)} line {number}: {line.strip()!r} does not parse; expected "
+                "'0000/0000_000_01_0303morning_0008_0.jpg 0' (file whose third field is the camera, then "
+                "the pid)"
+                f"; restore the original list"
+            )
+        name = name.strip()
+        entries.append(Entry(posixpath.join(folder, name), name, int(pid), int(match[1])))
+    return entries

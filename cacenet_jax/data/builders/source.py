@@ -1,0 +1,294 @@
+"""Where images come from: a folder or a zip, read by random access and never unpacked."""
+
+import abc
+import hashlib
+import io
+import itertools
+import os
+import posixpath
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from PIL import Image
+
+from cacenet_jax.errors import UserError
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+_SEARCH_DEPTH = 2  # a data set may lie in the root, or up to two folders below it
+
+
+class Source(abc.ABC):
+    """A tree of files. Paths inside it use '/' and are relative to `root`."""
+
+    def __init__(self, root: str):
+        self.root = root
+
+    @abc.abstractmethod
+    def folders(self, folder: str) -> list[str]:
+        """Return the paths of the folders directly in `folder`, sorted."""
+
+    @abc.abstractmethod
+    def files(self, folder: str) -> list[str]:
+        """Return the paths of all files below `folder`, sorted, without hidden ones."""
+
+    @abc.abstractmethod
+    def exists(self, path: str) -> bool:
+        """Tell whether `path` is a file or a folder."""
+
+    @abc.abstractmethod
+    def stamp(self, path: str) -> tuple[int, ...] | None:
+        """Return numbers that change when the file does, None without such a file."""
+
+    @abc.abstractmethod
+    def read(self, path: str) -> bytes:
+        """Return the file's bytes. Raises UserError when it cannot be read."""
+
+    @abc.abstractmethod
+    def where(self, path: str) -> str:
+        """Return `path` as a user would find it."""
+
+    def images(self, folder: str) -> list[str]:
+        """Return the image files below `folder`, sorted; other files (Thumbs.db, readme.txt) are left out."""
+        return [path for path in self.files(folder) if path.lower().endswith(IMAGE_SUFFIXES)]
+
+    def read_text(self, path: str) -> str:
+        """Return a UTF-8 text file, with or without a byte order mark. Raises UserError if not one."""
+        try:
+            return self.read(path).decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"{self.where(path)}: not UTF-8 text ({error.reason}); save it as UTF-8"
+            ) from error
+
+
+class FolderSource(Source):
+    """A folder on disk."""
+
+    def _full(self, path: str) -> str:
+        return os.path.join(self.root, path)
+
+    def folders(self, folder: str) -> list[str]:
+        """Return the folders directly in `folder`."""
+        try:
+            with os.scandir(self._full(folder)) as found:
+                names = [item.name for item in found if _visible(item.name) and item.is_dir()]
+        except PermissionError:  # somebody else's folder beside the data set
+            return []
+        return sorted(posixpath.join(folder, name) for name in names)
+
+    def files(self, folder: str) -> list[str]:
+        """Return all visible files below `folder`."""
+        paths = []
+        for where, subfolders, names in os.walk(self._full(folder), followlinks=True):
+            subfolders[:] = [name for name in subfolders if _visible(name)]
+            prefix = os.path.relpath(where, self.root).replace(os.sep, "/")
+            paths += [posixpath.normpath(posixpath.join(prefix, name)) for name in names if _visible(name)]
+        return sorted(paths)
+
+    def exists(self, path: str) -> bool:
+        """Tell whether `path` is there."""
+        return os.path.exists(self._full(path))
+
+    def stamp(self, path: str) -> tuple[int, ...] | None:
+        """Return size and time, None where there is no such file."""
+        full = self._full(path)
+        if not os.path.isfile(full):
+            return None
+        found = os.stat(full)
+        return found.st_size, found.st_mtime_ns
+
+    def read(self, path: str) -> bytes:
+        """Return the bytes; UserError when that fails."""
+        try:
+            with open(self._full(path), "rb") as file:
+                return file.read()
+        except OSError as error:
+            raise UserError(
+                f"{self.where(path)}: cannot be read ({error.strerror}); check that it exists and its "
+                "permissions"
+            ) from error
+
+    def where(self, path: str) -> str:
+        """Return the path for messages."""
+        return os.path.normpath(self._full(path))
+
+
+class ZipSource(Source):
+    """A zip archive, read member by member."""
+
+    def __init__(self, root: str):
+        super().__init__(root)
+        try:
+            self._zip = zipfile.ZipFile(root)
+        except (zipfile.BadZipFile, OSError) as error:
+            raise UserError(
+                f"{root}: not a zip archive ({error}); expected the data set's folder or a complete zip of it"
+            ) from error
+        members = (info for info in self._zip.infolist() if not info.is_dir())
+        self._files = {posixpath.normpath(info.filename.replace("\\", "/")): info for info in members}
+        self._folders = {parent for path in self._files for parent in _parents(path)}
+
+    def folders(self, folder: str) -> list[str]:
+        """Return the folders directly in `folder`."""
+        return sorted(
+            path for path in self._folders if path and posixpath.dirname(path) == folder and _visible(path)
+        )
+
+    def files(self, folder: str) -> list[str]:
+        """Return all visible files below `folder`."""
+        prefix = folder + "/" if folder else ""
+        return sorted(
+            path for path in self._files if path.startswith(prefix) and _visible(path[len(prefix) :])
+        )
+
+    def exists(self, path: str) -> bool:
+        """Tell whether `path` is there."""
+        return path in self._files or path in self._folders
+
+    def stamp(self, path: str) -> tuple[int, ...] | None:
+        """Return size and checksum, None where there is no such file."""
+        info = self._files.get(path)
+        return None if info is None else (info.file_size, info.CRC)
+
+    def read(self, path: str) -> bytes:
+        """Return the bytes; UserError when that fails."""
+        try:
+            return self._zip.read(self._files[path])
+        except KeyError as error:
+            raise UserError(f"{self.where(path)}: not in the zip; add the file to it") from error
+        except (
+            Exception
+        ) as error:  # zlib.error, BadZipFile (checksum), RuntimeError (password), NotImplementedError
+            raise UserError(
+                f"{self.where(path)}: cannot be unzipped ({error}); get a complete, unencrypted zip"
+            ) from error
+
+    def where(self, path: str) -> str:
+        """Return the path for messages."""
+        return f"{self.root}!{path}" if path else self.root
+
+
+def open_source(root: str) -> Source:
+    """Open a folder or a zip.
+
+    Args:
+        root: path of the folder or of the zip.
+
+    Returns:
+        the source.
+
+    Raises:
+        UserError: when `root` does not exist, or is a file but not a zip.
+    """
+    root = os.path.abspath(os.path.expanduser(root))
+    if os.path.isdir(root):
+        return FolderSource(root)
+    if os.path.exists(root):
+        return ZipSource(root)
+    raise UserError(
+        f"data root {root} does not exist; expected the data set's folder, the folder above it, or its zip"
+    )
+
+
+class Place(NamedTuple):
+    """Where a data set was found: the layout's name and the folder inside the source."""
+
+    layout: str
+    folder: str
+
+
+def locate(
+    source: Source, layouts: Mapping[str, Sequence[str]], known_names: Iterable[str], hint: str
+) -> Place:
+    """Find the folder that holds a data set: the root itself, or one up to two levels below.
+
+    Args:
+        source: what to search.
+        layouts: for each layout the files and folders that it must have. The first layout that fits is taken.
+        known_names: usual names of the data set's folder; they decide when several folders fit.
+        hint: where the data set can be got; the end of the error message.
+
+    Returns:
+        the layout and the folder.
+
+    Raises:
+        UserError: when no folder fits, or several do and their names do not decide.
+    """
+    level = [""]
+    closest: tuple[int, str, list[str]] = (0, "", [])
+    for depth in range(_SEARCH_DEPTH + 1):
+        found = []
+        for folder, (layout, needed) in itertools.product(level, layouts.items()):
+            missing = [item for item in needed if not source.exists(posixpath.join(folder, item))]
+            if not missing:
+                found.append(Place(layout, folder))
+            elif len(needed) - len(missing) > closest[0]:
+                closest = (len(needed) - len(missing), folder, missing)
+        places = {place.folder: place for place in reversed(found)}  # the first layout of each folder
+        if len(places) > 1:
+            named = {f: p for f, p in places.items() if _same_name(posixpath.basename(f), known_names)}
+            if len(named) != 1:
+                listed = ", ".join(source.where(folder) for folder in sorted(places))
+                raise UserError(
+                    f"{source.root}: several folders fit ({listed}); set the data root to the one that is "
+                    "meant"
+                )
+            places = named
+        if places:
+            return next(iter(places.values()))
+        if depth < _SEARCH_DEPTH:
+            level = [child for folder in level for child in source.folders(folder)]
+    expected = " or ".join("{" + ", ".join(needed) + "}" for needed in layouts.values())
+    near = f" ({source.where(closest[1])} lacks {', '.join(closest[2])})" if closest[0] else ""
+    raise UserError(
+        f"{source.root}: no data set found{near}; looked there and up to two folders below for {expected}; "
+        f"{hint}"
+    )
+
+
+def fingerprint(parts: Iterable[object]) -> str:
+    """Return 16 hexadecimal digits that change when any of `parts` (of plain values) does."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(repr(part).encode() + b"\n")
+    return digest.hexdigest()[:16]
+
+
+def check_image(data: bytes, where: str) -> None:
+    """Decode an image fully and strictly: Pillow, unlike libjpeg alone, reports a truncated file.
+
+    Args:
+        data: the encoded image.
+        where: its path, for the message.
+
+    Raises:
+        UserError: when the file is empty, truncated or no image.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, …
+        reason = (
+            "not an image that can be read" if isinstance(error, Image.UnidentifiedImageError) else str(error)
+        )
+        raise UserError(
+            f"{where}: broken image of {len(data)} bytes ({reason}); replace it with a complete copy"
+        ) from error
+
+
+def _visible(path: str) -> bool:
+    return not any(part.startswith(".") or part == "__MACOSX" for part in path.split("/"))
+
+
+def _parents(path: str) -> Iterable[str]:
+    while path:
+        path = posixpath.dirname(path)
+        yield path
+
+
+def _same_name(name: str, known_names: Iterable[str]) -> bool:
+    def plain(text: str) -> str:
+        return "".join(char for char in text.lower() if char.isalnum())
+
+    return plain(name) in {plain(known) for known in known_names}

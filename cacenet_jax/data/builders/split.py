@@ -1,0 +1,158 @@
+"""Reading prepared data: records by random access, labels from a small cached index."""
+
+import contextlib
+import dataclasses
+import io
+import json
+import os
+import tempfile
+import zipfile
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow_datasets as tfds
+from jaxtyping import Int
+
+from cacenet_jax.data.builders.base import SPLITS
+from cacenet_jax.errors import UserError
+
+_INDEX_KEYS = ("pids", "camids", "names", "num_bytes")
+
+
+class Prepared(NamedTuple):
+    """A prepared data set.
+
+    Attributes:
+        name: of the data set.
+        directory: absolute path; `tensorflow_datasets.builder_from_directory` reads it too.
+    """
+
+    name: str
+    directory: str
+
+
+class Records(Sequence):
+    """The records of a split by random access: records[i] is {image, pid, camid, name, parts}.
+
+    `image` and `parts` are encoded bytes (`parts` empty where unknown), `pid` and `camid` int, `name` str.
+    Pickles to a few kilobytes and opens its files when first read, so data workers can have it.
+    """
+
+    def __init__(self, source: Any):
+        self._source = source
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        position = index.__index__()
+        if not -len(self) <= position < len(self):
+            raise IndexError(f"record {position} of {len(self)}")
+        record = self._source[position % len(self)]
+        return {**record, "name": record["name"].decode()}
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return (self[index] for index in range(len(self)))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Split:
+    """One split.
+
+    Attributes:
+        records: the records, in the order of their names (rendered data: in the renderer's order).
+        pids: identity of each record, (n,).
+        camids: camera of each record, (n,); -1 where unknown.
+        names: name of each record, n.
+    """
+
+    records: Records
+    pids: Int[np.ndarray, "n"]
+    camids: Int[np.ndarray, "n"]
+    names: list[str]
+
+    def __len__(self) -> int:
+        """Return n."""
+        return len(self.pids)
+
+
+def open_split(prepared: Prepared, split: str) -> Split:
+    """Open a split of prepared data.
+
+    Args:
+        prepared: from `prepare`.
+        split: train, query or gallery.
+
+    Returns:
+        the split.
+
+    Raises:
+        UserError: for an unknown split, or when files of the prepared directory are missing or cut.
+    """
+    if split not in SPLITS:
+        raise UserError(f"split {split!r} does not exist; expected one of {', '.join(SPLITS)}; correct it")
+    builder = tfds.builder_from_directory(prepared.directory)
+    info = builder.info.splits[split]
+    sizes = [os.path.getsize(path) if os.path.isfile(path) else 0 for path in map(os.fspath, info.filepaths)]
+    if sum(sizes) != info.num_bytes:
+        raise UserError(
+            f"{prepared.directory}: the records of split {split} have {sum(sizes):,} bytes, expected "
+            f"{info.num_bytes:,}; "
+            f"the prepared copy is damaged, remove this directory and prepare again"
+        )
+    undecoded = {"image": tfds.decode.SkipDecoding()}
+    records = Records(builder.as_data_source(split, decoders=undecoded))
+    path = os.path.join(prepared.directory, f"index-{split}.npz")
+    index = _load_index(path, len(records), info.num_bytes)
+    if index is None:
+        rows = [(record["pid"], record["camid"], record["name"]) for record in records]
+        pids, camids, names = zip(*rows)
+        index = {
+            "pids": np.array(pids, np.int64),
+            "camids": np.array(camids, np.int64),
+            "names": np.array(names),
+        }
+        _save_index(path, {**index, "num_bytes": np.int64(info.num_bytes)})
+    return Split(records, index["pids"], index["camids"], index["names"].tolist())
+
+
+def split_counts(directory: str) -> dict[str, int]:
+    """Return the number of records of each split of a prepared directory."""
+    splits = tfds.builder_from_directory(directory).info.splits
+    return {split: int(splits[split].num_examples) for split in SPLITS}
+
+
+def read_metadata(directory: str) -> dict[str, Any]:
+    """Return what `prepare` noted in a prepared directory: its origin and options."""
+    with open(os.path.join(directory, "metadata.json"), encoding="utf-8") as file:
+        return json.load(file)
+
+
+def _load_index(path: str, length: int, num_bytes: int) -> dict[str, np.ndarray] | None:
+    """Return the cached labels, None when they are absent, unreadable or of other records."""
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            index = {key: stored[key] for key in _INDEX_KEYS}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+    fits = index["num_bytes"] == num_bytes and all(
+        len(index[key]) == length for key in ("pids", "camids", "names")
+    )
+    return index if fits else None
+
+
+def _save_index(path: str, index: dict[str, Any]) -> None:
+    """Write the labels in one step; a directory that cannot be written goes without."""
+    buffer = io.BytesIO()
+    np.savez(buffer, **index)
+    with contextlib.suppress(OSError):
+        handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".index-")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(buffer.getvalue())
+            os.chmod(temporary, 0o664)
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise

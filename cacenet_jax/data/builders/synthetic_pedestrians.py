@@ -1,0 +1,68 @@
+"""Synthetic pedestrians, rendered by `cacenet_jax.data.synthetic`; stored as PNG, with part labels."""
+
+import collections
+import dataclasses
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
+
+import cv2
+
+from cacenet_jax.data import synthetic
+from cacenet_jax.data.builders.base import SPLITS, ReidBuilder, Scan
+from cacenet_jax.data.builders.source import fingerprint
+
+
+class SyntheticPedestrians(ReidBuilder, skip_registration=True):
+    """The embedded data set. Its options are the fields of `SyntheticSpec`; it needs no data root."""
+
+    name = "synthetic_pedestrians"
+    SUMMARY = "Rendered pedestrians in groups of look-alikes, with part labels."
+    OPTIONS: ClassVar[Mapping[str, Any]] = {
+        field.name: field.default for field in dataclasses.fields(synthetic.SyntheticSpec)
+    }
+    NEEDS_ROOT = False
+
+    @classmethod
+    def scan(cls, root: str | None, options: Mapping[str, Any]) -> Scan:
+        """Describe what will be rendered. Raises UserError for an impossible specification."""
+        del root
+        return SyntheticScan(synthetic.SyntheticSpec(**options))
+
+
+class SyntheticScan(Scan):
+    """Renders while it is read: once, front to back."""
+
+    def __init__(self, spec: synthetic.SyntheticSpec):
+        self.origin = "the renderer"
+        # The renderer's own source belongs to the fingerprint: another renderer, other images.
+        modules = sorted(pathlib.Path(synthetic.__file__).parent.glob("synthetic*.py"))
+        self.fingerprint = fingerprint([spec, *(module.read_bytes() for module in modules)])
+        self._spec = spec
+        self._stream = synthetic.generate(spec)
+        self._waiting: dict[str, collections.deque] = {split: collections.deque() for split in SPLITS}
+
+    def counts(self) -> dict[str, int]:
+        """Return the number of images of each split."""
+        found = synthetic.num_images(self._spec)
+        return {split: int(found.get(split, 0)) for split in SPLITS}
+
+    def examples(self, split: str, start: int, stop: int) -> Iterator[dict[str, Any]]:
+        """Yield the next records of `split` in the renderer's order; other splits' images wait."""
+        for _ in range(start, stop):
+            while not self._waiting[split]:
+                image = next(self._stream)
+                self._waiting[image.split].append(_record(image))
+            yield self._waiting[split].popleft()
+
+
+def _record(image: synthetic.SyntheticImage) -> dict[str, Any]:
+    pixels = cv2.imencode(".png", cv2.cvtColor(image.image_HWC, cv2.COLOR_RGB2BGR))[1].tobytes()
+    parts = cv2.imencode(".png", image.parts_HW)[1].tobytes()
+    return {
+        "image": pixels,
+        "pid": int(image.pid),
+        "camid": int(image.camid),
+        "name": image.name,
+        "parts": parts,
+    }
