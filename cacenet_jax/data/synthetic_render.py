@@ -1,0 +1,241 @@
+"""Rasteriser of synthetic_pedestrians: round cones and ellipsoids, parallel rays, z-buffer, Lambert shading.
+
+Camera space: metres, x to the right of the image, y up, z towards the viewer; rays run along -z, so the
+surface with the largest z is the one that is seen. A person is built in a space of their own (x towards their
+left hand, y up from the ground, z straight ahead) and placed: camera = rotation @ person + offset. Paints get
+points in the person's space, so that a stripe or a logo stays on the cloth however the person turns.
+
+Legend: H, W image; N visible pixels of one primitive; 3 space or RGB. All maths is float64.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+Paint = Callable[[np.ndarray], np.ndarray]  # points_N3 in person space -> rgb_N3 in [0, 1]
+NOTHING = -1
+
+
+class RoundCone(NamedTuple):
+    """Hull of two spheres: a limb. Metres, person space; `paint` overrides the flat colour `rgb`."""
+
+    part: int
+    rgb: tuple[float, float, float]
+    start_3: np.ndarray
+    end_3: np.ndarray
+    start_radius: float
+    end_radius: float
+    paint: Paint | None = None
+
+
+class Ellipsoid(NamedTuple):
+    """Centre and three semi-axis vectors (the columns of axes_33), metres, person space."""
+
+    part: int
+    rgb: tuple[float, float, float]
+    centre_3: np.ndarray
+    axes_33: np.ndarray
+    paint: Paint | None = None
+
+
+class Placed(NamedTuple):
+    """A person in front of the camera: camera = rotation_33 @ person + offset_3."""
+
+    primitives: Sequence[RoundCone | Ellipsoid]
+    rotation_33: np.ndarray
+    offset_3: np.ndarray
+
+
+class Window(NamedTuple):
+    """The image's place in camera space: the metres at pixel (0, 0)'s outer corner, and pixels per metre."""
+
+    left: float
+    top: float
+    pixels_per_metre_x: float
+    pixels_per_metre_y: float
+
+
+class Raster(NamedTuple):
+    """Shaded people on nothing. Colours are premultiplied by coverage; label 0 is nothing or a bystander."""
+
+    rgb_HW3: np.ndarray  # noqa: N815
+    coverage_HW: np.ndarray  # noqa: N815
+    parts_HW: np.ndarray  # noqa: N815
+
+
+def view_rotation(yaw: float, pitch: float) -> np.ndarray:
+    """Rotation (3, 3) from person to camera space, angles in radians.
+
+    yaw 0 faces the camera, pi/2 looks to the right of the image, pi shows the back; a positive pitch is a
+    camera that looks down.
+    """
+    sin_y, cos_y, sin_p, cos_p = np.sin(yaw), np.cos(yaw), np.sin(pitch), np.cos(pitch)
+    turn = np.array([[cos_y, 0.0, sin_y], [0.0, 1.0, 0.0], [-sin_y, 0.0, cos_y]])
+    tilt = np.array([[1.0, 0.0, 0.0], [0.0, cos_p, -sin_p], [0.0, sin_p, cos_p]])
+    return tilt @ turn
+
+
+def rasterise(
+    people: Sequence[Placed],
+    window: Window,
+    height: int,
+    width: int,
+    supersample: int,
+    light_3: np.ndarray,
+    ambient: float,
+) -> Raster:
+    """Draw people with a z-buffer.
+
+    Args:
+        people: the target first; only its part labels are kept, the others count as label 0.
+        window: where the image lies in camera space.
+        height: pixels.
+        width: pixels.
+        supersample: samples per pixel along each axis.
+        light_3: unit vector towards the light, camera space.
+        ambient: share of the light that comes from everywhere, 0 to 1.
+
+    Returns:
+        Raster of (height, width), float64 colour and coverage in [0, 1] and uint8 labels.
+    """
+    fine_h, fine_w = height * supersample, width * supersample
+    x_W = window.left + (np.arange(fine_w) + 0.5) / (window.pixels_per_metre_x * supersample)
+    y_H = window.top - (np.arange(fine_h) + 0.5) / (window.pixels_per_metre_y * supersample)
+    depth_HW = np.full((fine_h, fine_w), -np.inf)
+    index_HW = np.full((fine_h, fine_w), NOTHING, dtype=np.int16)
+    shapes = [
+        (_place(primitive, person), person, which == 0)
+        for which, person in enumerate(people)
+        for primitive in person.primitives
+    ]
+    boxes = []
+    for index, (shape, _, _) in enumerate(shapes):
+        box = _bounding_box(shape, x_W, y_H)
+        boxes.append(box)
+        if box is None:
+            continue
+        z_hw = _surface(shape, x_W[box[1]][None, :], y_H[box[0]][:, None])
+        nearer_hw = z_hw > depth_HW[box]
+        np.copyto(depth_HW[box], z_hw, where=nearer_hw)
+        np.copyto(index_HW[box], index, where=nearer_hw)
+
+    rgb_HW3 = np.zeros((fine_h, fine_w, 3))
+    labels_HW = np.zeros((fine_h, fine_w), dtype=np.uint8)
+    for index, ((shape, person, is_target), box) in enumerate(zip(shapes, boxes)):
+        if box is None:
+            continue
+        rows_N, columns_N = np.nonzero(index_HW[box] == index)
+        if not rows_N.size:
+            continue
+        rows_N, columns_N = rows_N + box[0].start, columns_N + box[1].start
+        points_N3 = np.stack([x_W[columns_N], y_H[rows_N], depth_HW[rows_N, columns_N]], axis=1)
+        lit_N = ambient + (1.0 - ambient) * np.maximum(_normals(shape, points_N3) @ light_3, 0.0)
+        if shape.paint is None:
+            colour_N3 = np.asarray(shape.rgb)[None, :]
+        else:
+            colour_N3 = shape.paint((points_N3 - person.offset_3) @ person.rotation_33)
+        rgb_HW3[rows_N, columns_N] = colour_N3 * lit_N[:, None]
+        if is_target:
+            labels_HW[rows_N, columns_N] = shape.part
+
+    def pooled(array: np.ndarray) -> np.ndarray:
+        return sum(
+            array[i::supersample, j::supersample] for i in range(supersample) for j in range(supersample)
+        )
+
+    samples = supersample**2
+    coverage_HW = pooled((index_HW != NOTHING).astype(np.float64)) / samples
+    # One sample decides a pixel's label: labels cannot be averaged, and the middle one is unbiased.
+    middle = supersample // 2
+    return Raster(
+        pooled(rgb_HW3) / samples, coverage_HW, labels_HW[middle::supersample, middle::supersample].copy()
+    )
+
+
+def _place(primitive: RoundCone | Ellipsoid, person: Placed) -> RoundCone | Ellipsoid:
+    rotation, offset = person.rotation_33, person.offset_3
+    if isinstance(primitive, Ellipsoid):
+        return primitive._replace(
+            centre_3=rotation @ primitive.centre_3 + offset, axes_33=rotation @ primitive.axes_33
+        )
+    return primitive._replace(
+        start_3=rotation @ primitive.start_3 + offset, end_3=rotation @ primitive.end_3 + offset
+    )
+
+
+def _bounding_box(
+    shape: RoundCone | Ellipsoid, x_W: np.ndarray, y_H: np.ndarray
+) -> tuple[slice, slice] | None:
+    """Rows and columns of the samples that the shape may cover, or None when it lies outside the image."""
+    if isinstance(shape, Ellipsoid):
+        reach_3 = np.sqrt(np.sum(shape.axes_33**2, axis=1))
+        low_3, high_3 = shape.centre_3 - reach_3, shape.centre_3 + reach_3
+    else:
+        low_3 = np.minimum(shape.start_3 - shape.start_radius, shape.end_3 - shape.end_radius)
+        high_3 = np.maximum(shape.start_3 + shape.start_radius, shape.end_3 + shape.end_radius)
+    left, right = np.searchsorted(x_W, (low_3[0], high_3[0]))
+    above, below = np.searchsorted(-y_H, (-high_3[1], -low_3[1]))
+    return None if left == right or above == below else (slice(above, below), slice(left, right))
+
+
+def _surface(shape: RoundCone | Ellipsoid, x_1w: np.ndarray, y_h1: np.ndarray) -> np.ndarray:
+    """The z (h, w) where rays at (x, y) first meet the shape, -inf where they miss."""
+    return (
+        _ellipsoid_surface(shape, x_1w, y_h1)
+        if isinstance(shape, Ellipsoid)
+        else _cone_surface(shape, x_1w, y_h1)
+    )
+
+
+def _ellipsoid_surface(shape: Ellipsoid, x_1w: np.ndarray, y_h1: np.ndarray) -> np.ndarray:
+    q = np.linalg.inv(shape.axes_33 @ shape.axes_33.T)
+    dx, dy = x_1w - shape.centre_3[0], y_h1 - shape.centre_3[1]
+    # q22 z^2 + 2 b z + c = 0 with b, c from the ray's place.
+    b = q[0, 2] * dx + q[1, 2] * dy
+    c = (q[0, 0] * dx**2 - 1.0) + q[1, 1] * dy**2 + (2.0 * q[0, 1] * dy) * dx
+    under_root = b * b - q[2, 2] * c
+    z = (np.sqrt(np.maximum(under_root, 0.0)) - b) / q[2, 2] + shape.centre_3[2]
+    return np.where(under_root > 0.0, z, -np.inf)
+
+
+def _cone_surface(shape: RoundCone, x_1w: np.ndarray, y_h1: np.ndarray) -> np.ndarray:
+    """Front of a round cone: the larger z of its two spheres and of the cone tangent to both."""
+    (ax, ay, az), (bx, by, bz) = shape.start_3, shape.end_3
+    ra, rb = shape.start_radius, shape.end_radius
+    dx, dy = x_1w - ax, y_h1 - ay
+    square = dx**2 + dy**2
+    z = _sphere(square, ra, az)
+    np.maximum(z, _sphere((x_1w - bx) ** 2 + (y_h1 - by) ** 2, rb, bz), out=z)
+    ux, uy, uz, dr = bx - ax, by - ay, bz - az, ra - rb
+    length2 = ux * ux + uy * uy + uz * uz
+    d2 = length2 - dr * dr
+    k2 = d2 - uz * uz
+    if k2 <= 1e-12:  # seen along its axis (or one sphere holds the other): only the spheres show
+        return z
+    along = ux * dx + uy * dy
+    k1 = uz * (along - dr * ra)
+    k0 = d2 * square - along * along + (2.0 * dr * ra) * along - length2 * ra * ra
+    under_root = k1 * k1 - k0 * k2
+    t = (np.sqrt(np.maximum(under_root, 0.0)) + k1) / k2  # height above the start's z
+    place = along - dr * ra + t * uz
+    on_side = (under_root > 0.0) & (place > 0.0) & (place < d2)
+    return np.where(on_side, np.maximum(z, az + t), z)
+
+
+def _sphere(square_hw: np.ndarray, radius: float, centre_z: float) -> np.ndarray:
+    under_root = radius * radius - square_hw
+    return np.where(under_root > 0.0, centre_z + np.sqrt(np.maximum(under_root, 0.0)), -np.inf)
+
+
+def _normals(shape: RoundCone | Ellipsoid, points_N3: np.ndarray) -> np.ndarray:
+    """Unit outward normals (N, 3) at points on the shape, camera space."""
+    if isinstance(shape, Ellipsoid):
+        outward_N3 = (points_N3 - shape.centre_3) @ np.linalg.inv(shape.axes_33 @ shape.axes_33.T)
+    else:
+        axis_3, dr = shape.end_3 - shape.start_3, shape.start_radius - shape.end_radius
+        from_start_N3 = points_N3 - shape.start_3
+        d2 = max(axis_3 @ axis_3 - dr * dr, 1e-12)
+        fraction_N = np.clip((from_start_N3 @ axis_3 - shape.start_radius * dr) / d2, 0.0, 1.0)
+        outward_N3 = from_start_N3 - fraction_N[:, None] * axis_3
+    return outward_N3 / np.sqrt(np.sum(outward_N3**2, axis=1, keepdims=True))

@@ -1,0 +1,153 @@
+"""The settings of synthetic_pedestrians: sizes, seed and every source of difficulty, checked when made."""
+
+import dataclasses
+
+from cacenet_jax.errors import UserError
+
+MIN_CAMERAS_PER_ID = 3
+MAX_CLUE_VALUES = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class SyntheticSpec:
+    """What to render. Two equal specs give the same images on any machine.
+
+    Sizes.
+        num_train_ids: training identities; a multiple of group_size. Their pids are 1 .. num_train_ids.
+        num_test_ids: test identities; a multiple of group_size. Their pids follow the training pids.
+        images_per_id: images of each identity, at least queries_per_id + 2.
+        queries_per_id: query images of each test identity, each from another camera, 1 to 3.
+        num_cameras: cameras, 3 to 99; an identity is seen by 3 or more of them.
+        group_size: identities in a group of look-alikes, at most 4 ** clues_per_group; 1 means no
+            look-alikes.
+        height, width: pixels of an image, at least 32 x 16.
+        seed: 0 to 2**32 - 1.
+        supersample: samples per pixel along each axis for the people, 1 to 4; costs about its square.
+
+    Who is hard to tell apart (each up makes it harder unless said otherwise).
+        clues_per_group: clues in which members of one group may differ (more is easier), 1 to 3.
+        one_sided_rate: probability that a group's first clue shows from one side only (chest logo, backpack).
+        palette_size: colours that clothes are drawn from (fewer is harder), 3 to 12.
+
+    How views of one identity differ.
+        yaw_spread: standard deviation, in degrees, of the heading around the one that a camera mostly sees.
+        yaw_uniform_rate: probability that the heading is uniform over 360 degrees instead.
+        pitch_max: steepest downward tilt of a camera, in degrees, 0 to 45.
+        colour_shift: strength of the cameras' colour responses; 0 gives all cameras the same response.
+        illumination_jitter: standard deviation of the log brightness from image to image.
+        scale_jitter, shift_jitter: standard deviation of the box's relative size, and of its place in box
+            heights.
+        truncation_rate: probability that the box cuts the person at the knees or the hips.
+        blur_max: largest camera blur, standard deviation in pixels at height 128.
+        noise_max: largest camera noise, standard deviation in grey levels of 255.
+
+    What hides the person.
+        occlusion_rate: probability of a pole, wall, panel, box or bush in front.
+        occlusion_max: largest share of the image's height or width that one of them hides, 0 to 0.8.
+        passer_by_rate: probability of another pedestrian partly in front.
+        crowd_rate: probability of another pedestrian behind.
+    """
+
+    num_train_ids: int = 160
+    num_test_ids: int = 80
+    images_per_id: int = 16
+    num_cameras: int = 6
+    group_size: int = 4
+    height: int = 128
+    width: int = 64
+    seed: int = 0
+    queries_per_id: int = 2
+    supersample: int = 2
+    clues_per_group: int = 2
+    one_sided_rate: float = 0.25
+    palette_size: int = 9
+    yaw_spread: float = 25.0
+    yaw_uniform_rate: float = 0.15
+    pitch_max: float = 22.0
+    colour_shift: float = 0.18
+    illumination_jitter: float = 0.12
+    scale_jitter: float = 0.07
+    shift_jitter: float = 0.03
+    truncation_rate: float = 0.05
+    blur_max: float = 0.6
+    noise_max: float = 5.0
+    occlusion_rate: float = 0.22
+    occlusion_max: float = 0.4
+    passer_by_rate: float = 0.08
+    crowd_rate: float = 0.1
+
+    def __post_init__(self):
+        """Check every field; raises UserError with one line about the first that is wrong."""
+        for field in dataclasses.fields(self):
+            check_field(field.name, getattr(self, field.name))
+        most = MAX_CLUE_VALUES**self.clues_per_group
+        if self.group_size > most:
+            remedy = "lower group_size or raise clues_per_group"
+            raise _error(
+                "group_size",
+                self.group_size,
+                f"at most {most} for clues_per_group={self.clues_per_group}",
+                remedy,
+            )
+        for name in ("num_train_ids", "num_test_ids"):
+            value = getattr(self, name)
+            if value % self.group_size:
+                remedy = f"use {value - value % self.group_size + self.group_size} or change group_size"
+                raise _error(name, value, f"a multiple of group_size={self.group_size}", remedy)
+        least = self.queries_per_id + 2
+        if self.images_per_id < least:
+            expected = (
+                f"at least queries_per_id + 2 = {least}, so that every query has a match in another camera"
+            )
+            raise _error("images_per_id", self.images_per_id, expected, f"use {least} or more")
+
+    @property
+    def num_ids(self) -> int:
+        """All identities; the pids are 1 .. num_ids."""
+        return self.num_train_ids + self.num_test_ids
+
+
+_RANGES = {
+    "num_train_ids": (0, 10**6),
+    "num_test_ids": (0, 10**6),
+    "images_per_id": (3, 10**5),
+    "num_cameras": (MIN_CAMERAS_PER_ID, 99),
+    "group_size": (1, MAX_CLUE_VALUES**3),
+    "height": (32, 2048),
+    "width": (16, 1024),
+    "seed": (0, 2**32 - 1),
+    "queries_per_id": (1, MIN_CAMERAS_PER_ID),
+    "supersample": (1, 4),
+    "clues_per_group": (1, 3),
+    "one_sided_rate": (0.0, 1.0),
+    "palette_size": (3, 12),
+    "yaw_spread": (0.0, 180.0),
+    "yaw_uniform_rate": (0.0, 1.0),
+    "pitch_max": (0.0, 45.0),
+    "colour_shift": (0.0, 1.0),
+    "illumination_jitter": (0.0, 1.0),
+    "scale_jitter": (0.0, 0.5),
+    "shift_jitter": (0.0, 0.5),
+    "truncation_rate": (0.0, 1.0),
+    "blur_max": (0.0, 8.0),
+    "noise_max": (0.0, 64.0),
+    "occlusion_rate": (0.0, 1.0),
+    "occlusion_max": (0.0, 0.8),
+    "passer_by_rate": (0.0, 1.0),
+    "crowd_rate": (0.0, 1.0),
+}
+
+
+def check_field(name: str, value: object) -> None:
+    """Raise UserError unless `value` has the type and lies in the range that field `name` asks for."""
+    low, high = _RANGES[name]
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise _error(name, value, "a number", "write a plain number")
+    if isinstance(low, int) and not isinstance(value, int):
+        raise _error(name, value, "a whole number", "write it without a decimal point")
+    if not low <= value <= high:  # also catches NaN
+        raise _error(name, value, f"a value from {low} to {high}", "choose one in that range")
+
+
+def _error(name: str, found: object, expected: str, remedy: str) -> UserError:
+    return UserError(f"synthetic_pedestrians: {name} is {found!r}, expected {expected}; {remedy}.")
