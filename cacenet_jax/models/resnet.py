@@ -1,0 +1,350 @@
+"""ResNet feature maps (He et al. 2016, https://arxiv.org/abs/1512.03385), layer for layer as in torchvision.
+
+Axes: B images, H x W pixels or positions, C channels in, D channels out; images are NHWC.
+
+Equal to torchvision's v1.5 models, so that their weights can be loaded: padding (written as numbers), the
+stride of a bottleneck on its 3x3 convolution, batch norm constants, initial distributions, layer names
+(`torch_name`). Different: no classifier, and stride 1 in the last stage by default, as is usual in
+re-identification (Sun et al. 2018, https://arxiv.org/abs/1711.09349): a 384 x 128 image gives a 24 x 8 map.
+
+Running statistics: flax keeps the biased batch variance, torch the unbiased one, n / (n - 1) times as large
+for n = B * H * W values a channel (1.0003 at B = 16 in the last stage). Flax momentum 0.9 is torch's 0.1.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from functools import partial, reduce
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import lax
+from jaxtyping import Array, Float
+
+from cacenet_jax.errors import UserError
+
+Block = Literal["basic", "bottleneck"]
+EXPANSION = {"basic": 1, "bottleneck": 4}
+# torchvision: normal with variance 2 / (kernel height * kernel width * output channels).
+kaiming_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+class Stages(NamedTuple):
+    """What tells one member of the family from another; the fields are those of `ResNet`."""
+
+    stages: tuple[int, int, int, int]
+    block: Block
+    width: int
+
+
+STAGES: dict[str, Stages] = {
+    "resnet_tiny": Stages((1, 1, 1, 1), "basic", 8),  # for tests
+    "resnet_small": Stages((1, 1, 1, 1), "basic", 32),  # 128 x 64 images from scratch on a CPU
+    "resnet18": Stages((2, 2, 2, 2), "basic", 64),
+    "resnet34": Stages((3, 4, 6, 3), "basic", 64),
+    "resnet50": Stages((3, 4, 6, 3), "bottleneck", 64),
+    "resnet101": Stages((3, 4, 23, 3), "bottleneck", 64),
+}
+
+
+def _conv(x_BHWC: Array, kernel_HWCD: Array, stride: int, padding: int) -> Array:
+    pads = ((padding, padding), (padding, padding))
+    layout = ("NHWC", "HWIO", "NHWC")
+    return lax.conv_general_dilated(x_BHWC, kernel_HWCD, (stride, stride), pads, dimension_numbers=layout)
+
+
+class Conv1x1(nn.Module):
+    """A 1x1 convolution without bias, with the parameter of `nn.Conv`: `kernel` of shape (1, 1, C, D).
+
+    Attributes:
+        features: D.
+        stride: Every stride-th row and column is kept.
+        matmul: Compute a matrix product instead of a convolution: the same numbers, and a ResNet-50 trains
+            1.3 to 1.5 times as fast on a CPU, where XLA's gradient of a convolution is slow.
+        dtype: Compute type; the parameter is float32.
+    """
+
+    features: int
+    stride: int = 1
+    matmul: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x_BHWC: Float[Array, "B H W C"]) -> Float[Array, "B h w D"]:
+        """Map every kept position's C channels to D."""
+        shape = (1, 1, x_BHWC.shape[-1], self.features)
+        kernel_11CD = self.param("kernel", kaiming_fan_out, shape, jnp.float32)
+        x_BHWC, kernel_11CD = x_BHWC.astype(self.dtype), kernel_11CD.astype(self.dtype)
+        if not self.matmul:
+            return _conv(x_BHWC, kernel_11CD, self.stride, padding=0)
+        x_BHWC = x_BHWC[:, :: self.stride, :: self.stride]
+        sum_type = jnp.promote_types(self.dtype, jnp.float32)
+        return jnp.matmul(x_BHWC, kernel_11CD[0, 0], preferred_element_type=sum_type).astype(self.dtype)
+
+
+class StemConv(nn.Module):
+    """The first convolution: 7x7, stride 2, padding 3, no bias; the parameter is `nn.Conv`'s, (7, 7, C, D).
+
+    Attributes:
+        features: D.
+        pad_channels: Append zero channels until C is a multiple of four: the same numbers, and forward four
+            times as fast on a CPU for three colours, which do not fill a vector.
+        dtype: Compute type; the parameter is float32.
+    """
+
+    features: int
+    pad_channels: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x_BHWC: Float[Array, "B H W C"]) -> Float[Array, "B h w D"]:
+        """Halve the resolution and map C colours to D channels."""
+        channels = x_BHWC.shape[-1]
+        kernel_77CD = self.param("kernel", kaiming_fan_out, (7, 7, channels, self.features), jnp.float32)
+        x_BHWC, kernel_77CD = x_BHWC.astype(self.dtype), kernel_77CD.astype(self.dtype)
+        if self.pad_channels:
+            extra = -channels % 4
+            x_BHWC = jnp.pad(x_BHWC, ((0, 0), (0, 0), (0, 0), (0, extra)))
+            kernel_77CD = jnp.pad(kernel_77CD, ((0, 0), (0, 0), (0, extra), (0, 0)))
+        return _conv(x_BHWC, kernel_77CD, stride=2, padding=3)
+
+
+@jax.custom_vjp
+def _pool_by_slices(x_BHWC: Float[Array, "B H W C"]) -> Float[Array, "B h w C"]:
+    """Compare nine shifted slices: no window reduction, whose gradient is a slow scatter."""
+    rows, columns = (2 * ((size + 1) // 2) - 1 for size in x_BHWC.shape[1:3])
+    x_BHWC = jnp.pad(x_BHWC, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    starts = [(i, j) for i in range(3) for j in range(3)]
+    return reduce(jnp.maximum, [x_BHWC[:, i : i + rows : 2, j : j + columns : 2] for i, j in starts])
+
+
+def _pool_backward(saved: tuple[Array, Array], grad_BHWC: Array) -> tuple[Array]:
+    """Let each position gather from the windows it won: one for an even row or column, two for an odd one."""
+    x_BHWC, out_BHWC = saved
+    _, height, width, _ = x_BHWC.shape
+
+    def window_of(y_BHWC: Array, down: int, right: int) -> Array:
+        y_BHWC = jnp.pad(y_BHWC[:, down:, right:], ((0, 0), (0, down), (0, right), (0, 0)))
+        return y_BHWC.repeat(2, axis=1).repeat(2, axis=2)[:, :height, :width]
+
+    is_odd_row = (jnp.arange(height) % 2 == 1)[:, None, None]
+    is_odd_column = (jnp.arange(width) % 2 == 1)[:, None]
+    total_BHWC = jnp.zeros_like(x_BHWC)
+    for down, right in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        won = x_BHWC == window_of(out_BHWC, down, right)
+        won &= (is_odd_row | (down == 0)) & (is_odd_column | (right == 0))
+        total_BHWC += jnp.where(won, window_of(grad_BHWC, down, right), 0)
+    return (total_BHWC,)
+
+
+_pool_by_slices.defvjp(lambda x_BHWC: (out := _pool_by_slices(x_BHWC), (x_BHWC, out)), _pool_backward)
+
+
+def max_pool(x_BHWC: Float[Array, "B H W C"], *, by_slices: bool = False) -> Float[Array, "B h w C"]:
+    """Take the maximum over 3x3 windows, stride 2, padding 1, of the output of a ReLU.
+
+    The padding is zeros, which equal torch's -inf after a ReLU and survive an export to ONNX.
+
+    Args:
+        x_BHWC: Values that are nowhere negative.
+        by_slices: Use a form that is several times as fast on a CPU. The same numbers, except that every one
+            of several equal maxima gets the whole gradient (at zero the ReLU stops it). Reverse mode only.
+
+    Returns:
+        The maxima, with h = ceil(H / 2) and w = ceil(W / 2).
+    """
+    if by_slices:
+        return _pool_by_slices(x_BHWC)
+    padded_BHWC = jnp.pad(x_BHWC, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    return nn.max_pool(padded_BHWC, (3, 3), strides=(2, 2), padding="VALID")
+
+
+class ResidualBlock(nn.Module):
+    """y = ReLU(x' + g(x)), with x' = x, or its 1x1 projection where the shape changes.
+
+    Attributes:
+        kind: "basic" or "bottleneck".
+        width: Channels inside; the output has `EXPANSION[kind]` times as many.
+        stride: Stride of the first 3x3 convolution (v1.5) and of the projection.
+        project: Whether the skip connection has the projection `downsample`.
+        conv1x1: Makes a 1x1 convolution from (features, stride, name).
+        conv3x3: Makes a 3x3 convolution with padding 1 from (features, stride, name).
+        norm: Makes a batch norm.
+        zero_init: Start the last batch norm's scale at zero.
+    """
+
+    kind: Block
+    width: int
+    stride: int
+    project: bool
+    conv1x1: Callable[..., Callable]
+    conv3x3: Callable[..., Callable]
+    norm: Callable[..., Callable]
+    zero_init: bool = False
+
+    @nn.compact
+    def __call__(self, x_BHWC: Float[Array, "B H W C"]) -> Float[Array, "B h w D"]:
+        """Apply the block."""
+        features = self.width * EXPANSION[self.kind]
+        last_norm = partial(self.norm, scale_init=nn.initializers.zeros) if self.zero_init else self.norm
+        if self.kind == "basic":
+            y_BHWC = self.conv3x3(self.width, self.stride, name="conv1")(x_BHWC)
+            y_BHWC = nn.relu(self.norm(name="bn1")(y_BHWC))
+            y_BHWC = self.conv3x3(self.width, 1, name="conv2")(y_BHWC)
+            y_BHWD = last_norm(name="bn2")(y_BHWC)
+        else:
+            y_BHWC = self.conv1x1(self.width, 1, name="conv1")(x_BHWC)
+            y_BHWC = nn.relu(self.norm(name="bn1")(y_BHWC))
+            y_BHWC = self.conv3x3(self.width, self.stride, name="conv2")(y_BHWC)
+            y_BHWC = nn.relu(self.norm(name="bn2")(y_BHWC))
+            y_BHWD = last_norm(name="bn3")(self.conv1x1(features, 1, name="conv3")(y_BHWC))
+        if self.project:
+            x_BHWC = self.conv1x1(features, self.stride, name="downsample_conv")(x_BHWC)
+            x_BHWC = self.norm(name="downsample_bn")(x_BHWC)
+        return nn.relu(x_BHWC + y_BHWD)
+
+
+class ResNet(nn.Module):
+    """A residual network up to its last feature map.
+
+    Attributes:
+        stages: Number of blocks in layer1 ... layer4.
+        block: "basic" (3x3, 3x3) or "bottleneck" (1x1, 3x3, 1x1 with four times the channels).
+        width: Channels of the stem and of layer1, doubled by each later stage.
+        last_stride: Stride of layer4: 1 (re-identification) or 2 (ImageNet).
+        dtype: Compute type. Parameters and running statistics stay float32.
+        axis_name: Mapped axis over which batch norm takes its statistics; None for one device's batch.
+        matmul_1x1: Compute 1x1 convolutions as matrix products, faster on a CPU; see `Conv1x1`.
+        cpu_stem: Compute stem and pooling in forms that are faster on a CPU; see `StemConv`, `max_pool`.
+        zero_init_residual: Start every block at its skip connection (off, as in torchvision).
+    """
+
+    stages: Sequence[int]
+    block: Block
+    width: int
+    last_stride: int = 1
+    dtype: Any = jnp.float32
+    axis_name: str | None = None
+    matmul_1x1: bool = False
+    cpu_stem: bool = False
+    zero_init_residual: bool = False
+
+    @property
+    def channels(self) -> int:
+        """D, the channels of the map."""
+        return self.width * 2 ** (len(self.stages) - 1) * EXPANSION[self.block]
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """The stride of each stage."""
+        return (1, *(2,) * (len(self.stages) - 2), self.last_stride)
+
+    @property
+    def stride(self) -> int:
+        """Pixels between neighbouring positions of the map."""
+        return 4 * math.prod(self.strides)
+
+    def map_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of the map of a height x width image; every layer rounds up."""
+        return -(-height // self.stride), -(-width // self.stride)
+
+    @nn.compact
+    def __call__(self, x_BHWC: Float[Array, "B H W C"], *, train: bool = False) -> Float[Array, "B h w D"]:
+        """Compute the feature map.
+
+        Args:
+            x_BHWC: Normalised images.
+            train: Use, and update, batch statistics (collection `batch_stats`) instead of the running ones.
+
+        Returns:
+            The output of layer4 after its ReLU, shape (B, *map_size(H, W), channels), of type `dtype`.
+        """
+        conv = partial(nn.Conv, use_bias=False, dtype=self.dtype, kernel_init=kaiming_fan_out)
+        norm = partial(nn.BatchNorm, use_running_average=not train, momentum=0.9, epsilon=1e-5)
+        norm = partial(norm, dtype=self.dtype, axis_name=self.axis_name)
+
+        def conv3x3(features: int, stride: int, name: str) -> nn.Module:
+            return conv(features, (3, 3), strides=(stride, stride), padding=((1, 1), (1, 1)), name=name)
+
+        def conv1x1(features: int, stride: int, name: str) -> nn.Module:
+            return Conv1x1(features, stride, self.matmul_1x1, self.dtype, name=name)
+
+        x_BHWC = StemConv(self.width, self.cpu_stem, self.dtype, name="conv1")(x_BHWC)
+        x_BHWC = nn.relu(norm(name="bn1")(x_BHWC))
+        x_BHWC = max_pool(x_BHWC, by_slices=self.cpu_stem)
+        for stage, (blocks, first_stride) in enumerate(zip(self.stages, self.strides, strict=True)):
+            width = self.width * 2**stage
+            for index in range(blocks):
+                stride = first_stride if index == 0 else 1
+                features = width * EXPANSION[self.block]
+                x_BHWC = ResidualBlock(
+                    kind=self.block,
+                    width=width,
+                    stride=stride,
+                    project=stride != 1 or x_BHWC.shape[-1] != features,
+                    conv1x1=conv1x1,
+                    conv3x3=conv3x3,
+                    norm=norm,
+                    zero_init=self.zero_init_residual,
+                    name=f"layer{stage + 1}_{index}",
+                )(x_BHWC)
+        return x_BHWC
+
+
+def build(name: str, **fields: Any) -> ResNet:
+    """Make a member of the family, in the forms that are fast on the backend in use.
+
+    Args:
+        name: A key of `STAGES`.
+        **fields: Fields of `ResNet`. `matmul_1x1` and `cpu_stem` default to True on the CPU backend and to
+            False on others; they change the speed, not the parameters or (beyond rounding) the result.
+
+    Returns:
+        The module.
+
+    Raises:
+        UserError: For a name or a field that does not exist.
+    """
+    if name not in STAGES:
+        raise UserError(f"backbone {name!r} is not known; choose one of {', '.join(STAGES)}")
+    known = {field.name for field in dataclasses.fields(ResNet)} - {"parent"}
+    if unknown := sorted(set(fields) - known):
+        found, expected = ", ".join(unknown), ", ".join(sorted(known))
+        raise UserError(f"backbone {name!r} has no field {found}; fields are {expected}")
+    on_cpu = jax.default_backend() == "cpu"
+    return ResNet(**(STAGES[name]._asdict() | {"matmul_1x1": on_cpu, "cpu_stem": on_cpu} | fields))
+
+
+def resnet50(**fields: Any) -> ResNet:
+    """The paper's backbone, `build("resnet50")`: (B, 384, 128, 3) images to (B, 24, 8, 2048) maps."""
+    return build("resnet50", **fields)
+
+
+_TORCH = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
+_TORCH |= {"downsample_conv": "downsample.0", "downsample_bn": "downsample.1"}
+
+
+def torch_name(path: str | Sequence[str]) -> str:
+    """Name a parameter or running statistic as torchvision's state dict does.
+
+    One to one: `layer1_0` is `layer1.0`, `downsample_conv` and `downsample_bn` are `downsample.0` and
+    `downsample.1`, `kernel` and `scale` are `weight`, `mean` and `var` are `running_mean` and `running_var`.
+    Kernels are HWIO here and OIHW there; `num_batches_tracked` has no counterpart.
+
+    Args:
+        path: Keys from the root of `params` or `batch_stats`, as a sequence or joined by "/"; the name of the
+            collection may come first. Example: "layer1_0/downsample_conv/kernel".
+
+    Returns:
+        The name, here "layer1.0.downsample.0.weight".
+
+    """
+    keys = path.split("/") if isinstance(path, str) else list(path)
+    keys = keys[1:] if keys[:1] in (["params"], ["batch_stats"]) else keys
+    stem = len(keys) == 2 and keys[0] in ("conv1", "bn1")
+    block = len(keys) == 3 and keys[0].startswith("layer")
+    if not (stem or block) or keys[-1] not in _TORCH:
+        raise ValueError(f"{path!r} is not a path of a ResNet, such as 'layer1_0/conv1/kernel'")
+    return ".".join(_TORCH.get(key, key.replace("_", ".")) for key in keys)
