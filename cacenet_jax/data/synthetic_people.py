@@ -212,7 +212,7 @@ def _clue_values(rng: np.random.Generator, name: str, shared: Appearance) -> lis
     elif name == "shoes":
         values = [Clue("shoes", one), Clue("shoes", two), Clue("boots", three), Clue("shoes", four)]
     elif name == "logo":
-        # The first two decide most groups: keep them to the chest, so that the clue shows from the front
+        # Groups of four use the first three: keep them to the chest, so that the clue shows from the front
         # alone.
         return [none, Clue("square", one), Clue("disc", two), Clue("back print", three)]
     elif name == "stripes":
