@@ -65,7 +65,7 @@ def image_terms(
     return ImageTerms(nodes_ND, keys_ND, intra_NN, intra_NN.sum(axis=1))
 
 
-def _cross(u: ImageTerms, v: ImageTerms, cross_weight_D: Array) -> Array:
+def _cross(u: ImageTerms, v: ImageTerms, cross_weight_D: AnyArray) -> Array:
     keys_u = u.nodes_ND if u.keys_ND is None else u.keys_ND
     keys_v = v.nodes_ND if v.keys_ND is None else v.keys_ND
     return affinity(keys_u, keys_v, cross_weight_D)
