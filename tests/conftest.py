@@ -8,3 +8,13 @@ os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 from jaxtyping import install_import_hook
 
 install_import_hook("cacenet_jax", "beartype.beartype")
+
+import jax
+import pytest
+
+
+@pytest.fixture
+def x64():
+    """Float64 in JAX for one test; the others stay in float32, as users run it."""
+    with jax.enable_x64(True):
+        yield

@@ -1,0 +1,150 @@
+"""The whole network against its parts done by hand: pair grid, keys, pair distance, what retrieval keeps."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from oracles import affinity, full_graph, pair_maps
+
+from cacenet_jax.models.cacenet import CACENet
+from cacenet_jax.models.heads import ConditionalHead
+
+D, F, I = 4, 3, 5  # noqa: E741
+
+
+class Pixels(nn.Module):
+    """A backbone that gives the image's own pixels as a map of D channels, some negative."""
+
+    channels: int = D
+
+    def __call__(self, x, *, train):
+        return jnp.concatenate([x, (x[..., :1] * x[..., 1:2])], axis=-1)
+
+
+def network(**fields):
+    net = CACENet(backbone=Pixels(), num_identities=I, embed_dim=F, **{"dtype": jnp.float64, **fields})
+    images = jnp.asarray(np.random.default_rng(0).standard_normal((3, 2, 2, 3)))
+    variables = jax.jit(lambda key: net.init(key, images, train=False))(jax.random.key(0))
+    rng = np.random.default_rng(1)
+    return net, jax.tree.map(lambda x: jnp.asarray(rng.uniform(0.5, 1.5, x.shape)), variables), images
+
+
+def keys_by_hand(keys, nodes_BND, variables, train):
+    if keys == "raw":
+        return nodes_BND
+    if keys == "l2":
+        return np.stack([[D**0.5 * row / np.sqrt((row**2).sum()) for row in nodes] for nodes in nodes_BND])
+    rows = nodes_BND.reshape(-1, D)
+    stats = variables["batch_stats"]["key_norm"]
+    mean, var = (rows.mean(axis=0), rows.var(axis=0)) if train else (stats["mean"], stats["var"])
+    return (nodes_BND - np.asarray(mean)) / np.sqrt(np.asarray(var) + 1e-5)
+
+
+def pooled_by_hand(nodes_BND, keys_BND, intra, cross):
+    """Mean over u of R A R X for every pair; affinities from the keys, the nodes are moved."""
+    count, num = nodes_BND.shape[:2]
+    grid = np.zeros((count, count, D))
+    for u in range(count):
+        for v in range(count):
+            graph = full_graph(keys_BND[u], keys_BND[v], intra, cross)
+            degree = graph.sum(axis=1)
+            root = np.array([d**-0.5 if d > 0 else 0.0 for d in degree])
+            nodes = np.concatenate([nodes_BND[u], nodes_BND[v]])
+            grid[u, v] = (root[:, None] * graph * root @ nodes)[:num].mean(axis=0)
+    return grid
+
+
+@pytest.mark.parametrize("block", [0, 2])
+@pytest.mark.parametrize("keys", ["raw", "l2", "standardised"])
+def test_grid_equals_the_loop_over_pairs(x64, keys, block):
+    net, variables, images = network(keys=keys, block=block)
+    (_, grid), _ = net.apply(variables, images, train=True, mutable=["batch_stats"])
+    nodes = np.asarray(Pixels()(images, train=True)).reshape(3, 4, D)
+    used = keys_by_hand(keys, nodes, variables, train=True)
+    intra, cross = (np.asarray(variables["params"][f"{name}_weight"]) / D for name in ("intra", "cross"))
+    near = pooled_by_hand(nodes, used, intra, cross)
+    inner = {name: tree["conditional_head"] for name, tree in variables.items()}
+    head = ConditionalHead(F, I, dtype=jnp.float64)
+    own = jnp.asarray(nodes.mean(axis=1)[:, None])
+    expected, _ = head.apply(inner, own, jnp.asarray(near), train=True, mutable=["batch_stats"])
+    np.testing.assert_allclose(grid.conditional.embedding, expected.embedding, rtol=1e-7, atol=1e-8)
+    np.testing.assert_allclose(grid.conditional.logits, expected.logits, rtol=1e-7, atol=1e-8)
+    positive_intra = np.mean([affinity(x, x, intra) > 0 for x in used])
+    positive_cross = np.mean([affinity(a, b, cross) > 0 for a in used for b in used])
+    degree = np.mean([full_graph(a, b, intra, cross).sum(axis=1)[:4] for a in used for b in used])
+    np.testing.assert_allclose(
+        [grid.positive_intra, grid.positive_cross, grid.degree], [positive_intra, positive_cross, degree], rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize("kind", ["discrepancy", "normal"])
+def test_conditional_embedding_equals_the_encoded_mean_of_the_conditional_map(x64, kind):
+    """Equations 2-7 from end to end, Theta included: encoder(mean over u of Y)."""
+    net, variables, images = network(kind=kind)
+    _, grid = net.apply(variables, images, train=False)
+    nodes = np.asarray(Pixels()(images, train=True)).reshape(3, 4, D)
+    params = variables["params"]
+    theta, head = params["conditional_head"]["theta"], params["conditional_head"]["head"]
+    stats = variables["batch_stats"]["conditional_head"]["head"]["bn"]
+    intra, cross = np.asarray(params["intra_weight"]) / D, np.asarray(params["cross_weight"]) / D
+    for u in range(3):
+        for v in range(3):
+            maps_u, maps_v = pair_maps(nodes[u], nodes[v], intra, cross, theta, kind)
+            for place, maps in (((u, v), maps_u), ((v, u), maps_v)):
+                encoded = maps.mean(axis=0) @ head["conv"]["kernel"]
+                normed = (encoded - stats["mean"]) / np.sqrt(stats["var"] + 1e-5)
+                expected = normed * head["bn"]["scale"] + head["bn"]["bias"]
+                np.testing.assert_allclose(grid.conditional.embedding[place], expected, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("keys", ["raw", "standardised"])
+def test_pair_distance_is_the_cosine_distance_of_the_grid(x64, keys):
+    net, variables, images = network(keys=keys)
+    _, grid = net.apply(variables, images, train=False)
+    maps = net.apply(variables, images, train=False, method="maps")
+    described = net.apply(variables, maps, method="describe")
+    embedding = np.asarray(grid.conditional.embedding)
+    for u in range(3):
+        for v in range(3):
+            one, other = (jax.tree.map(lambda x, i=i: x[i], described.terms) for i in (u, v))
+            found = net.apply(variables, one, other, method="pair_distance")
+            a, b = embedding[u, v], embedding[v, u]
+            np.testing.assert_allclose(found, 1 - a @ b / np.sqrt((a @ a) * (b @ b)), atol=1e-10)
+    np.testing.assert_allclose((np.asarray(described.embedding) ** 2).sum(axis=1), 1, rtol=1e-12)
+
+
+def test_without_the_pair_stage_nothing_of_it_exists(x64):
+    net, variables, images = network(pairs=False)
+    individual, grid = net.apply(variables, images, train=False)
+    assert grid is None and set(variables["params"]) == {"individual_head"}
+    pooled = np.asarray(Pixels()(images, train=False)).mean(axis=(1, 2))
+    head, stats = variables["params"]["individual_head"], variables["batch_stats"]["individual_head"]["bn"]
+    normed = (pooled @ head["conv"]["kernel"] - stats["mean"]) / np.sqrt(stats["var"] + 1e-5)
+    np.testing.assert_allclose(individual.embedding, normed * head["bn"]["scale"] + head["bn"]["bias"], rtol=1e-9)
+    maps = net.apply(variables, images, train=False, method="maps")
+    assert net.apply(variables, maps, method="describe").terms is None
+
+
+@pytest.mark.parametrize("keys", ["raw", "l2", "standardised"])
+def test_bfloat16_network_gives_float32_close_to_float32(keys):
+    exact, variables, images = network(keys=keys, dtype=jnp.float32)
+    rounded = exact.clone(dtype=jnp.bfloat16)
+    forward = lambda net, x: net.apply(variables, x, train=False)  # noqa: E731
+    (want, want_grid), (have, have_grid) = forward(exact, images), forward(rounded, images.astype(jnp.bfloat16))
+    for a, b in zip((*have, *have_grid.conditional), (*want, *want_grid.conditional), strict=True):
+        assert a.dtype == jnp.float32
+        np.testing.assert_allclose(a, b, atol=0.1, rtol=0.1)
+
+
+@pytest.mark.parametrize("keys", ["raw", "l2", "standardised"])
+def test_no_nan_for_identical_or_black_images(keys):
+    net, variables, images = network(keys=keys, dtype=jnp.float32)
+    images = jnp.stack([images[0], images[0], jnp.zeros_like(images[0])])
+
+    def objective(params, images):
+        (individual, grid), _ = net.apply({**variables, "params": params}, images, train=True, mutable=["batch_stats"])
+        return individual.logits.sum() + (grid.conditional.embedding**2).sum() + grid.conditional.logits.sum()
+
+    value, grads = jax.jit(jax.value_and_grad(objective, (0, 1)))(variables["params"], images)
+    assert np.isfinite(value) and all(np.isfinite(x).all() for x in jax.tree.leaves(grads))

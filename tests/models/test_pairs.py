@@ -1,0 +1,151 @@
+"""The pooled pair stage against the literal one, in value and gradient, and the grid against a loop over pairs."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from oracles import PAIR_CASES, affinity, finite_difference, full_graph, max_relative, pair_case, pair_maps
+
+from cacenet_jax.models import pairs
+from cacenet_jax.models.attention import correspondence
+from cacenet_jax.models.graph import laplacian_conv
+
+KINDS = ("discrepancy", "normal")
+ARGUMENTS = (0, 1, 2, 3)
+
+
+def literal_pooled(nodes_u, nodes_v, intra, cross, kind):
+    maps = laplacian_conv(correspondence(nodes_u, nodes_v, intra, cross), nodes_u, nodes_v, None, kind)
+    return tuple(x.mean(axis=0) for x in maps)
+
+
+def objective(form, kind, weigh, *inputs):
+    pooled_u, pooled_v = form(*inputs, kind)
+    return weigh[0] @ pooled_u + weigh[1] @ pooled_v + (pooled_u * pooled_v).sum()
+
+
+# Compiled once a shape, not once a case.
+pooled_pair = jax.jit(pairs.pooled_pair, static_argnames="kind")
+gradient = jax.jit(jax.grad(objective, (3, 4, 5, 6)), static_argnums=(0, 1))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("case", PAIR_CASES)
+def test_pooled_pair_equals_mean_of_the_loop(x64, case, kind):
+    inputs = pair_case(case)
+    expected = [maps.mean(axis=0) for maps in pair_maps(*inputs, kind=kind)]
+    for have, want in zip(pooled_pair(*inputs, kind=kind), expected, strict=True):
+        assert have.dtype == jnp.float64
+        np.testing.assert_allclose(have, want, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("case", PAIR_CASES)
+def test_pooled_pair_has_the_gradient_of_the_literal_form(x64, case, kind):
+    inputs = [jnp.asarray(x) for x in pair_case(case)]
+    weigh = np.random.default_rng(3).standard_normal((2, 3))
+    fast, literal = (gradient(form, kind, weigh, *inputs) for form in (pairs.pooled_pair, literal_pooled))
+    for have, want in zip(fast, literal, strict=True):
+        assert np.isfinite(have).all()
+        np.testing.assert_allclose(have, want, rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("argument", ARGUMENTS, ids=["nodes_u", "nodes_v", "intra_weight", "cross_weight"])
+def test_pooled_pair_gradient_equals_finite_differences_of_the_loop(x64, argument):
+    inputs = list(pair_case("positive"))
+    rng = np.random.default_rng(4)
+    weigh, direction = rng.standard_normal((2, 3)), rng.standard_normal(inputs[argument].shape)
+
+    def at(function, x):
+        out_u, out_v = function(*inputs[:argument], x, *inputs[argument + 1 :])
+        return weigh[0] @ out_u + weigh[1] @ out_v
+
+    slope = (jax.jit(jax.grad(lambda x: at(pairs.pooled_pair, x)))(jnp.asarray(inputs[argument])) * direction).sum()
+    mean_maps = lambda *x: [maps.mean(axis=0) for maps in pair_maps(*x)]  # noqa: E731
+    expected = finite_difference(lambda x: at(mean_maps, x), inputs[argument], direction)
+    np.testing.assert_allclose(slope, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("case", PAIR_CASES)
+def test_float32_has_no_nan_at_any_scale(case):
+    inputs = [jnp.asarray(x, jnp.float32) for x in pair_case(case)]
+    for scale in (1e-30, 1e-15, 1e-13, 1.0, 1e8):
+        nodes_u, nodes_v = inputs[0] * scale, inputs[1] * scale
+        arguments = nodes_u, nodes_v, *inputs[2:]
+        weigh = np.full((2, 3), 1 / scale, np.float32)
+        assert all(np.isfinite(x).all() for x in pooled_pair(*arguments)), scale
+        assert all(np.isfinite(x).all() for x in gradient(pairs.pooled_pair, "discrepancy", weigh, *arguments)), scale
+
+
+def test_bfloat16_nodes_give_float32_means():
+    nodes_u, nodes_v, *weights = (jnp.asarray(x, jnp.float32) for x in pair_case("positive", channels=16))
+    exact = pairs.pooled_pair(nodes_u, nodes_v, *weights)
+    rounded = pairs.pooled_pair(nodes_u.astype(jnp.bfloat16), nodes_v.astype(jnp.bfloat16), *weights)
+    for have, want in zip(rounded, exact, strict=True):
+        assert have.dtype == jnp.float32
+        assert max_relative(have, want) < 0.05
+
+
+def grid_inputs(rows=3, columns=5, nodes=4, channels=3):
+    rng = np.random.default_rng(6)
+    nodes_BND = rng.standard_normal((rows + columns, nodes, channels))
+    nodes_BND[0] = nodes_BND[rows]  # identical images
+    nodes_BND[1, 2] = 0  # an isolated node
+    return nodes_BND[:rows], nodes_BND[rows:], rng.standard_normal(channels), rng.standard_normal(channels)
+
+
+def grid_of(rows_RND, columns_CND, intra, cross, block=0):
+    terms = jax.vmap(pairs.image_terms, (0, None))
+    return pairs.neighbour_grid(terms(rows_RND, intra), terms(columns_CND, intra), cross, block)
+
+
+def test_grid_equals_the_loop_over_pairs(x64):
+    rows, columns, intra, cross = grid_inputs()
+    grid = jax.jit(grid_of)(rows, columns, intra, cross)
+    for (r, u), (c, v) in itertools.product(enumerate(rows), enumerate(columns)):
+        neighbour_D = u.mean(axis=0) - pair_maps(u, v, intra, cross)[0].mean(axis=0)
+        np.testing.assert_allclose(grid.mean_D[r, c], neighbour_D, atol=1e-12)
+        np.testing.assert_allclose(grid.positive[r, c], (affinity(u, v, cross) > 0).mean(), rtol=1e-6)
+        degree = full_graph(u, v, intra, cross).sum(axis=1)[: len(u)].mean()
+        np.testing.assert_allclose(grid.degree[r, c], degree, rtol=1e-12)
+
+
+@pytest.mark.parametrize("block", [1, 2, 9])
+def test_block_changes_neither_value_nor_gradient(x64, block):
+    inputs = [jnp.asarray(x) for x in grid_inputs()]
+    weigh = np.random.default_rng(7).standard_normal((3, 5, 3))
+
+    def of_grid(block, *inputs):
+        grid = grid_of(*inputs, block)
+        return (weigh * grid.mean_D).sum(), grid
+
+    forms = [jax.jit(jax.grad(lambda *x, b=b: of_grid(b, *x), ARGUMENTS, has_aux=True))(*inputs) for b in (0, block)]
+    for have, want in zip(jax.tree.leaves(forms[1]), jax.tree.leaves(forms[0]), strict=True):
+        np.testing.assert_allclose(have, want, atol=1e-12)
+
+
+def test_both_directions_from_one_block_equal_two_calls(x64):
+    nodes_u, nodes_v, intra, cross = pair_case("mixed")
+    u, v = pairs.image_terms(nodes_u, intra), pairs.image_terms(nodes_v, intra)
+    near_u, near_v = pairs.neighbours_both(u, v, cross)
+    np.testing.assert_allclose(near_u, pairs.neighbours(u, v, cross).mean_D, atol=1e-13)
+    np.testing.assert_allclose(near_v, pairs.neighbours(v, u, cross).mean_D, atol=1e-13)
+
+
+def test_keys_decide_affinities_and_nodes_are_moved(x64):
+    nodes_u, nodes_v, intra, cross = pair_case("mixed")
+    rng = np.random.default_rng(8)
+    keys_u, keys_v = rng.standard_normal(nodes_u.shape), rng.standard_normal(nodes_v.shape)
+    u, v = pairs.image_terms(nodes_u, intra, keys_u), pairs.image_terms(nodes_v, intra, keys_v)
+    literal = laplacian_conv(correspondence(keys_u, keys_v, intra, cross), nodes_u, nodes_v)
+    for own, near, maps in zip((nodes_u, nodes_v), pairs.neighbours_both(u, v, cross), literal, strict=True):
+        np.testing.assert_allclose(own.mean(axis=0) - near, maps.mean(axis=0), atol=1e-12)
+
+
+def test_health_numbers_pass_no_gradient():
+    inputs = [jnp.asarray(x, jnp.float32) for x in grid_inputs()]
+    health = lambda *x: grid_of(*x).positive.sum() + grid_of(*x).degree.sum()  # noqa: E731
+    for grad in jax.jit(jax.grad(health, ARGUMENTS))(*inputs):
+        np.testing.assert_array_equal(grad, 0)
