@@ -15,23 +15,55 @@ from cacenet_jax.train_step import TrainState
 METRIC = "mAP"
 
 
-def claim_workdir(workdir: Path, config: dict[str, Any]) -> None:
-    """Records the config in workdir/config.json, or checks that the run that is there has the same one.
+# Fields of config.model that change no parameter's meaning: evaluation may choose them anew.
+_NOT_OF_THE_NETWORK = ("model.block", "model.dtype")
+
+
+def check_workdir(workdir: Path, config: dict[str, Any]) -> None:
+    """Checks, and changes nothing, that a run of this config may begin or go on in a workdir.
 
     Raises:
-        UserError: the workdir holds a run of another config; names the fields that differ.
+        UserError: the workdir cannot be one, or holds a run of another config; names the fields that differ.
     """
-    path = workdir / "config.json"
-    if path.exists():
-        changed = differences(json.loads(path.read_text()), json.loads(json.dumps(config)))
-        if changed:
-            raise UserError(
-                f"{path}: found a run of another config ({'; '.join(changed[:4])}{' ...' if len(changed) > 4 else ''}), "
-                "expected the same one; choose a new --workdir or undo the change"
-            )
+    existing = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        found = "a folder that cannot be written" if existing.is_dir() else "a file"
+        raise UserError(f"--workdir={workdir}: found {found}, {existing}, expected a folder; choose another --workdir")
+    recorded = _recorded(workdir)
+    if recorded is not None:
+        _need_same(workdir, differences(recorded, json.loads(json.dumps(config))))
     elif (workdir / "checkpoints").exists():
         raise UserError(f"{workdir}: found checkpoints without config.json, expected both; choose a new --workdir")
-    write_json(path, config)
+
+
+def check_network(workdir: Path, config: dict[str, Any]) -> None:
+    """Raises UserError where the run in a workdir trained another network than this config describes."""
+    recorded = _recorded(workdir) or {}
+    pair = ({"model": values.get("model", {})} for values in (recorded, json.loads(json.dumps(config))))
+    _need_same(workdir, [d for d in differences(*pair) if d.split(":")[0] not in _NOT_OF_THE_NETWORK])
+
+
+def claim_workdir(workdir: Path, config: dict[str, Any]) -> None:
+    """Records the config in workdir/config.json, after `check_workdir`."""
+    check_workdir(workdir, config)
+    write_json(workdir / "config.json", config)
+
+
+def _recorded(workdir: Path) -> dict[str, Any] | None:
+    path = workdir / "config.json"
+    try:
+        return json.loads(path.read_text()) if path.exists() else None
+    except ValueError as error:
+        raise UserError(f"{path}: found no JSON ({error}), expected the config of a run; choose a new --workdir") from error
+
+
+def _need_same(workdir: Path, changed: list[str]) -> None:
+    if changed:
+        listed = "; ".join(changed[:4]) + (" ..." if len(changed) > 4 else "")
+        raise UserError(
+            f"{workdir / 'config.json'}: found a run of another config ({listed}), expected the same one; "
+            "choose a new --workdir or undo the change"
+        )
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -42,18 +74,30 @@ def write_json(path: Path, value: Any) -> None:
     os.replace(scratch, path)
 
 
+def _nothing_there(directory: Path) -> UserError:
+    return UserError(
+        f"{directory}: found no complete checkpoint, expected one; train first with --mode=train and the same --workdir"
+    )
+
+
 class Checkpoints:
     """The checkpoints under workdir/checkpoints."""
 
-    def __init__(self, workdir: Path):
-        """Opens the folder; leftovers of killed saves are removed."""
+    def __init__(self, workdir: Path, *, create: bool = True):
+        """Opens the folder, for training creates it and removes the leftovers of killed saves.
+
+        Raises:
+            UserError: there are no checkpoints and none are to be created.
+        """
+        if not create and not (workdir / "checkpoints").is_dir():
+            raise _nothing_there(workdir / "checkpoints")
         policies = ocp.training.preservation_policies
         best = policies.BestN(get_metric_fn=lambda m: m[METRIC], n=1, keep_checkpoints_without_metrics=False)
         self._directory = (workdir / "checkpoints").absolute()
         self._checkpointer = ocp.training.Checkpointer(
             self._directory,
             preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(1), best]),
-            cleanup_tmp_directories=True,
+            cleanup_tmp_directories=create,  # while another process trains here, they are no leftovers
         )
 
     def save(self, step: int, state: TrainState, validation_map: float | None = None) -> None:
@@ -73,10 +117,7 @@ class Checkpoints:
     def num_identities(self) -> int:
         """Training identities of the network in the newest checkpoint, from the shape of its classifier."""
         if not self.steps():
-            raise UserError(
-                f"{self._directory}: found no complete checkpoint, expected one; train first with --mode=train and the same "
-                "--workdir"
-            )
+            raise _nothing_there(self._directory)
         metadata = self._checkpointer.checkpointables_metadata(self.steps()[-1]).metadata["state"]
         return metadata["params"]["individual_head"]["classifier"]["kernel"].shape[-1]
 

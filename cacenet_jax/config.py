@@ -10,7 +10,6 @@ import ml_collections
 from ml_collections.config_dict import placeholder
 
 from cacenet_jax.errors import UserError
-from cacenet_jax.models.resnet import STAGES
 
 # What may differ when a run continues: where things are, how often they are reported, how they are computed and scored.
 NOT_OF_THE_RUN = (
@@ -85,6 +84,8 @@ def paper() -> ml_collections.ConfigDict:
     config.eval.batch_size = 64
     config.eval.pairs_per_call = 2048
     config.eval.checkpoint = "last"  # or best, by validation mAP
+    config.lock()  # a misspelt field in a config file is an error, not a new field
+    config.data.options.unlock()
     return config
 
 
@@ -95,7 +96,9 @@ def _need(ok: bool, field: str, found: Any, expected: str, remedy: str) -> None:
 
 def validate(config: ml_collections.ConfigDict) -> None:
     """Raises UserError, one line, for the first field whose value cannot be."""
-    data, model, optim, loss, evaluation = config.data, config.model, config.optim, config.loss, config.eval
+    from cacenet_jax.models.resnet import STAGES  # here, so that a typo in a flag need not wait for jax
+
+    data, optim, evaluation = config.data, config.optim, config.eval
     choices = {
         "parallel": ("pmap", "shard_map"),
         "model.backbone": tuple(STAGES),
@@ -128,7 +131,6 @@ def validate(config: ml_collections.ConfigDict) -> None:
           f"less than config.epochs, {config.epochs}", "lower it or train longer")  # fmt: skip
     _need(evaluation.checkpoint == "last" or data.val_share > 0, "eval.checkpoint", evaluation.checkpoint,
           "'last' where no identities are held out", "set config.data.val_share or config.eval.checkpoint=last")  # fmt: skip
-    del model, loss
 
 
 def _lookup(config: ml_collections.ConfigDict, field: str) -> Any:

@@ -1,19 +1,28 @@
-"""The command line: python -m cacenet_jax.main --config=configs/<name>.py --workdir=DIR [--mode=...] [--config.x=...]."""
+"""The command line of cacenet_jax.
 
+python -m cacenet_jax.main --config=configs/<name>.py --workdir=DIR [--mode=...] [--config.field=value ...]
+"""
+
+import logging as standard_logging
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from cacenet_jax.command_line import parse
 from cacenet_jax.errors import UserError
 
 MODES = ("train", "evaluate")
+_EXAMPLE = "for example --config=configs/synthetic.py --workdir=workdirs/synthetic"
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "File in configs/; fields: --config.field=value.", lock_config=True)
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "File in configs/; fields: --config.field=value.", lock_config=True
+)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: config, metrics, checkpoints, results.")
 _MODE = flags.DEFINE_string("mode", "train", f"One of {', '.join(MODES)}.")
-_DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
+flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
 
 
 def run(argv: Sequence[str]) -> None:
@@ -21,41 +30,32 @@ def run(argv: Sequence[str]) -> None:
     if len(argv) > 1:
         raise UserError(f"argument {argv[1]!r}: found a word that is no flag, expected --config=..., --workdir=...")
     if _MODE.value not in MODES:
-        raise UserError(f"--mode: found {_MODE.value!r}, expected one of {', '.join(MODES)}")
+        raise UserError(f"--mode: found {_MODE.value!r}, expected one of {', '.join(MODES)}; choose one of them")
     for name, flag in (("--config", _CONFIG), ("--workdir", _WORKDIR)):
-        if flag.value is None:
-            raise UserError(f"{name}: not given, expected {name}=...; for example --config=configs/synthetic.py --workdir=workdirs/synthetic")
+        if not flag.value:
+            raise UserError(f"{name}: not given, expected {name}=...; {_EXAMPLE}")
     from cacenet_jax import train  # after the flags: a typo should not wait for jax
 
     modes: dict[str, Callable] = {"train": train.train, "evaluate": train.evaluate}
     modes[_MODE.value](_CONFIG.value, _WORKDIR.value)
 
 
-def _parse(argv: Sequence[str]) -> list[str]:
-    """Flags, with every mistake in them turned into a UserError."""
-    try:
-        return flags.FLAGS(argv)
-    except UserError:
-        raise
-    except FileNotFoundError as error:
-        raise UserError(f"--config: {error}; expected a file, for example configs/synthetic.py") from error
-    except (flags.Error, AttributeError, KeyError, ValueError, TypeError) as error:
-        message = " ".join(str(error.args[0] if error.args else error).split())
-        raise UserError(f"{message}; --help lists the flags, cacenet_jax/config.py the fields of a config") from error
-
-
 def main() -> None:
     """Parses, runs, and ends with one line and exit code 2 on a mistake that the user can mend."""
+    logging.use_absl_handler()
+    logging.set_verbosity(logging.WARNING)
+    logging.get_absl_handler().setFormatter(standard_logging.Formatter("%(levelname)s: %(message)s"))
+    app.define_help_flags()
     try:
-        argv = _parse(sys.argv)
-        logging.use_absl_handler()
-        logging.set_verbosity(logging.WARNING)
-        app.run(run, argv=sys.argv, flags_parser=lambda _: argv)
+        run(parse(sys.argv))
     except UserError as error:
         if "--debug" in sys.argv:
-            raise
+            traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues from the newest checkpoint", file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -54,20 +54,23 @@ class Progress:
         """Shows steps first_step .. last_step."""
         self._first, self._last, self._images = first_step, last_step, images_per_step
         self._start = self._spoken = time.monotonic()
+        self._compiled = False
         self._bar = tqdm(total=last_step, initial=first_step, unit="step", dynamic_ncols=True) if sys.stderr.isatty() else None
 
     def update(self, step: int, metrics: Mapping[str, float]) -> float:
         """Shows the state after a step; returns the mean rate since the start in images/s."""
         now = time.monotonic()
         rate = (step - self._first) * self._images / max(now - self._start, 1e-9)
+        if not self._compiled:  # the first steps wait for the compiler and say nothing about the rest
+            self._compiled, self._first, self._start = True, step, now
         parts = [f"{rate:.0f} img/s"] + [f"{k} {v:.3f}" for k, v in metrics.items()]
         if self._bar is not None:
             self._bar.set_postfix_str(", ".join(parts), refresh=False)
             self._bar.update(step - self._bar.n)
         elif now - self._spoken > _PLAIN_SECONDS or step == self._last:
             self._spoken = now
-            left = (self._last - step) * (now - self._start) / max(step - self._first, 1)
-            print(f"step {step}/{self._last}: {', '.join(parts)}, {left / 60:.1f} min left", file=sys.stderr, flush=True)
+            left = (self._last - step) * self._images / max(rate, 1e-9) / 60
+            print(f"step {step}/{self._last}: {', '.join(parts)}, {left:.1f} min left", file=sys.stderr, flush=True)
         return rate
 
     def close(self) -> None:

@@ -12,9 +12,10 @@ from cacenet_jax import build
 from cacenet_jax.checkpoints import write_json
 from cacenet_jax.data.builders import Prepared, open_split
 from cacenet_jax.data.pipeline import evaluation_batches
-from cacenet_jax.data.splits import Subset, whole
+from cacenet_jax.data.splits import Subset, TrainVal, whole
 from cacenet_jax.models.cacenet import CACENet
 from cacenet_jax.retrieval.evaluate import Labelled, Settings, evaluate, extract, table
+from cacenet_jax.retrieval.ranking import check_rankable
 from cacenet_jax.train_step import TrainState
 
 # Weights of the pair distance that are compared on validation data, to choose config.eval.mix.
@@ -38,6 +39,16 @@ def score(
         top_k=settings.top_k, camera_filter=settings.camera_filter, mix=settings.mix, pairs_per_call=settings.pairs_per_call
     )
     return evaluate(features(query), features(gallery), build.pair_distance_fn(net, variables), how, mixes)
+
+
+def check_splits(config: ConfigDict, prepared: Prepared, cut: TrainVal | None = None) -> None:
+    """Raises UserError, before any training, where the test split or the validation identities cannot be ranked."""
+    pairs = {"test split": tuple(whole(open_split(prepared, split)) for split in ("query", "gallery"))}
+    if cut is not None and len(cut.query.indices):
+        pairs["validation split, cut from train by config.data.val_share"] = (cut.query, cut.gallery)
+    for where, (query, gallery) in pairs.items():
+        labels = (query.pids, gallery.pids, query.camids, gallery.camids)
+        check_rankable(*labels, camera_filter=config.eval.camera_filter, where=f"{config.data.name}, {where}")
 
 
 def score_test(

@@ -9,7 +9,7 @@ import jax
 from ml_collections import ConfigDict
 
 from cacenet_jax import build, optim
-from cacenet_jax.checkpoints import Checkpoints, claim_workdir
+from cacenet_jax.checkpoints import Checkpoints, check_network, check_workdir, claim_workdir
 from cacenet_jax.config import to_dict, validate
 from cacenet_jax.data.builders import Prepared, open_split, prepare
 from cacenet_jax.data.pipeline import training_batches
@@ -19,7 +19,7 @@ from cacenet_jax.errors import UserError
 from cacenet_jax.models.cacenet import CACENet
 from cacenet_jax.parallel import AXIS, DeviceMap, check_divisible, pick_devices
 from cacenet_jax.reporting import MetricWriter, Progress
-from cacenet_jax.scoring import MIXES, score, score_test
+from cacenet_jax.scoring import MIXES, check_splits, score, score_test
 from cacenet_jax.train_step import TrainState, create_state, make_train_step
 
 _SHOWN = ("loss", "identity", "triplet", "pair_identity", "pair_triplet")
@@ -46,16 +46,10 @@ def check_finite(step: int, metrics: dict[str, float]) -> None:
         )
 
 
-def restore(config: ConfigDict, workdir: Path, net: CACENet, checkpoints: Checkpoints) -> tuple[int, TrainState]:
-    """The step that config.eval.checkpoint names and its state; UserError if the workdir has none."""
-    steps = checkpoints.steps()
-    if not steps:
-        raise UserError(
-            f"{workdir / 'checkpoints'}: found no complete checkpoint, expected one; train first with --mode=train "
-            "and the same --workdir"
-        )
+def restore(config: ConfigDict, net: CACENet, checkpoints: Checkpoints) -> tuple[int, TrainState]:
+    """The step that config.eval.checkpoint names and its state; there is at least one checkpoint."""
     best = checkpoints.best_step() if config.eval.checkpoint == "best" else None
-    step = steps[-1] if best is None else best
+    step = checkpoints.steps()[-1] if best is None else best
     optimizer = optim.optimizer(config, 1)
     like = create_state(net, optimizer, jax.random.key(0), (config.data.height, config.data.width))
     return step, checkpoints.load(step, like)
@@ -77,6 +71,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     # -- The config and the devices -----------------------------------------------------------------------------------
     workdir = Path(workdir)
     validate(config)
+    check_workdir(workdir, to_dict(config))
     data = config.data
     batch_size = data.num_ids * data.images_per_id
     devices = pick_devices(config.devices)
@@ -86,6 +81,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     # -- The data -----------------------------------------------------------------------------------------------------
     prepared = prepare_data(config)
     cut = cut_training(config, prepared)
+    check_splits(config, prepared, cut)
     sampler = PKSampler(cut.train.labels, data.num_ids, data.images_per_id, config.seed)
     steps_per_epoch = sampler.steps_per_epoch
     last_step = config.epochs * steps_per_epoch
@@ -108,14 +104,15 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     first_step = max(checkpoints.steps(), default=0)
     if first_step:
         state = checkpoints.load(first_step, state)
-        print(f"continuing {workdir} from step {first_step} of {last_step}")
+        print(f"continuing {workdir} from step {first_step} of {last_step}", flush=True)
     state = device_map.replicate(state)
     writer = MetricWriter(workdir, first_step)
     progress = Progress(first_step, last_step, batch_size)
     parameters = sum(x.size for x in jax.tree.leaves(state.params))
     print(
         f"{data.name}: {len(cut.train.indices)} images of {cut.train.num_identities} identities, "
-        f"{steps_per_epoch} steps an epoch; {parameters:,} parameters; {len(devices)} {devices[0].platform} device(s)"
+        f"{steps_per_epoch} steps an epoch; {parameters:,} parameters; {len(devices)} {devices[0].platform} device(s)",
+        flush=True,
     )
 
     # -- The loop: numbers are fetched one step late, while the device works on the next ------------------------------
@@ -160,7 +157,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
 
     # -- The test split -----------------------------------------------------------------------------------------------
     if config.eval.checkpoint == "best":
-        first_step, state = restore(config, workdir, net, checkpoints)
+        first_step, state = restore(config, net, checkpoints)
     else:
         first_step = last_step
     checkpoints.close()
@@ -184,12 +181,15 @@ def evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     """
     workdir = Path(workdir)
     validate(config)
-    checkpoints = Checkpoints(workdir)
+    checkpoints = Checkpoints(workdir, create=False)
+    check_network(workdir, to_dict(config))
     num_identities = checkpoints.num_identities()
+    prepared = prepare_data(config)
+    check_splits(config, prepared)
     net = build.model(config, num_identities)
-    step, state = restore(config, workdir, net, checkpoints)
+    step, state = restore(config, net, checkpoints)
     checkpoints.close()
-    return score_test(config, net, state, prepare_data(config), step, workdir)
+    return score_test(config, net, state, prepared, step, workdir)
 
 
 def _report_validation(writer: MetricWriter, step: int, result: dict[str, Any]) -> None:

@@ -160,6 +160,7 @@ def make_train_step(
             metrics["positive_cross"] = _mean(grid.positive_cross, axis_name)
             metrics["degree"] = _mean(grid.degree, axis_name)
         params = optax.apply_updates(state.params, updates)
+        metrics["param_norm"] = optax.global_norm(params)  # not finite where the update broke them
         return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
 
     return step

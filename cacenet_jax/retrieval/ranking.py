@@ -243,6 +243,37 @@ def ranking_statistics(
     return result
 
 
+def check_rankable(
+    query_pids: Integer[Array, " query_pids"],
+    gallery_pids: Integer[Array, " gallery_pids"],
+    query_camids: Integer[Array, " query_camids"],
+    gallery_camids: Integer[Array, " gallery_camids"],
+    *,
+    camera_filter: bool = True,
+    where: str,
+) -> None:
+    """Raises UserError where no query has a match left, from labels alone: before hours of training, not after.
+
+    Args:
+        query_pids: identities, shape (Q,).
+        gallery_pids: identities, shape (G,).
+        query_camids: cameras, shape (Q,).
+        gallery_camids: cameras, shape (G,).
+        camera_filter: as in `evaluate_ranking`.
+        where: the split, which begins the message.
+    """
+    labels = [np.asarray(array) for array in (query_pids, gallery_pids, query_camids, gallery_camids)]
+    query_pids, gallery_pids, query_camids, gallery_camids = labels
+    seen = np.unique(np.stack([gallery_pids, gallery_camids], axis=1), axis=0)  # where each identity was seen
+    identities, cameras = np.unique(seen[:, 0], return_counts=True)
+    left = dict(zip(identities.tolist(), cameras.tolist(), strict=True))
+    filtered = set(map(tuple, seen.tolist())) if camera_filter else set()
+    for pid, camid in zip(query_pids.tolist(), query_camids.tolist(), strict=True):
+        if left.get(pid, 0) > ((pid, camid) in filtered):
+            return
+    raise UserError(f"{where}: {_why_no_match(*labels)}")
+
+
 def summarise(statistics: QueryStatistics, *, ap: str = "step") -> dict[str, float | int]:
     """Means over the valid queries.
 
