@@ -25,12 +25,18 @@ class RowLosses(NamedTuple):
     valid_R: Array
 
 
+def _wide(x: Float[AnyArray, "*any"]) -> Float[Array, "*any"]:
+    """At least float32: softmax and distances are never computed in a half type."""
+    x = jnp.asarray(x)
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
 def cross_entropy(logits: Float[AnyArray, "*batch I"], labels: Int[AnyArray, "*batch"]) -> Float[Array, "*batch"]:
     """-log softmax(logits)[label], one value an embedding.
 
     Source: paper, equation 1, with the minus sign that the print lacks and without its stray 1/C.
     """
-    log_p = jax.nn.log_softmax(jnp.asarray(logits), axis=-1)
+    log_p = jax.nn.log_softmax(_wide(logits), axis=-1)
     return -jnp.take_along_axis(log_p, jnp.asarray(labels)[..., None], axis=-1)[..., 0]
 
 
@@ -38,7 +44,7 @@ def mixup_rows(
     logits_RCI: Float[AnyArray, "R C I"], row_labels_R: Int[AnyArray, "R"], column_labels_C: Int[AnyArray, "C"], alpha: float
 ) -> Float[Array, "R"]:
     """Equation 8 of each target image, averaged over the contextual images: a row of the grid, (R,)."""
-    log_p_RCI = jax.nn.log_softmax(jnp.asarray(logits_RCI), axis=-1)
+    log_p_RCI = jax.nn.log_softmax(_wide(logits_RCI), axis=-1)
     row_labels_R, column_labels_C = jnp.asarray(row_labels_R), jnp.asarray(column_labels_C)
     shape = log_p_RCI.shape[:2]
     target_RC = jnp.take_along_axis(log_p_RCI, jnp.broadcast_to(row_labels_R[:, None], shape)[..., None], -1)[..., 0]
@@ -83,7 +89,7 @@ def batch_hard_rows(
     Returns:
         Loss and validity of each row; a row with no positive or no negative does not count.
     """
-    distance_RC = jnp.asarray(distance_RC)
+    distance_RC = _wide(distance_RC)
     same_RC = jnp.asarray(row_labels_R)[:, None] == jnp.asarray(column_labels_C)[None]
     itself_RC = jnp.asarray(row_index_R)[:, None] == jnp.arange(distance_RC.shape[1])[None]
     positive_RC = same_RC & ~itself_RC
@@ -121,8 +127,8 @@ def safe_sqrt(square: Float[Array, "*any"]) -> Float[Array, "*any"]:
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1)), 0)
 
 
-def euclidean(left: Float[Array, "*batch F"], right: Float[Array, "*batch F"]) -> Float[Array, "*batch"]:
-    """|left - right| along the last axis, with a zero gradient at distance 0."""
+def euclidean(left: Float[Array, "*#batch F"], right: Float[Array, "*#batch F"]) -> Float[Array, "*#batch"]:
+    """|left - right| along the last axis, broadcast over the others, with a zero gradient at distance 0."""
     return safe_sqrt(jnp.sum((left - right) ** 2, axis=-1))
 
 
