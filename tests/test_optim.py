@@ -1,0 +1,110 @@
+"""Learning rate and optimiser against hand-computed updates."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from cacenet_jax import optim
+from cacenet_jax.config import paper
+from cacenet_jax.errors import UserError
+
+
+def config_of(**fields):
+    config = paper()
+    config.epochs = 20
+    config.optim.warmup_epochs = 2.0
+    with config.unlocked():
+        config.optim.update(fields)
+    return config
+
+
+def constant_rate(**fields):
+    """A config whose learning rate is its peak at step 0 and stays there for the steps of a test."""
+    return config_of(warmup_epochs=0.0, **fields)
+
+
+@pytest.mark.parametrize("step", [0, 1, 10, 19, 20, 21, 110, 199, 200, 500])
+def test_schedule_has_the_papers_values(step):
+    """Linear from 0 over 20 of 200 steps, then half a cosine to 0."""
+    found = optim.schedule(config_of(), steps_per_epoch=10)(step)
+    fall = min((step - 20) / 180, 1)
+    expected = 6.25e-3 * (step / 20 if step < 20 else (1 + math.cos(math.pi * fall)) / 2)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-10)
+
+
+@pytest.mark.parametrize(("num_ids", "images_per_id", "factor"), [(4, 4, 1), (16, 4, 4), (2, 2, 0.25)])
+def test_peak_scales_linearly_with_the_batch(num_ids, images_per_id, factor):
+    config = config_of()
+    config.data.num_ids, config.data.images_per_id = num_ids, images_per_id
+    np.testing.assert_allclose(optim.schedule(config, 10)(20), 6.25e-3 * factor, rtol=1e-6)
+
+
+def test_without_warmup_the_first_step_has_the_peak():
+    np.testing.assert_allclose(optim.schedule(constant_rate(), 10)(0), 6.25e-3, rtol=1e-6)
+
+
+PARAMS = {"conv": {"kernel": np.array([1.0, -2.0])}, "intra_weight": np.array([3.0]), "cross_weight": np.array([-4.0])}
+
+
+def run(config, params, grads, steps_per_epoch=10**6):
+    optimizer = optim.optimizer(config, steps_per_epoch)
+    params = jax.tree.map(jnp.asarray, params)
+    state = optimizer.init(params)
+    for grad in grads:
+        updates, state = optimizer.update(jax.tree.map(lambda x, g=grad: jnp.full_like(x, g), params), state, params)
+        params = optax.apply_updates(params, updates)
+    return params
+
+
+@pytest.mark.parametrize("attention_scale", [1.0, 10.0, 0.0])
+def test_sgd_equals_the_torch_update(x64, attention_scale):
+    """g <- g + decay p; buffer <- momentum buffer + g; p <- p - rate buffer; no decay of w and w'."""
+    gradients, rate, decay = [0.3, -0.2, 0.5], 0.1, 0.01
+    config = constant_rate(learning_rate=rate, weight_decay=decay, attention_scale=attention_scale)
+    found = run(config, PARAMS, gradients)
+
+    def by_hand(values, decay, rate):
+        out = []
+        for p in values:
+            buffer = 0.0
+            for g in gradients:
+                buffer = 0.9 * buffer + (g + decay * p)
+                p = p - rate * buffer
+            out.append(p)
+        return out
+
+    # The schedule's rate is a float32 number, 1.5e-8 away from 0.1.
+    np.testing.assert_allclose(found["conv"]["kernel"], by_hand(PARAMS["conv"]["kernel"], decay, rate), rtol=1e-7)
+    for name in ("intra_weight", "cross_weight"):
+        np.testing.assert_allclose(found[name], by_hand(PARAMS[name], 0.0, rate * attention_scale), rtol=1e-7)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_weight_decay_spares_the_attention_weights(name):
+    config = constant_rate(name=name, learning_rate=0.1, weight_decay=0.5)
+    found = run(config, PARAMS, [0.0])
+    np.testing.assert_allclose(found["conv"]["kernel"], PARAMS["conv"]["kernel"] * 0.95, rtol=1e-6)
+    np.testing.assert_array_equal(found["intra_weight"], PARAMS["intra_weight"])
+    np.testing.assert_array_equal(found["cross_weight"], PARAMS["cross_weight"])
+
+
+def test_adamw_decay_is_decoupled_from_the_gradient(x64):
+    """Adam's first step is rate times the sign of the gradient, the decay comes on top."""
+    found = run(constant_rate(name="adamw", learning_rate=0.1, weight_decay=0.01), PARAMS, [0.3])
+    kernel = PARAMS["conv"]["kernel"]
+    np.testing.assert_allclose(found["conv"]["kernel"], kernel - 0.1 * (1 + 0.01 * kernel), rtol=1e-6)
+    np.testing.assert_allclose(found["intra_weight"], PARAMS["intra_weight"] - 0.1, rtol=1e-6)
+
+
+def test_clipping_limits_the_norm_of_the_gradient(x64):
+    found = run(constant_rate(learning_rate=1.0, weight_decay=0.0, clip_norm=1.0), PARAMS, [5.0])
+    np.testing.assert_allclose(found["conv"]["kernel"], PARAMS["conv"]["kernel"] - 0.5, rtol=1e-9)  # four equal entries
+
+
+def test_unknown_optimiser_names_both_sides():
+    with pytest.raises(UserError, match=r"'lion'.*'sgd' or 'adamw'"):
+        optim.optimizer(config_of(name="lion"), 10)
