@@ -54,7 +54,7 @@ def paper() -> ml_collections.ConfigDict:
     config.model.pairs = True  # False: the individual baseline of table 1
     config.model.kind = "discrepancy"  # or normal
     config.model.filters = "tied"  # or untied
-    config.model.keys = "raw"  # or l2, standardised
+    config.model.affinity = "raw"  # between maps (the paper); or l2, standardised nodes
     config.model.block = 0  # columns of the pair grid computed at a time, 0 for all
     config.model.dtype = "float32"  # or bfloat16
 
@@ -104,7 +104,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
         "model.backbone": tuple(STAGES),
         "model.kind": ("discrepancy", "normal"),
         "model.filters": ("tied", "untied"),
-        "model.keys": ("raw", "l2", "standardised"),
+        "model.affinity": ("raw", "l2", "standardised"),
         "model.dtype": ("float32", "bfloat16"),
         "optim.name": ("sgd", "adamw"),
         "eval.checkpoint": ("last", "best"),
