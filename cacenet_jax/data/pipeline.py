@@ -19,7 +19,8 @@ from cacenet_jax.errors import UserError
 
 def decode(encoded: bytes, height: int, width: int, name: str) -> UInt8[np.ndarray, "H W 3"]:
     """JPEG or PNG bytes to RGB pixels of the network's size (bilinear); a broken image is a UserError naming it."""
-    image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR)
+    # OpenCV answers bytes it cannot read with None, but no bytes at all with an exception of its own.
+    image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR) if encoded else None
     if image is None:
         raise UserError(f"{name}: found bytes that are no image, expected a JPEG or PNG; prepare the data set again")
     if image.shape[:2] != (height, width):

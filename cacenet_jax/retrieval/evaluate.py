@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int
 
+from cacenet_jax.errors import UserError
 from cacenet_jax.retrieval.ranking import QueryStatistics, ranking_statistics, summarise
 from cacenet_jax.retrieval.rescore import Features, PairDistance, Rescorer, nearest, reorder
 
@@ -100,9 +101,14 @@ def evaluate(
         "top_k", "num_query", "num_gallery", "num_valid"; "mAP_by_mix" with `mixes`.
 
     Raises:
-        UserError: no query has a match left.
+        UserError: there is no query or no gallery image, or no query has a match left.
     """
     num_query, num_gallery = len(query.pids), len(gallery.pids)
+    if not num_query or not num_gallery:
+        raise UserError(
+            f"evaluation: found {num_query} queries and {num_gallery} gallery images, expected at least one of each; "
+            "a validation split needs identities with two images of one camera: raise config.data.val_share or set it to 0"
+        )
     top_k = min(settings.top_k, num_gallery)
     if top_k < settings.top_k:
         logging.warning(
