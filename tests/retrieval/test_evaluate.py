@@ -1,0 +1,117 @@
+"""Evaluation from end to end on small made-up features, against a literal loop over queries and ranks."""
+
+import logging
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cacenet_jax.errors import UserError
+from cacenet_jax.retrieval.evaluate import METRICS, Labelled, Settings, evaluate, extract, table
+from cacenet_jax.retrieval.rescore import Features
+
+
+def images(count, seed):
+    """Unit embeddings, unrelated pair terms, few identities and cameras, one distractor identity."""
+    rng = np.random.default_rng(seed)
+    embedding = rng.standard_normal((count, 4)).astype(np.float32)
+    embedding /= np.linalg.norm(embedding, axis=1, keepdims=True)
+    features = Features(embedding, {"x": rng.standard_normal((count, 3)).astype(np.float32)})
+    return Labelled(features, rng.integers(0, 4, count), rng.integers(0, 3, count))
+
+
+QUERY, GALLERY = images(7, 0), images(20, 1)
+
+
+def pair_distance(u, v):
+    return jnp.sum(jnp.abs(u["x"] - v["x"]))
+
+
+def metrics_by_hand(weight, top_k, camera_filter):
+    """Rank one query after another; weight None is the individual ranking."""
+    ap, first, inp = [], [], []
+    for q in range(len(QUERY.pids)):
+        cosine = [float(1 - QUERY.features.embedding[q] @ g) for g in GALLERY.features.embedding]
+        order = sorted(range(len(cosine)), key=lambda g: (cosine[g], g))
+        if weight is not None:
+            pair = [np.abs(QUERY.features.terms["x"][q] - x).sum() for x in GALLERY.features.terms["x"]]
+            scored = sorted(order[:top_k], key=lambda g: weight * pair[g] + (1 - weight) * cosine[g])
+            order = scored + order[top_k:]
+        if camera_filter:  # after the candidates were taken
+            order = [g for g in order if not is_junk(q, g)]
+        hits = [rank for rank, g in enumerate(order, 1) if GALLERY.pids[g] == QUERY.pids[q]]
+        if hits:
+            ap.append(np.mean([i / rank for i, rank in enumerate(hits, 1)]))
+            first.append(hits[0])
+            inp.append(len(hits) / hits[-1])
+    ranks = {f"rank{k}": np.mean(np.array(first) <= k) for k in (1, 5, 10)}
+    return {"mAP": np.mean(ap), **ranks, "mINP": np.mean(inp)}, len(ap)
+
+
+def is_junk(q, g):
+    return GALLERY.pids[g] == QUERY.pids[q] and GALLERY.camids[g] == QUERY.camids[q]
+
+
+@pytest.mark.parametrize("camera_filter", [True, False])
+@pytest.mark.parametrize(("top_k", "query_block", "pairs_per_call"), [(1, 256, 2048), (6, 3, 7), (20, 1, 1)])
+def test_all_three_rankings_equal_the_loop(top_k, query_block, pairs_per_call, camera_filter):
+    settings = Settings(top_k, camera_filter, 0.3, pairs_per_call, query_block)
+    found = evaluate(QUERY, GALLERY, pair_distance, settings, mixes=(0.0, 0.3, 1.0))
+    for name, weight in {"individual": None, "conditional": 1.0, "mixed": 0.3}.items():
+        expected, valid = metrics_by_hand(weight, top_k, camera_filter)
+        assert found["num_valid"] == valid
+        assert set(found[name]) == set(METRICS)
+        for metric in METRICS:
+            np.testing.assert_allclose(found[name][metric], expected[metric], rtol=1e-12, err_msg=f"{name} {metric}")
+    assert (found["top_k"], found["num_query"], found["num_gallery"]) == (top_k, 7, 20)
+    expected = [found[name]["mAP"] for name in ("individual", "mixed", "conditional")]
+    assert list(found["mAP_by_mix"].values()) == expected
+
+
+def test_rankings_of_the_test_differ():
+    """Otherwise the test above could not tell them apart."""
+    maps = {round(metrics_by_hand(weight, 6, True)[0]["mAP"], 6) for weight in (None, 1.0, 0.3)}
+    assert len(maps) == 3
+    assert metrics_by_hand(1.0, 6, True) != metrics_by_hand(1.0, 6, False)
+
+
+def test_without_pairs_there_is_one_ranking():
+    query, gallery = (x._replace(features=x.features._replace(terms=None)) for x in (QUERY, GALLERY))
+    found = evaluate(query, gallery, None, Settings(top_k=5), mixes=(0.5,))
+    assert found["individual"] == evaluate(QUERY, GALLERY, pair_distance, Settings(top_k=5))["individual"]
+    assert not {"conditional", "mixed", "mAP_by_mix"} & set(found)
+    assert "individual" in table(found) and "conditional" not in table(found)
+
+
+def test_top_k_beyond_the_gallery_is_cut_with_a_warning(caplog):
+    with caplog.at_level(logging.WARNING):
+        found = evaluate(QUERY, GALLERY, pair_distance, Settings(top_k=100))
+    assert "config.eval.top_k: found 100, cut to the 20 images" in caplog.text
+    assert found["top_k"] == 20
+    assert found == evaluate(QUERY, GALLERY, pair_distance, Settings(top_k=20))
+
+
+@pytest.mark.parametrize(("num_query", "num_gallery"), [(0, 20), (7, 0)])
+@pytest.mark.parametrize("pairs", [pair_distance, None], ids=["pairs", "individual"])
+def test_an_empty_side_is_one_clear_error(num_query, num_gallery, pairs):
+    with pytest.raises(UserError, match=f"{num_query} quer.*{num_gallery} gallery"):
+        evaluate(images(num_query, 0), images(num_gallery, 1), pairs, Settings(top_k=5))
+
+
+def test_extract_keeps_positions_and_drops_filling():
+    def describe(block):
+        return Features(block.astype(np.float32).mean(axis=(1, 2)), {"first": block[:, 0, 0], "none": None})
+
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 2, 2, 3), np.uint8)
+    batches = [(pixels[[4, 2]], np.array([4, 2])), (pixels[[0, 1]], np.array([0, 1])), (pixels[[3, 3]], np.array([3, -1]))]
+    found = extract(describe, batches, 5)
+    np.testing.assert_allclose(found.embedding, pixels.astype(np.float32).mean(axis=(1, 2)))
+    np.testing.assert_array_equal(found.terms["first"], pixels[:, 0, 0])
+
+
+def test_table_shows_per_cent_of_every_ranking():
+    lines = table(evaluate(QUERY, GALLERY, pair_distance, Settings(top_k=5))).splitlines()
+    found = evaluate(QUERY, GALLERY, pair_distance, Settings(top_k=5))
+    assert [line.split()[0] for line in lines[1:4]] == ["individual", "conditional", "mixed"]
+    assert float(lines[2].split()[1]) == round(100 * found["conditional"]["mAP"], 2)
+    assert "7 queries" in lines[4] and "top 5 re-scored" in lines[4]
