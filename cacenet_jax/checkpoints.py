@@ -137,10 +137,6 @@ class Checkpoints:
                 "use the config that it was trained with, or choose a new --workdir"
             ) from error
 
-    def wait(self) -> None:
-        """Returns when the last save is complete."""
-        self._checkpointer.wait()
-
     def close(self) -> None:
         """Waits and releases the folder."""
         self._checkpointer.close()

@@ -4,6 +4,7 @@ python -m cacenet_jax.main --config=configs/<name>.py --workdir=DIR [--mode=...]
 """
 
 import logging as standard_logging
+import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -54,8 +55,8 @@ def main() -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("interrupted; the same command continues from the newest checkpoint", file=sys.stderr)
-        sys.exit(130)
+        print("interrupted; the same command continues from the newest checkpoint", file=sys.stderr, flush=True)
+        os._exit(130)  # a save that was cut off would complain at length; like after a kill, it is no checkpoint
 
 
 if __name__ == "__main__":

@@ -152,15 +152,16 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
                 checkpoints.save(step, state, validation_map)
     finally:
         progress.close()
-        checkpoints.wait()
+        checkpoints.close()
         writer.close()
 
     # -- The test split -----------------------------------------------------------------------------------------------
     if config.eval.checkpoint == "best":
+        checkpoints = Checkpoints(workdir, create=False)
         first_step, state = restore(config, net, checkpoints)
+        checkpoints.close()
     else:
         first_step = last_step
-    checkpoints.close()
     return score_test(config, net, state, prepared, first_step, workdir)
 
 

@@ -18,3 +18,11 @@ def x64():
     """Float64 in JAX for one test; the others stay in float32, as users run it."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture
+def command(tmp_path, request):
+    """The command line as a user types it, in an empty folder; what XLA compiled is kept for the next time."""
+    from command import Command
+
+    return Command(tmp_path, request.config.cache.mkdir("xla"))

@@ -105,14 +105,14 @@ def _prepared_before(builder: type[ReidBuilder], home: str, options: Mapping[str
             found.append(directory)
     if not found:
         raise UserError(
-            f"{builder.name}: no data root given and nothing prepared in {home}; set the data root; "
-            f"{builder.HOME}"
+            f"{builder.name}: no data root given and nothing prepared in {home}; set "
+            f"config.data.root to its folder or zip; {builder.HOME}"
         )
     if len(found) > 1:
         listed = ", ".join(f"{directory} from {read_metadata(directory)['origin']}" for directory in found)
         raise UserError(
-            f"{builder.name}: no data root given and several copies prepared ({listed}); set the data root "
-            "or remove all but one"
+            f"{builder.name}: no data root given and several copies prepared ({listed}); set "
+            "config.data.root or remove all but one"
         )
     return found[0]
 

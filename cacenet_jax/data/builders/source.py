@@ -73,7 +73,7 @@ class FolderSource(Source):
         try:
             with os.scandir(self._full(folder)) as found:
                 names = [item.name for item in found if _visible(item.name) and item.is_dir()]
-        except PermissionError:  # somebody else's folder beside the data set
+        except (FileNotFoundError, PermissionError):  # no such root; somebody else's folder beside the data set
             return []
         return sorted(posixpath.join(folder, name) for name in names)
 
@@ -179,16 +179,10 @@ def open_source(root: str) -> Source:
         the source.
 
     Raises:
-        UserError: when `root` does not exist, or is a file but not a zip.
+        UserError: when `root` is a file but not a zip.
     """
     root = os.path.abspath(os.path.expanduser(root))
-    if os.path.isdir(root):
-        return FolderSource(root)
-    if os.path.exists(root):
-        return ZipSource(root)
-    raise UserError(
-        f"data root {root} does not exist; expected the data set's folder, the folder above it, or its zip"
-    )
+    return ZipSource(root) if os.path.isfile(root) else FolderSource(root)  # `locate` tells what a missing root lacks
 
 
 class Place(NamedTuple):
@@ -241,6 +235,8 @@ def locate(
             level = [child for folder in level for child in source.folders(folder)]
     expected = " or ".join("{" + ", ".join(needed) + "}" for needed in layouts.values())
     near = f" ({source.where(closest[1])} lacks {', '.join(closest[2])})" if closest[0] else ""
+    if not os.path.exists(source.root):
+        near = " (it does not exist)"
     raise UserError(
         f"{source.root}: no data set found{near}; looked there and up to two folders below for {expected}; "
         f"{hint}"

@@ -1,0 +1,33 @@
+# Two commands for a new machine: `make demo` and `make test`. Both make .venv and install what they need into it;
+# again only when a requirements file changes. PYTHON=python3.12 chooses another interpreter.
+PYTHON ?= python3
+VENV := .venv
+PIP := $(VENV)/bin/python -m pip install --disable-pip-version-check --quiet
+
+.PHONY: demo test
+.DELETE_ON_ERROR:
+
+# The main job: prepares the synthetic data set, trains, and prints the table of both rankings.
+demo: $(VENV)/.installed
+	$(VENV)/bin/python -m cacenet_jax.main --config=configs/synthetic.py --workdir=workdirs/synthetic
+
+# Lint and tests.
+test: $(VENV)/.installed-dev
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/python -m pytest
+
+# A stamp is written last, so a failed installation leaves none.
+$(VENV)/.made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: $(PYTHON) is missing or older than 3.11; install Python 3.11 or later, or name one: make PYTHON=python3.12" >&2; exit 2; }
+	@$(PYTHON) -m venv $(VENV) || \
+	  { echo "error: $(PYTHON) -m venv failed; install its venv module (Debian and Ubuntu: python3-venv)" >&2; exit 2; }
+	@touch $@
+
+$(VENV)/.installed: requirements.txt $(VENV)/.made
+	$(PIP) -r requirements.txt
+	@touch $@
+
+$(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
+	$(PIP) -r requirements-dev.txt
+	@touch $@
