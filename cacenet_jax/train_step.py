@@ -24,13 +24,13 @@ class TrainState:
     """All that training changes.
 
     Attributes:
-        step: steps done.
+        step: steps done, an integer scalar (any leaf type: trees of shapes and of host arrays have this form too).
         params: parameters.
         batch_stats: running statistics of the batch norms.
         opt_state: the optimiser's state.
     """
 
-    step: jax.Array
+    step: Any
     params: Any
     batch_stats: Any
     opt_state: Any
@@ -64,7 +64,7 @@ def create_state(model: CACENet, optimizer: optax.GradientTransformation, key: j
     return TrainState(jnp.zeros((), jnp.int32), params, variables.get("batch_stats", {}), optimizer.init(params))
 
 
-def _mean(x: jax.Array, axis_name: str | None) -> jax.Array:
+def _mean(x: Any, axis_name: str | None) -> Any:
     return x if axis_name is None else jax.lax.pmean(x, axis_name)
 
 
