@@ -116,7 +116,8 @@ def validate(config: ml_collections.ConfigDict) -> None:
           "the triplet loss needs two images of an identity")  # fmt: skip
     _need(data.num_ids >= 2, "data.num_ids", data.num_ids, "at least 2", "the triplet loss needs two identities")
     positive = ("epochs", "data.height", "data.width", "model.embed_dim", "model.last_stride", "log_every",
-                "optim.learning_rate", "optim.reference_batch", "eval.top_k", "eval.batch_size", "eval.pairs_per_call")  # fmt: skip
+                "optim.learning_rate", "optim.reference_batch", "eval.top_k", "eval.batch_size",
+                "eval.pairs_per_call")  # fmt: skip
     for field in positive:
         _need(_lookup(config, field) > 0, field, _lookup(config, field), "more than 0", "raise it")
     not_negative = ("devices", "checkpoint_every", "eval_every", "data.workers", "augment.pad", "model.width",

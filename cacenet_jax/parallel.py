@@ -21,8 +21,9 @@ def check_divisible(batch_size: int, num_devices: int) -> None:
     """Raises UserError where the devices do not divide the batch."""
     if batch_size % num_devices:
         raise UserError(
-            f"config.data.num_ids x config.data.images_per_id: found a batch of {batch_size} images on {num_devices} devices, "
-            f"expected a multiple of {num_devices}; change num_ids or images_per_id, or set config.devices to a divisor"
+            f"config.data.num_ids x config.data.images_per_id: found a batch of {batch_size} images on "
+            f"{num_devices} devices, expected a multiple of {num_devices}; change num_ids or images_per_id, "
+            "or set config.devices to a divisor"
         )
 
 

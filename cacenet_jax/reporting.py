@@ -55,7 +55,8 @@ class Progress:
         self._first, self._last, self._images = first_step, last_step, images_per_step
         self._start = self._spoken = time.monotonic()
         self._compiled = False
-        self._bar = tqdm(total=last_step, initial=first_step, unit="step", dynamic_ncols=True) if sys.stderr.isatty() else None
+        how = {"unit": "step", "dynamic_ncols": True}
+        self._bar = tqdm(total=last_step, initial=first_step, **how) if sys.stderr.isatty() else None
 
     def update(self, step: int, metrics: Mapping[str, float]) -> float:
         """Shows the state after a step; returns the mean rate since the start in images/s."""

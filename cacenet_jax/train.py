@@ -147,7 +147,8 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
                 validation_map = None
                 if validates:
                     result = score(config, net, state, cut.query, cut.gallery, mixes=MIXES)
-                    validation_map = max(result[name]["mAP"] for name in ("individual", "conditional", "mixed") if name in result)
+                    rankings = [result[name] for name in ("individual", "conditional", "mixed") if name in result]
+                    validation_map = max(ranking["mAP"] for ranking in rankings)
                     _report_validation(writer, step, result)
                 checkpoints.save(step, state, validation_map)
     finally:

@@ -56,7 +56,9 @@ class LossWeights(NamedTuple):
     pair_triplet: float = 1.0
 
 
-def create_state(model: CACENet, optimizer: optax.GradientTransformation, key: jax.Array, image_shape: tuple[int, int]) -> TrainState:
+def create_state(
+    model: CACENet, optimizer: optax.GradientTransformation, key: jax.Array, image_shape: tuple[int, int]
+) -> TrainState:
     """Freshly initialised parameters, statistics and optimiser state; image_shape is (height, width)."""
     images = jnp.zeros((2, *image_shape, 3))
     variables = jax.jit(lambda key: model.init(key, images, train=False))(key)

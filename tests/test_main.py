@@ -20,7 +20,14 @@ from cacenet_jax.retrieval.ranking import check_rankable, evaluate_ranking
 CONFIG = f"--config={TINY}"
 MARKET = (f"--config={TINY}:market1501", "--workdir=run", "--config.data.root=market", "--config.data.dir=prepared")
 SYNTHETIC = (CONFIG, "--workdir=run", "--config.data.dir=prepared")
-CONFIG_FILE = "from cacenet_jax.config import paper\n\n\ndef get_config():\n    config = paper()\n    {}\n    return config\n"
+CONFIG_FILE = """from cacenet_jax.config import paper
+
+
+def get_config():
+    config = paper()
+    {}
+    return config
+"""
 
 
 def jpeg(seed: int) -> bytes:
@@ -69,7 +76,9 @@ FLAGS = {
     "unknown flag": ((*SYNTHETIC, "--wrkdir=x"), ("wrkdir", "workdir", "--help")),
     "unknown mode": ((*SYNTHETIC, "--mode=fly"), ("--mode", "'fly'", "train, evaluate")),
     "a word": ((*SYNTHETIC, "train"), ("'train'", "no flag")),
-    "unknown field": ((*SYNTHETIC, "--config.optim.learnin_rate=1"), ("--config.optim.learnin_rate", "Did you mean", "learning_rate")),
+    "unknown field": (
+        (*SYNTHETIC, "--config.optim.learnin_rate=1"), ("--config.optim.learnin_rate", "Did you mean", "learning_rate"),
+    ),
     "unknown group": ((*SYNTHETIC, "--config.optimm.name=sgd"), ("--config.optimm.name", "config.py lists the fields")),
     "a field without config": (("--config.epochs=3", "--workdir=run"), ("--config: not given",)),
     "missing config": (("--config=none.py", "--workdir=run"), ("--config", "none.py", "configs/synthetic.py")),

@@ -53,8 +53,8 @@ class SyntheticImage(NamedTuple):
     <pid>_c<camid>s1_<index>_00.png, and unique.
     """
 
-    image_HWC: np.ndarray  # noqa: N815
-    parts_HW: np.ndarray  # noqa: N815
+    image_HWC: np.ndarray
+    parts_HW: np.ndarray
     pid: int
     camid: int
     group: int

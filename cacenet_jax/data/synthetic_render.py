@@ -59,9 +59,9 @@ class Window(NamedTuple):
 class Raster(NamedTuple):
     """Shaded people on nothing. Colours are premultiplied by coverage; label 0 is nothing or a bystander."""
 
-    rgb_HW3: np.ndarray  # noqa: N815
-    coverage_HW: np.ndarray  # noqa: N815
-    parts_HW: np.ndarray  # noqa: N815
+    rgb_HW3: np.ndarray
+    coverage_HW: np.ndarray
+    parts_HW: np.ndarray
 
 
 def view_rotation(yaw: float, pitch: float) -> np.ndarray:

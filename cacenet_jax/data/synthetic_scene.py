@@ -35,8 +35,8 @@ class Camera(NamedTuple):
     noise: float
     light_3: np.ndarray
     ambient: float
-    panorama_HP3: np.ndarray  # noqa: N815
-    occluder_rgb_K3: np.ndarray  # noqa: N815
+    panorama_HP3: np.ndarray
+    occluder_rgb_K3: np.ndarray
 
 
 @functools.lru_cache(maxsize=128)

@@ -30,7 +30,7 @@ PART_COLOURS = np.array(
 class Tile(NamedTuple):
     """An image, uint8 RGB, with a caption of about ten letters."""
 
-    image_HWC: np.ndarray  # noqa: N815
+    image_HWC: np.ndarray
     caption: str
 
 

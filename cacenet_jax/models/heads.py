@@ -58,7 +58,8 @@ class EmbeddingHead(nn.Module):
         )
         embedding = norm(encoded.astype(wide))
         small = nn.initializers.normal(0.001)
-        logits = nn.Dense(self.num_identities, use_bias=False, dtype=self.dtype, kernel_init=small, name="classifier")(embedding)
+        classifier = nn.Dense(self.num_identities, use_bias=False, dtype=self.dtype, kernel_init=small, name="classifier")
+        logits = classifier(embedding)
         return Embedded(embedding, logits.astype(wide))
 
 

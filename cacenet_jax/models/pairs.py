@@ -101,7 +101,9 @@ def neighbours_both(u: ImageTerms, v: ImageTerms, cross_weight_D: Float[AnyArray
     return mean_u_D, mean_v_D
 
 
-def neighbour_grid(rows: ImageTerms, columns: ImageTerms, cross_weight_D: Float[AnyArray, "D"], block: int = 0) -> Neighbours:
+def neighbour_grid(
+    rows: ImageTerms, columns: ImageTerms, cross_weight_D: Float[AnyArray, "D"], block: int = 0
+) -> Neighbours:
     """`neighbours` of every pair of a row image u and a column image v, vmapped over the grid.
 
     Args:
@@ -122,7 +124,7 @@ def neighbour_grid(rows: ImageTerms, columns: ImageTerms, cross_weight_D: Float[
     if block and block < num_columns:
         grid = jax.lax.map(jax.checkpoint(column), columns, batch_size=block)
         return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), grid)
-    pair = lambda u, v: neighbours(u, v, cross_weight_D)  # noqa: E731
+    pair = lambda u, v: neighbours(u, v, cross_weight_D)
     return jax.vmap(jax.vmap(pair, (None, 0)), (0, None))(rows, columns)
 
 
