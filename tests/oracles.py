@@ -17,8 +17,14 @@ def affinity(left_ND, right_MD, weight_D):
 
 def full_graph(nodes_u_ND, nodes_v_MD, intra_weight_D, cross_weight_D):
     """Equation 4: all four blocks, the lower left one computed from v to u and not by transposition."""
-    upper = [affinity(nodes_u_ND, nodes_u_ND, intra_weight_D), affinity(nodes_u_ND, nodes_v_MD, cross_weight_D)]
-    lower = [affinity(nodes_v_MD, nodes_u_ND, cross_weight_D), affinity(nodes_v_MD, nodes_v_MD, intra_weight_D)]
+    upper = [
+        affinity(nodes_u_ND, nodes_u_ND, intra_weight_D),
+        affinity(nodes_u_ND, nodes_v_MD, cross_weight_D),
+    ]
+    lower = [
+        affinity(nodes_v_MD, nodes_u_ND, cross_weight_D),
+        affinity(nodes_v_MD, nodes_v_MD, intra_weight_D),
+    ]
     return np.concatenate([np.concatenate(upper, axis=1), np.concatenate(lower, axis=1)])
 
 

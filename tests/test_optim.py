@@ -47,7 +47,11 @@ def test_without_warmup_the_first_step_has_the_peak():
     np.testing.assert_allclose(optim.schedule(constant_rate(), 10)(0), 6.25e-3, rtol=1e-6)
 
 
-PARAMS = {"conv": {"kernel": np.array([1.0, -2.0])}, "intra_weight": np.array([3.0]), "cross_weight": np.array([-4.0])}
+PARAMS = {
+    "conv": {"kernel": np.array([1.0, -2.0])},
+    "intra_weight": np.array([3.0]),
+    "cross_weight": np.array([-4.0]),
+}
 
 
 def run(config, params, grads, steps_per_epoch=10**6):

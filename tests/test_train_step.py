@@ -33,24 +33,17 @@ def norm(x):
 def test_loss_terms_equal_the_loops_over_the_batch(x64):
     """Each term from the network's own outputs, weighted, and their sum; the gradient's norm and the accuracy."""
     config = tiny_config("float64")
-    config.loss.update(
-        {"identity": 0.5, "triplet": 2.0, "pair_identity": 3.0, "pair_triplet": 1.5, "alpha": 0.7}
-    )
+    config.loss.update({"identity": 0.5, "triplet": 2.0, "pair_identity": 3.0, "pair_triplet": 1.5, "alpha": 0.7})
     net, batch = network(config, one_block=True), batch_of("float64")
     state = state_of(net, optax.sgd(1.0), "float64")
     after, metrics = jax.jit(step_of(config, one_block=True))(state, batch)
-    forward = jax.jit(
-        lambda variables, images: net.apply(variables, images, train=True, mutable=["batch_stats"])
-    )
-    (individual, grid), updates = forward(
-        {"params": state.params, "batch_stats": state.batch_stats}, batch.images
-    )
+    forward = jax.jit(lambda variables, images: net.apply(variables, images, train=True, mutable=["batch_stats"]))
+    (individual, grid), updates = forward({"params": state.params, "batch_stats": state.batch_stats}, batch.images)
     embedding, target = unit(np.asarray(individual.embedding)), unit(np.asarray(grid.conditional.embedding))
     near = np.array([[norm(a - b) for b in embedding] for a in embedding])
     pair = np.array([[norm(target[u, v] - target[v, u]) for v in range(8)] for u in range(8)])
     expected = {
-        "identity": 0.5
-        * np.mean([cross_entropy(x, y) for x, y in zip(individual.logits, LABELS, strict=True)]),
+        "identity": 0.5 * np.mean([cross_entropy(x, y) for x, y in zip(individual.logits, LABELS, strict=True)]),
         "triplet": 2.0 * batch_hard(near, LABELS, 0.5),
         "pair_identity": 3.0 * mixup(np.asarray(grid.conditional.logits), LABELS, 0.7),
         "pair_triplet": 1.5 * batch_hard(pair, LABELS, 0.5),
@@ -58,15 +51,11 @@ def test_loss_terms_equal_the_loops_over_the_batch(x64):
     for name, value in expected.items():
         np.testing.assert_allclose(metrics[name], value, rtol=1e-9, err_msg=name)
     np.testing.assert_allclose(metrics["loss"], sum(expected.values()), rtol=1e-9)
-    np.testing.assert_allclose(
-        metrics["accuracy"], (np.asarray(individual.logits).argmax(axis=1) == LABELS).mean()
-    )
+    np.testing.assert_allclose(metrics["accuracy"], (np.asarray(individual.logits).argmax(axis=1) == LABELS).mean())
     moved = jax.tree.leaves(jax.tree.map(np.subtract, after.params, state.params))
     np.testing.assert_allclose(metrics["grad_norm"], np.sqrt(sum((x**2).sum() for x in moved)), rtol=1e-9)
     assert after.step == 1
-    for have, want in zip(
-        jax.tree.leaves(after.batch_stats), jax.tree.leaves(updates["batch_stats"]), strict=True
-    ):
+    for have, want in zip(jax.tree.leaves(after.batch_stats), jax.tree.leaves(updates["batch_stats"]), strict=True):
         np.testing.assert_allclose(have, want, rtol=1e-9, atol=1e-12)
 
 
@@ -82,9 +71,7 @@ def test_gradient_of_the_step_equals_finite_differences(x64):
         moved = jax.tree.map(lambda p, d: p + size * d, state.params, direction)
         return float(step(state.replace(params=moved), batch)[1]["loss"])
 
-    slope = sum(
-        (g * d).sum() for g, d in zip(jax.tree.leaves(gradient), jax.tree.leaves(direction), strict=True)
-    )
+    slope = sum((g * d).sum() for g, d in zip(jax.tree.leaves(gradient), jax.tree.leaves(direction), strict=True))
     np.testing.assert_allclose(slope, (loss_at(1e-6) - loss_at(-1e-6)) / 2e-6, rtol=1e-5)
 
 
@@ -106,9 +93,7 @@ def test_training_learns_eight_images_by_heart(fields):
     assert history[-1]["loss"] < 0.5 * history[0]["loss"] and history[-1]["accuracy"] == 1
 
 
-@pytest.mark.parametrize(
-    ("keys", "dtype"), [("raw", "float32"), ("l2", "float32"), ("standardised", "bfloat16")]
-)
+@pytest.mark.parametrize(("keys", "dtype"), [("raw", "float32"), ("l2", "float32"), ("standardised", "bfloat16")])
 def test_no_nan_with_duplicate_images_and_dead_attention(keys, dtype):
     """Copies of an image under one and under two identities, black images, and a graph without any edge."""
     config = tiny_config(dtype, affinity=keys)

@@ -25,12 +25,8 @@ class OneBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x, *, train):
-        x = nn.Conv(self.channels, (8, 8), strides=(8, 8), padding="VALID", use_bias=False, dtype=self.dtype)(
-            x
-        )
-        norm = nn.BatchNorm(
-            use_running_average=not train, momentum=0.9, dtype=self.dtype, axis_name=self.axis_name
-        )
+        x = nn.Conv(self.channels, (8, 8), strides=(8, 8), padding="VALID", use_bias=False, dtype=self.dtype)(x)
+        norm = nn.BatchNorm(use_running_average=not train, momentum=0.9, dtype=self.dtype, axis_name=self.axis_name)
         return nn.relu(norm(x))
 
 
@@ -71,9 +67,7 @@ def state_of(net, optimizer, dtype="float32", seed=0) -> TrainState:
 def step_of(config, optimizer=None, axis_name=None, one_block=False, augmentation=None):
     net = network(config, axis_name, one_block)
     weights = build.loss_weights(config)
-    return make_train_step(
-        net, optimizer or optax.sgd(1.0), weights, augmentation, jax.random.key(1), axis_name
-    )
+    return make_train_step(net, optimizer or optax.sgd(1.0), weights, augmentation, jax.random.key(1), axis_name)
 
 
 @contextlib.contextmanager

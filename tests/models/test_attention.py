@@ -44,7 +44,11 @@ def test_gradient_equals_finite_differences(x64, argument):
 
 def affine(arguments):
     nodes_u, nodes_v, intra, cross = arguments
-    return affinity(nodes_u, nodes_u, intra), affinity(nodes_v, nodes_v, intra), affinity(nodes_u, nodes_v, cross)
+    return (
+        affinity(nodes_u, nodes_u, intra),
+        affinity(nodes_v, nodes_v, intra),
+        affinity(nodes_u, nodes_v, cross),
+    )
 
 
 def test_negative_affinities_pass_no_gradient():

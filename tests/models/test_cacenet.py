@@ -10,7 +10,7 @@ from oracles import affinity, full_graph, pair_maps
 from cacenet_jax.models.cacenet import CACENet
 from cacenet_jax.models.heads import ConditionalHead
 
-D, F, I = 4, 3, 5  # noqa: E741
+D, F, I = 4, 3, 5
 
 
 class Pixels(nn.Module):
@@ -74,7 +74,9 @@ def test_grid_equals_the_loop_over_pairs(x64, keys, block):
     positive_cross = np.mean([affinity(a, b, cross) > 0 for a in used for b in used])
     degree = np.mean([full_graph(a, b, intra, cross).sum(axis=1)[:4] for a in used for b in used])
     np.testing.assert_allclose(
-        [grid.positive_intra, grid.positive_cross, grid.degree], [positive_intra, positive_cross, degree], rtol=1e-6
+        [grid.positive_intra, grid.positive_cross, grid.degree],
+        [positive_intra, positive_cross, degree],
+        rtol=1e-6,
     )
 
 
@@ -130,8 +132,11 @@ def test_without_the_pair_stage_nothing_of_it_exists(x64):
 def test_bfloat16_network_gives_float32_close_to_float32(keys):
     exact, variables, images = network(keys=keys, dtype=jnp.float32)
     rounded = exact.clone(dtype=jnp.bfloat16)
-    forward = lambda net, x: net.apply(variables, x, train=False)  # noqa: E731
-    (want, want_grid), (have, have_grid) = forward(exact, images), forward(rounded, images.astype(jnp.bfloat16))
+    forward = lambda net, x: net.apply(variables, x, train=False)
+    (want, want_grid), (have, have_grid) = (
+        forward(exact, images),
+        forward(rounded, images.astype(jnp.bfloat16)),
+    )
     for a, b in zip((*have, *have_grid.conditional), (*want, *want_grid.conditional), strict=True):
         assert a.dtype == jnp.float32
         np.testing.assert_allclose(a, b, atol=0.1, rtol=0.1)

@@ -7,7 +7,7 @@ import pytest
 
 from cacenet_jax.models.heads import ConditionalHead, EmbeddingHead, normalise
 
-D, F, I = 4, 3, 5  # noqa: E741
+D, F, I = 4, 3, 5
 
 
 def draw(*shape, seed=0):

@@ -63,7 +63,7 @@ def test_pooled_pair_gradient_equals_finite_differences_of_the_loop(x64, argumen
         return weigh[0] @ out_u + weigh[1] @ out_v
 
     slope = (jax.jit(jax.grad(lambda x: at(pairs.pooled_pair, x)))(jnp.asarray(inputs[argument])) * direction).sum()
-    mean_maps = lambda *x: [maps.mean(axis=0) for maps in pair_maps(*x)]  # noqa: E731
+    mean_maps = lambda *x: [maps.mean(axis=0) for maps in pair_maps(*x)]
     expected = finite_difference(lambda x: at(mean_maps, x), inputs[argument], direction)
     np.testing.assert_allclose(slope, expected, rtol=1e-6)
 
@@ -146,6 +146,6 @@ def test_keys_decide_affinities_and_nodes_are_moved(x64):
 
 def test_health_numbers_pass_no_gradient():
     inputs = [jnp.asarray(x, jnp.float32) for x in grid_inputs()]
-    health = lambda *x: grid_of(*x).positive.sum() + grid_of(*x).degree.sum()  # noqa: E731
+    health = lambda *x: grid_of(*x).positive.sum() + grid_of(*x).degree.sum()
     for grad in jax.jit(jax.grad(health, ARGUMENTS))(*inputs):
         np.testing.assert_array_equal(grad, 0)

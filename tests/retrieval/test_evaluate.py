@@ -103,7 +103,11 @@ def test_extract_keeps_positions_and_drops_filling():
         return Features(block.astype(np.float32).mean(axis=(1, 2)), {"first": block[:, 0, 0], "none": None})
 
     pixels = np.random.default_rng(0).integers(0, 256, (5, 2, 2, 3), np.uint8)
-    batches = [(pixels[[4, 2]], np.array([4, 2])), (pixels[[0, 1]], np.array([0, 1])), (pixels[[3, 3]], np.array([3, -1]))]
+    batches = [
+        (pixels[[4, 2]], np.array([4, 2])),
+        (pixels[[0, 1]], np.array([0, 1])),
+        (pixels[[3, 3]], np.array([3, -1])),
+    ]
     found = extract(describe, batches, 5)
     np.testing.assert_allclose(found.embedding, pixels.astype(np.float32).mean(axis=(1, 2)))
     np.testing.assert_array_equal(found.terms["first"], pixels[:, 0, 0])

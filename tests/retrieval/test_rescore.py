@@ -61,7 +61,8 @@ def test_rescorer_equals_the_loop_whatever_a_call_holds(pairs_per_call):
 
     found = Rescorer(pair_distance, pairs_per_call)(query, gallery, candidates_QK)
     expected = [
-        [np.abs(query["x"][q] - 2 * gallery["x"][g]).sum() for g in candidates] for q, candidates in enumerate(candidates_QK)
+        [np.abs(query["x"][q] - 2 * gallery["x"][g]).sum() for g in candidates]
+        for q, candidates in enumerate(candidates_QK)
     ]
     assert found.shape == (5, 4)
     np.testing.assert_allclose(found, expected, rtol=1e-6)
