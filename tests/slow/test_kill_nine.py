@@ -1,6 +1,6 @@
 """kill -9 ten times at random moments, in start-up, steps and saving: the end is bit-identical to an undisturbed run.
 
-Takes two minutes on a quiet machine, ten on a busy one: python -m pytest -m slow tests/slow/test_kill_nine.py -s
+Took eleven minutes on two busy cores: python -m pytest -m slow tests/slow/test_kill_nine.py -s
 """
 
 import json
