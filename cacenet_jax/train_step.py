@@ -45,7 +45,10 @@ class LossWeights(NamedTuple):
         identity: weight of the identity loss on f(I).
         triplet: weight of the triplet loss on f(I).
         pair_identity: weight of the mix-up identity loss on f(u|v).
-        pair_triplet: weight of the triplet loss on |f(u|v) - f(v|u)|.
+        pair_triplet: weight of the triplet loss on pair distances.
+        pair_mix: 1 trains the pair distance |f(u|v) - f(v|u)| by itself. Less trains it as a correction of the individual
+            distance, sqrt((1 - pair_mix) d(u, v)^2 + pair_mix |f(u|v) - f(v|u)|^2), without a gradient through d: what
+            the mixed ranking sorts by.
     """
 
     margin: float = 0.5
@@ -54,6 +57,7 @@ class LossWeights(NamedTuple):
     triplet: float = 1.0
     pair_identity: float = 1.0
     pair_triplet: float = 1.0
+    pair_mix: float = 1.0
 
 
 def create_state(
@@ -107,6 +111,9 @@ def loss_terms(
         mixup_R = losses.mixup_rows(grid.conditional.logits, labels_R, labels_B, weights.alpha)
         target_RBF = normalise(grid.conditional.embedding)
         pair_RB = losses.euclidean(target_RBF, transpose_grid(target_RBF, axis_name))
+        if weights.pair_mix < 1:
+            known_RB = (1 - weights.pair_mix) * jax.lax.stop_gradient(distance_RB) ** 2
+            pair_RB = losses.safe_sqrt(known_RB + weights.pair_mix * pair_RB**2)
         pair_triplet = losses.batch_hard_rows(pair_RB, labels_R, labels_B, index_R, weights.margin)
         terms["pair_identity"] = weights.pair_identity * _mean(mixup_R.mean(), axis_name)
         terms["pair_triplet"] = weights.pair_triplet * over_rows(pair_triplet)

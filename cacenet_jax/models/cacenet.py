@@ -54,9 +54,11 @@ class CACENet(nn.Module):
         pairs: whether the pair stage exists; without it this is the individual baseline of table 1.
         kind: "discrepancy" (equation 7) or "normal" (equation 6).
         filters: "tied" (equation 7) or "untied" (equation 5).
-        keys: what affinities are computed from: the map ("raw", the paper), its L2-normalised nodes ("l2"), or its
-            nodes standardised per channel by a batch norm without scale and shift ("standardised"), whose affinities
-            start with both signs.
+        keys: what affinities are computed from: the map ("raw", the paper); its L2-normalised nodes ("l2"); its nodes
+            standardised per channel by a batch norm without scale and shift ("standardised"), whose affinities start
+            with both signs; or those normalised too ("correlation"), whose affinities are correlations less a learned
+            threshold, so that a node starts with few neighbours.
+        threshold: initial threshold of "correlation".
         block: columns of the pair grid computed at a time, 0 for all at once.
         dtype: compute type; parameters, statistics, degrees, embeddings and logits are float32.
         axis_name: device axis for collectives in training, None on one device.
@@ -68,7 +70,8 @@ class CACENet(nn.Module):
     pairs: bool = True
     kind: Kind = "discrepancy"
     filters: Literal["tied", "untied"] = "tied"
-    keys: Literal["raw", "l2", "standardised"] = "raw"
+    keys: Literal["raw", "l2", "standardised", "correlation"] = "raw"
+    threshold: float = 0.3
     block: int = 0
     dtype: Any = jnp.float32
     axis_name: str | None = None
@@ -83,7 +86,11 @@ class CACENet(nn.Module):
             channels = (self.backbone.channels,)
             self.intra_weight = self.param("intra_weight", nn.initializers.ones, channels)
             self.cross_weight = self.param("cross_weight", nn.initializers.ones, channels)
-            if self.keys == "standardised":
+            if self.keys == "correlation":
+                start = nn.initializers.constant(self.threshold)
+                self.intra_threshold = self.param("intra_threshold", start, (1,))
+                self.cross_threshold = self.param("cross_threshold", start, (1,))
+            if self.keys in ("standardised", "correlation"):
                 self.key_norm = nn.BatchNorm(
                     use_bias=False, use_scale=False, momentum=0.9, epsilon=1e-5, axis_name=self.axis_name, dtype=self.dtype
                 )
@@ -103,14 +110,26 @@ class CACENet(nn.Module):
         keys_BND = None
         if self.keys == "l2":
             keys_BND = normalise(nodes_BND).astype(nodes_BND.dtype) * nodes_BND.shape[-1] ** 0.5
-        elif self.keys == "standardised":
+        elif self.keys in ("standardised", "correlation"):
             keys_BND = self.key_norm(nodes_BND, use_running_average=not train)
-        weight_D = self.intra_weight / nodes_BND.shape[-1]
+        if self.keys == "correlation":
+            keys_BND = normalise(keys_BND).astype(nodes_BND.dtype) * nodes_BND.shape[-1] ** 0.5
+            # One more channel, constant and weighted by minus the threshold.
+            keys_BND = jnp.concatenate([keys_BND, jnp.ones_like(keys_BND[..., :1])], axis=-1)
+        weight_D = self._weight("intra")
         return jax.vmap(lambda nodes, keys: image_terms(nodes, weight_D, keys))(nodes_BND, keys_BND)
+
+    def _weight(self, which: Literal["intra", "cross"]) -> Array:
+        """The diagonal of W or W' over the channels of the keys."""
+        weight_D = getattr(self, f"{which}_weight")
+        weight_D = weight_D / weight_D.shape[0]
+        if self.keys == "correlation":
+            weight_D = jnp.concatenate([weight_D, -getattr(self, f"{which}_threshold")])
+        return weight_D
 
     def grid(self, rows: ImageTerms, columns: ImageTerms, *, train: bool) -> PairGrid:
         """Conditional embeddings of every row image given every column image."""
-        near = neighbour_grid(rows, columns, self.cross_weight / rows.nodes_ND.shape[-1], self.block)
+        near = neighbour_grid(rows, columns, self._weight("cross"), self.block)
         own_RD = rows.nodes_ND.mean(axis=1, dtype=near.mean_D.dtype)
         conditional = self.conditional_head(own_RD[:, None], near.mean_D, train=train)
         positive_intra = (jax.lax.stop_gradient(rows.intra_NN) > 0).mean(dtype=jnp.float32)
@@ -123,7 +142,7 @@ class CACENet(nn.Module):
 
     def pair_distance(self, u: ImageTerms, v: ImageTerms) -> Float[Array, ""]:
         """Cosine distance of f(u|v) and f(v|u), half their squared distance after L2 normalisation (section 3.5)."""
-        near_u_D, near_v_D = neighbours_both(u, v, self.cross_weight / u.nodes_ND.shape[-1])
+        near_u_D, near_v_D = neighbours_both(u, v, self._weight("cross"))
         own_2D = jnp.stack([u.nodes_ND, v.nodes_ND]).mean(axis=1, dtype=near_u_D.dtype)
         embedded = self.conditional_head(own_2D, jnp.stack([near_u_D, near_v_D]), train=False)
         embedding_2F = normalise(embedded.embedding)
