@@ -29,6 +29,7 @@ def model(config: ConfigDict, num_identities: int, axis_name: str | None = None)
         kind=settings.kind,
         filters=settings.filters,
         keys=settings.affinity,
+        clue_weight=settings.clue_weight,
         block=settings.block,
         dtype=dtype,
         axis_name=axis_name,

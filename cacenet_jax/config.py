@@ -55,6 +55,7 @@ def paper() -> ml_collections.ConfigDict:
     config.model.kind = "discrepancy"  # or normal
     config.model.filters = "tied"  # or untied
     config.model.affinity = "raw"  # between maps (the paper); or of l2, standardised nodes, correlation
+    config.model.clue_weight = 0.0  # share of the clue similarity in a pair's distance; 0: the paper's distance
     config.model.block = 0  # columns of the pair grid computed at a time, 0 for all
     config.model.dtype = "float32"  # or bfloat16
 
@@ -65,7 +66,6 @@ def paper() -> ml_collections.ConfigDict:
     config.loss.triplet = 1.0
     config.loss.pair_identity = 1.0
     config.loss.pair_triplet = 1.0
-    config.loss.pair_mix = 1.0  # weight of the pair distance in the distance that the pair triplet trains
 
     config.optim = ml_collections.ConfigDict()
     config.optim.name = "sgd"  # or adamw
@@ -126,7 +126,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
                     "optim.weight_decay", "optim.warmup_epochs", "optim.clip_norm", "optim.attention_scale")  # fmt: skip
     for field in not_negative:
         _need(_lookup(config, field) >= 0, field, _lookup(config, field), "0 or more", "raise it")
-    for field in ("augment.flip", "augment.erase", "loss.alpha", "loss.pair_mix", "eval.mix", "optim.momentum"):
+    for field in ("augment.flip", "augment.erase", "loss.alpha", "model.clue_weight", "eval.mix", "optim.momentum"):
         _need(0 <= _lookup(config, field) <= 1, field, _lookup(config, field), "a value from 0 to 1", "change it")
     _need(0 <= data.val_share < 1, "data.val_share", data.val_share, "0 or more and less than 1", "change it")
     _need(optim.warmup_epochs < config.epochs, "optim.warmup_epochs", optim.warmup_epochs,

@@ -46,9 +46,6 @@ class LossWeights(NamedTuple):
         triplet: weight of the triplet loss on f(I).
         pair_identity: weight of the mix-up identity loss on f(u|v).
         pair_triplet: weight of the triplet loss on pair distances.
-        pair_mix: 1 trains the pair distance |f(u|v) - f(v|u)| by itself. Less trains it as a correction of the individual
-            distance, sqrt((1 - pair_mix) d(u, v)^2 + pair_mix |f(u|v) - f(v|u)|^2), without a gradient through d: what
-            the mixed ranking sorts by.
     """
 
     margin: float = 0.5
@@ -57,7 +54,6 @@ class LossWeights(NamedTuple):
     triplet: float = 1.0
     pair_identity: float = 1.0
     pair_triplet: float = 1.0
-    pair_mix: float = 1.0
 
 
 def create_state(
@@ -85,6 +81,7 @@ def loss_terms(
     index_R: jax.Array,
     weights: LossWeights,
     axis_name: str | None,
+    clue_weight: float = 0.0,
 ) -> dict[str, jax.Array]:
     """The weighted terms of the loss over the global batch, each a scalar equal on every device.
 
@@ -95,6 +92,7 @@ def loss_terms(
         index_R: their positions in the global batch.
         weights: weights and constants.
         axis_name: device axis, None on one device.
+        clue_weight: share of the clue similarity in the pair distance, as in the model.
     """
 
     def over_rows(rows: losses.RowLosses) -> jax.Array:
@@ -111,9 +109,9 @@ def loss_terms(
         mixup_R = losses.mixup_rows(grid.conditional.logits, labels_R, labels_B, weights.alpha)
         target_RBF = normalise(grid.conditional.embedding)
         pair_RB = losses.euclidean(target_RBF, transpose_grid(target_RBF, axis_name))
-        if weights.pair_mix < 1:
-            known_RB = (1 - weights.pair_mix) * jax.lax.stop_gradient(distance_RB) ** 2
-            pair_RB = losses.safe_sqrt(known_RB + weights.pair_mix * pair_RB**2)
+        if grid.clues is not None:
+            clue_RB = 2 * clue_weight * (1 - grid.clues)
+            pair_RB = losses.safe_sqrt((1 - clue_weight) * pair_RB**2 + clue_RB)
         pair_triplet = losses.batch_hard_rows(pair_RB, labels_R, labels_B, index_R, weights.margin)
         terms["pair_identity"] = weights.pair_identity * _mean(mixup_R.mean(), axis_name)
         terms["pair_triplet"] = weights.pair_triplet * over_rows(pair_triplet)
@@ -154,14 +152,14 @@ def make_train_step(
         def loss_fn(params: Any) -> tuple[jax.Array, tuple[Any, ...]]:
             variables = {"params": params, "batch_stats": state.batch_stats}
             (individual, grid), updates = model.apply(variables, images_RHWC, train=True, mutable=["batch_stats"])
-            terms = loss_terms(individual, grid, labels_R, index_R, weights, axis_name)
+            terms = loss_terms(individual, grid, labels_R, index_R, weights, axis_name, model.clue_weight)
             return sum(terms.values()), (terms, individual, grid, updates["batch_stats"])
 
         (loss, (terms, individual, grid, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
         # The loss is averaged over devices inside, the gradients here: right under pmap and shard_map alike.
         grads = _mean(grads, axis_name)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        metrics = {"loss": loss, **terms, "grad_norm": optax.global_norm(grads)}
+        metrics = {"loss": loss, **terms, "grad_norm": optax.tree.norm(grads)}
         hits = (individual.logits.argmax(axis=-1) == labels_R).mean(dtype=jnp.float32)
         metrics["accuracy"] = _mean(hits, axis_name)
         if grid is not None:
@@ -169,7 +167,7 @@ def make_train_step(
             metrics["positive_cross"] = _mean(grid.positive_cross, axis_name)
             metrics["degree"] = _mean(grid.degree, axis_name)
         params = optax.apply_updates(state.params, updates)
-        metrics["param_norm"] = optax.global_norm(params)  # not finite where the update broke them
+        metrics["param_norm"] = optax.tree.norm(params)  # not finite where the update broke them
         return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
 
     return step

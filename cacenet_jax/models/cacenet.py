@@ -11,9 +11,22 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from cacenet_jax.models.clues import Clues, clue_grid, clue_similarity, image_clues
 from cacenet_jax.models.graph import Kind
 from cacenet_jax.models.heads import ConditionalHead, Embedded, EmbeddingHead, normalise
 from cacenet_jax.models.pairs import ImageTerms, image_terms, neighbour_grid, neighbours_both
+
+
+class PairTerms(NamedTuple):
+    """What the pair stage needs of one image; computed once per image.
+
+    Attributes:
+        graph: for the graph convolution.
+        clues: for the clue similarity; None in a model without it.
+    """
+
+    graph: ImageTerms
+    clues: Clues | None
 
 
 class PairGrid(NamedTuple):
@@ -21,12 +34,14 @@ class PairGrid(NamedTuple):
 
     Attributes:
         conditional: f(u|v) and its logits, (R, C, F) and (R, C, I).
+        clues: clue similarity of each pair, (R, C); None in a model without it.
         positive_intra: share of positive affinities within images, scalar.
         positive_cross: share of positive affinities across images, scalar.
         degree: mean degree of a node in a pair's graph, scalar.
     """
 
     conditional: Embedded
+    clues: Array | None
     positive_intra: Array
     positive_cross: Array
     degree: Array
@@ -41,7 +56,7 @@ class Described(NamedTuple):
     """
 
     embedding: Array
-    terms: ImageTerms | None
+    terms: PairTerms | None
 
 
 class CACENet(nn.Module):
@@ -59,6 +74,8 @@ class CACENet(nn.Module):
             with both signs; or those normalised too ("correlation"), whose affinities are correlations less a learned
             threshold, so that a node starts with few neighbours.
         threshold: initial threshold of "correlation".
+        clue_weight: share of the clue similarity in the distance of a pair; 0, the paper's own distance, leaves it out.
+        clue_threshold: initial cosine above which two regions match.
         block: columns of the pair grid computed at a time, 0 for all at once.
         dtype: compute type; parameters, statistics, degrees, embeddings and logits are float32.
         axis_name: device axis for collectives in training, None on one device.
@@ -72,6 +89,8 @@ class CACENet(nn.Module):
     filters: Literal["tied", "untied"] = "tied"
     keys: Literal["raw", "l2", "standardised", "correlation"] = "raw"
     threshold: float = 0.3
+    clue_weight: float = 0.0
+    clue_threshold: float = 0.5
     block: int = 0
     dtype: Any = jnp.float32
     axis_name: str | None = None
@@ -90,6 +109,10 @@ class CACENet(nn.Module):
                 start = nn.initializers.constant(self.threshold)
                 self.intra_threshold = self.param("intra_threshold", start, (1,))
                 self.cross_threshold = self.param("cross_threshold", start, (1,))
+            if self.clue_weight > 0:
+                start = nn.initializers.constant(self.clue_threshold)
+                self.clues_threshold = self.param("clues_threshold", start, (1,))
+                self.clue_norm = nn.BatchNorm(momentum=0.9, epsilon=1e-5, axis_name=self.axis_name, dtype=None)
             if self.keys in ("standardised", "correlation"):
                 self.key_norm = nn.BatchNorm(
                     use_bias=False, use_scale=False, momentum=0.9, epsilon=1e-5, axis_name=self.axis_name, dtype=self.dtype
@@ -104,7 +127,7 @@ class CACENet(nn.Module):
         wide = jnp.promote_types(maps_BHWD.dtype, jnp.float32)
         return self.individual_head(maps_BHWD.mean(axis=(1, 2), dtype=wide), train=train)
 
-    def terms(self, maps_BHWD: Float[Array, "B h w D"], *, train: bool) -> ImageTerms:
+    def terms(self, maps_BHWD: Float[Array, "B h w D"], *, train: bool) -> PairTerms:
         """Per-image terms of the pair stage, leading axis B."""
         nodes_BND = maps_BHWD.reshape(maps_BHWD.shape[0], -1, maps_BHWD.shape[-1])
         keys_BND = None
@@ -117,7 +140,12 @@ class CACENet(nn.Module):
             # One more channel, constant and weighted by minus the threshold.
             keys_BND = jnp.concatenate([keys_BND, jnp.ones_like(keys_BND[..., :1])], axis=-1)
         weight_D = self._weight("intra")
-        return jax.vmap(lambda nodes, keys: image_terms(nodes, weight_D, keys))(nodes_BND, keys_BND)
+        graph = jax.vmap(lambda nodes, keys: image_terms(nodes, weight_D, keys))(nodes_BND, keys_BND)
+        clues = None
+        if self.clue_weight > 0:
+            embedding_BNF = self.individual_head.encode(nodes_BND)
+            clues = image_clues(self.clue_norm(embedding_BNF, use_running_average=not train).astype(self.dtype))
+        return PairTerms(graph, clues)
 
     def _weight(self, which: Literal["intra", "cross"]) -> Array:
         """The diagonal of W or W' over the channels of the keys."""
@@ -127,26 +155,38 @@ class CACENet(nn.Module):
             weight_D = jnp.concatenate([weight_D, -getattr(self, f"{which}_threshold")])
         return weight_D
 
-    def grid(self, rows: ImageTerms, columns: ImageTerms, *, train: bool) -> PairGrid:
-        """Conditional embeddings of every row image given every column image."""
-        near = neighbour_grid(rows, columns, self._weight("cross"), self.block)
-        own_RD = rows.nodes_ND.mean(axis=1, dtype=near.mean_D.dtype)
+    def grid(self, rows: PairTerms, columns: PairTerms, *, train: bool) -> PairGrid:
+        """Conditional embeddings, and clue similarities, of every row image given every column image."""
+        graph = rows.graph
+        near = neighbour_grid(graph, columns.graph, self._weight("cross"), self.block)
+        own_RD = graph.nodes_ND.mean(axis=1, dtype=near.mean_D.dtype)
         conditional = self.conditional_head(own_RD[:, None], near.mean_D, train=train)
-        positive_intra = (jax.lax.stop_gradient(rows.intra_NN) > 0).mean(dtype=jnp.float32)
-        return PairGrid(conditional, positive_intra, near.positive.mean(), near.degree.mean())
+        positive_intra = (jax.lax.stop_gradient(graph.intra_NN) > 0).mean(dtype=jnp.float32)
+        clues = None
+        if rows.clues is not None:
+            clues = clue_grid(rows.clues, columns.clues, self.clues_threshold[0], self.block)
+        return PairGrid(conditional, clues, positive_intra, near.positive.mean(), near.degree.mean())
 
     def describe(self, maps_BHWD: Float[Array, "B h w D"]) -> Described:
         """What retrieval keeps of each image (test mode)."""
         embedding_BF = normalise(self.individual(maps_BHWD, train=False).embedding)
         return Described(embedding_BF, self.terms(maps_BHWD, train=False) if self.pairs else None)
 
-    def pair_distance(self, u: ImageTerms, v: ImageTerms) -> Float[Array, ""]:
-        """Cosine distance of f(u|v) and f(v|u), half their squared distance after L2 normalisation (section 3.5)."""
-        near_u_D, near_v_D = neighbours_both(u, v, self._weight("cross"))
-        own_2D = jnp.stack([u.nodes_ND, v.nodes_ND]).mean(axis=1, dtype=near_u_D.dtype)
+    def pair_distance(self, u: PairTerms, v: PairTerms) -> Float[Array, ""]:
+        """Distance of two images that were looked at together (section 3.5), 0 to 2.
+
+        1 - cos(f(u|v), f(v|u)), half the squared distance that the pair triplet trains; with a clue_weight, mixed with
+        1 - clue similarity.
+        """
+        near_u_D, near_v_D = neighbours_both(u.graph, v.graph, self._weight("cross"))
+        own_2D = jnp.stack([u.graph.nodes_ND, v.graph.nodes_ND]).mean(axis=1, dtype=near_u_D.dtype)
         embedded = self.conditional_head(own_2D, jnp.stack([near_u_D, near_v_D]), train=False)
         embedding_2F = normalise(embedded.embedding)
-        return 1 - embedding_2F[0] @ embedding_2F[1]
+        distance = 1 - embedding_2F[0] @ embedding_2F[1]
+        if u.clues is None:
+            return distance
+        similarity = clue_similarity(u.clues, v.clues, self.clues_threshold[0])
+        return (1 - self.clue_weight) * distance + self.clue_weight * (1 - similarity)
 
     def __call__(
         self, images_BHWC: Float[Array, "B H W 3"], *, train: bool

@@ -48,19 +48,21 @@ class EmbeddingHead(nn.Module):
     dtype: Any = jnp.float32
     axis_name: str | None = None
 
-    @nn.compact
+    def setup(self) -> None:
+        """Creates the layers."""
+        small = nn.initializers.normal(0.001)
+        self.conv = nn.Dense(self.embed_dim, use_bias=False, dtype=self.dtype)
+        self.bn = nn.BatchNorm(momentum=0.9, epsilon=1e-5, axis_name=self.axis_name, dtype=None)
+        self.classifier = nn.Dense(self.num_identities, use_bias=False, dtype=self.dtype, kernel_init=small)
+
+    def encode(self, pooled: Float[Array, "*batch D"]) -> Float[Array, "*batch F"]:
+        """The 1x1 convolution alone: (..., D) to (..., F), at least float32. It applies to nodes as well as to means."""
+        return self.conv(pooled).astype(jnp.promote_types(pooled.dtype, jnp.float32))
+
     def __call__(self, pooled: Float[Array, "*batch D"], *, train: bool) -> Embedded:
         """Pooled maps (..., D) to embeddings (..., F) and logits (..., I)."""
-        wide = jnp.promote_types(pooled.dtype, jnp.float32)
-        encoded = nn.Dense(self.embed_dim, use_bias=False, dtype=self.dtype, name="conv")(pooled)
-        norm = nn.BatchNorm(
-            use_running_average=not train, momentum=0.9, epsilon=1e-5, axis_name=self.axis_name, dtype=wide, name="bn"
-        )
-        embedding = norm(encoded.astype(wide))
-        small = nn.initializers.normal(0.001)
-        classifier = nn.Dense(self.num_identities, use_bias=False, dtype=self.dtype, kernel_init=small, name="classifier")
-        logits = classifier(embedding)
-        return Embedded(embedding, logits.astype(wide))
+        embedding = self.bn(self.encode(pooled), use_running_average=not train)
+        return Embedded(embedding, self.classifier(embedding).astype(embedding.dtype))
 
 
 class ConditionalHead(nn.Module):
