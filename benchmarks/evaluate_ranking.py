@@ -71,24 +71,14 @@ def full_argsort(distance_QG, query_pids, gallery_pids, query_camids, gallery_ca
 
 def main() -> int:
     """Runs the benchmark; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--queries", type=int, default=3368, help="number of queries (default: Market-1501's)"
-    )
-    parser.add_argument(
-        "--gallery", type=int, default=15913, help="number of gallery images (default: Market-1501's)"
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--queries", type=int, default=3368, help="number of queries (default: Market-1501's)")
+    parser.add_argument("--gallery", type=int, default=15913, help="number of gallery images (default: Market-1501's)")
     parser.add_argument("--threads", type=int, default=2, help="threads of evaluate_ranking")
     parser.add_argument("--reference", type=int, default=400, help="queries for the reference loop")
-    parser.add_argument(
-        "--ties", action="store_true", help="round distances to half precision: ties in every row"
-    )
+    parser.add_argument("--ties", action="store_true", help="round distances to half precision: ties in every row")
     parser.add_argument("--rerank", action="store_true", help="time k-reciprocal re-ranking as well")
-    parser.add_argument(
-        "--check", action="store_true", help=f"fail above {MAX_SECONDS} s or {MAX_GIGABYTES} GB"
-    )
+    parser.add_argument("--check", action="store_true", help=f"fail above {MAX_SECONDS} s or {MAX_GIGABYTES} GB")
     args = parser.parse_args()
 
     (query_QF, query_pids, query_camids), (gallery_GF, gallery_pids, gallery_camids) = problem(

@@ -54,7 +54,9 @@ def _recorded(workdir: Path) -> dict[str, Any] | None:
     try:
         return json.loads(path.read_text()) if path.exists() else None
     except ValueError as error:
-        raise UserError(f"{path}: found no JSON ({error}), expected the config of a run; choose a new --workdir") from error
+        raise UserError(
+            f"{path}: found no JSON ({error}), expected the config of a run; choose a new --workdir"
+        ) from error
 
 
 def _need_same(workdir: Path, changed: list[str]) -> None:

@@ -23,7 +23,9 @@ def parse(argv: Sequence[str]) -> list[str]:
     """
     path = config_path(argv)
     if not path and (path == "" or any(word.startswith("--config.") for word in argv)):
-        raise UserError("--config: not given, expected --config=FILE before its fields; for example configs/synthetic.py")
+        raise UserError(
+            "--config: not given, expected --config=FILE before its fields; for example configs/synthetic.py"
+        )
     if path and not os.path.isfile(path):
         raise UserError(f"--config: found no file {path!r}, expected a Python file, for example configs/synthetic.py")
     try:
@@ -50,7 +52,9 @@ def _explain(error: Exception, argv: Sequence[str], path: str | None) -> str:
         if isinstance(cause, SyntaxError):
             return f"{cause.filename}, line {cause.lineno}: {cause.msg}; correct the config file"
         if lines:
-            return f"{path}, line {lines[-1]}: {type(cause).__name__}: {_text(cause)}; correct the config file; {_FIELDS}"
+            return (
+                f"{path}, line {lines[-1]}: {type(cause).__name__}: {_text(cause)}; correct the config file; {_FIELDS}"
+            )
     if "get_config" in str(error):
         return f"{path}: found no function get_config, expected one that returns a config, as in configs/synthetic.py"
     if isinstance(error, KeyError | AttributeError):  # "'name'", then perhaps "Did you mean"

@@ -158,5 +158,7 @@ def to_dict(config: ml_collections.ConfigDict) -> dict[str, Any]:
 def differences(recorded: dict[str, Any], current: dict[str, Any]) -> list[str]:
     """`field: recorded -> current` of each field that makes two runs different ones."""
     old, new = dict(flatten(recorded)), dict(flatten(current))
-    ours = [f for f in sorted(old.keys() | new.keys()) if not any(f == n or f.startswith(n + ".") for n in NOT_OF_THE_RUN)]
+    ours = [
+        f for f in sorted(old.keys() | new.keys()) if not any(f == n or f.startswith(n + ".") for n in NOT_OF_THE_RUN)
+    ]
     return [f"{f}: {old.get(f)!r} -> {new.get(f)!r}" for f in ours if old.get(f) != new.get(f)]

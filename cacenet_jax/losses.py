@@ -41,7 +41,10 @@ def cross_entropy(logits: Float[AnyArray, "*batch I"], labels: Int[AnyArray, "*b
 
 
 def mixup_rows(
-    logits_RCI: Float[AnyArray, "R C I"], row_labels_R: Int[AnyArray, "R"], column_labels_C: Int[AnyArray, "C"], alpha: float
+    logits_RCI: Float[AnyArray, "R C I"],
+    row_labels_R: Int[AnyArray, "R"],
+    column_labels_C: Int[AnyArray, "C"],
+    alpha: float,
 ) -> Float[Array, "R"]:
     """Equation 8 of each target image, averaged over the contextual images: a row of the grid, (R,)."""
     log_p_RCI = jax.nn.log_softmax(_wide(logits_RCI), axis=-1)

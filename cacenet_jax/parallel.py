@@ -61,7 +61,9 @@ class DeviceMap:
                 step, axis_name=AXIS, in_axes=(None, 0), out_axes=None, devices=self.devices, donate_argnums=(0,)
             )
         replicated, split = PartitionSpec(), PartitionSpec(AXIS)
-        mapped = jax.shard_map(step, mesh=self.mesh, in_specs=(replicated, split), out_specs=replicated, check_vma=False)
+        mapped = jax.shard_map(
+            step, mesh=self.mesh, in_specs=(replicated, split), out_specs=replicated, check_vma=False
+        )
         return jax.jit(mapped, donate_argnums=(0,))
 
     def split(self, batch: Any) -> Any:

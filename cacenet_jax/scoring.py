@@ -36,7 +36,10 @@ def score(
         return Labelled(found, np.asarray(subset.pids), np.asarray(subset.camids))
 
     how = Settings(
-        top_k=settings.top_k, camera_filter=settings.camera_filter, mix=settings.mix, pairs_per_call=settings.pairs_per_call
+        top_k=settings.top_k,
+        camera_filter=settings.camera_filter,
+        mix=settings.mix,
+        pairs_per_call=settings.pairs_per_call,
     )
     return evaluate(features(query), features(gallery), build.pair_distance_fn(net, variables), how, mixes)
 
@@ -56,9 +59,7 @@ def score_test(
 ) -> dict[str, Any]:
     """Scores the test split, prints the table and writes results.json; returns what it holds."""
     start = time.monotonic()
-    result = score(
-        config, net, state, whole(open_split(prepared, "query")), whole(open_split(prepared, "gallery"))
-    )
+    result = score(config, net, state, whole(open_split(prepared, "query")), whole(open_split(prepared, "gallery")))
     result |= {"data": config.data.name, "step": step, "mix": config.eval.mix, "seconds": time.monotonic() - start}
     print(f"\n{config.data.name}, test split, step {step}, {result['seconds']:.0f} s\n{table(result)}", flush=True)
     write_json(workdir / "results.json", result)

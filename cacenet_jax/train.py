@@ -195,10 +195,14 @@ def evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
 
 
 def _report_validation(writer: MetricWriter, step: int, result: dict[str, Any]) -> None:
-    scores = {f"val/{name}_mAP": result[name]["mAP"] for name in ("individual", "conditional", "mixed") if name in result}
+    scores = {
+        f"val/{name}_mAP": result[name]["mAP"] for name in ("individual", "conditional", "mixed") if name in result
+    }
     by_mix = result.get("mAP_by_mix", {})
     writer.write(step, scores | {f"val/mAP_mix_{mix}": value for mix, value in by_mix.items()})
-    text = ", ".join(f"{name.removeprefix('val/').removesuffix('_mAP')} {100 * value:.1f}" for name, value in scores.items())
+    text = ", ".join(
+        f"{name.removeprefix('val/').removesuffix('_mAP')} {100 * value:.1f}" for name, value in scores.items()
+    )
     best = f"; best mix {max(by_mix, key=by_mix.get)}" if by_mix else ""
     print(f"step {step}: validation mAP: {text}{best}", flush=True)
     logging.debug("validation %s", result)

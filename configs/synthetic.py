@@ -1,29 +1,41 @@
-"""The main job: CACE-Net on the embedded synthetic pedestrians, from scratch."""
+"""The main job: CACE-Net on the embedded synthetic pedestrians, from scratch, in minutes on two CPU cores.
+
+    python -m cacenet_jax.main --config=configs/synthetic.py --workdir=workdirs/synthetic
+    python -m cacenet_jax.main --config=configs/synthetic.py:baseline --workdir=workdirs/baseline     # no pair stage
+
+The paper's method with three changes that make re-scoring pay on a small network (docs/results.md has the numbers): the
+untied filter of equation 5, a graph of correlations above a learned threshold, and the visual clue similarity of table 1's
+second row as part of a pair's distance. The recipe was found on the data of seed 0; this is the data of seed 1.
+"""
 
 from ml_collections import ConfigDict
 
 from cacenet_jax.config import paper
 
 
-def get_config() -> ConfigDict:
+def get_config(row: str = "full") -> ConfigDict:
     config = paper()
-    config.epochs = 25
-    config.log_every = 10
-    config.eval_every = 0
+    config.epochs = 30
+    config.eval_every = 10
     config.data.name = "synthetic_pedestrians"
-    config.data.options = ConfigDict({"num_train_ids": 160, "num_test_ids": 80, "images_per_id": 16, "seed": 0})
+    config.data.options = ConfigDict({"num_train_ids": 160, "num_test_ids": 80, "images_per_id": 16, "seed": 1})
     config.data.height = 128
     config.data.width = 64
-    config.data.num_ids = 16
+    config.data.num_ids = 8
     config.data.val_share = 0.1
     config.augment.pad = 5
     config.model.backbone = "resnet_small"
     config.model.width = 24
     config.model.embed_dim = 128
+    config.model.pairs = {"full": True, "baseline": False}[row]
+    config.model.filters = "untied"
+    config.model.affinity = "correlation"
+    config.model.clue_weight = 0.8
     config.optim.name = "adamw"
     config.optim.learning_rate = 1e-3
-    config.optim.reference_batch = 64
+    config.optim.reference_batch = 32
     config.optim.weight_decay = 1e-2
     config.optim.warmup_epochs = 2.0
     config.eval.top_k = 50
+    config.eval.mix = 0.6
     return config

@@ -114,3 +114,27 @@ def max_relative(found, expected):
     found, expected = np.asarray(found, np.float64), np.asarray(expected, np.float64)
     assert found.shape == expected.shape
     return float(np.max(abs(found - expected), initial=0.0) / max(np.max(abs(expected), initial=0.0), 1e-30))
+
+
+def literal_clues(regions_u, regions_v, threshold):
+    """The formula of clues.py, one region at a time."""
+
+    def length(x):
+        return float(np.sqrt(sum(a * a for a in x)))
+
+    def one_side(own, other):
+        total, result = sum(length(x) for x in own), 0.0
+        for x in own:
+            above = below = 0.0
+            for y in other:
+                if length(x) == 0 or length(y) == 0:
+                    cosine = 0.0
+                else:
+                    cosine = sum(a * b for a, b in zip(x, y, strict=True)) / (length(x) * length(y))
+                weight = max(cosine - threshold, 0.0)
+                above, below = above + weight * cosine, below + weight
+            if below > 0:
+                result += length(x) / total * above / below
+        return result
+
+    return (one_side(regions_u, regions_v) + one_side(regions_v, regions_u)) / 2

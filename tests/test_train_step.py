@@ -30,9 +30,10 @@ def norm(x):
     return np.sqrt((x**2).sum())
 
 
-def test_loss_terms_equal_the_loops_over_the_batch(x64):
+@pytest.mark.parametrize("clue_weight", [0.0, 0.3])
+def test_loss_terms_equal_the_loops_over_the_batch(x64, clue_weight):
     """Each term from the network's own outputs, weighted, and their sum; the gradient's norm and the accuracy."""
-    config = tiny_config("float64")
+    config = tiny_config("float64", clue_weight=clue_weight)
     config.loss.update({"identity": 0.5, "triplet": 2.0, "pair_identity": 3.0, "pair_triplet": 1.5, "alpha": 0.7})
     net, batch = network(config, one_block=True), batch_of("float64")
     state = state_of(net, optax.sgd(1.0), "float64")
@@ -42,6 +43,8 @@ def test_loss_terms_equal_the_loops_over_the_batch(x64):
     embedding, target = unit(np.asarray(individual.embedding)), unit(np.asarray(grid.conditional.embedding))
     near = np.array([[norm(a - b) for b in embedding] for a in embedding])
     pair = np.array([[norm(target[u, v] - target[v, u]) for v in range(8)] for u in range(8)])
+    if clue_weight:
+        pair = np.sqrt((1 - clue_weight) * pair**2 + 2 * clue_weight * (1 - np.asarray(grid.clues)))
     expected = {
         "identity": 0.5 * np.mean([cross_entropy(x, y) for x, y in zip(individual.logits, LABELS, strict=True)]),
         "triplet": 2.0 * batch_hard(near, LABELS, 0.5),

@@ -71,7 +71,9 @@ def augment_one(key: Array, image_HWC: UInt8[Array, "H W 3"], settings: Augment)
     return _erase(key_erase, normalise_images(image_HWC), settings.erase, settings.erase_area, settings.erase_aspect)
 
 
-def augment(key: Array, index_B: Array, images_BHWC: UInt8[Array, "B H W 3"], settings: Augment) -> Float[Array, "B H W 3"]:
+def augment(
+    key: Array, index_B: Array, images_BHWC: UInt8[Array, "B H W 3"], settings: Augment
+) -> Float[Array, "B H W 3"]:
     """Augments a batch, one key an image.
 
     Args:

@@ -97,9 +97,7 @@ def render_one(spec: SyntheticSpec, pid: int, index: int) -> SyntheticImage:
         ("index", index, 0, spec.images_per_id - 1),
     ):
         if not low <= value <= high:
-            raise UserError(
-                f"synthetic_pedestrians: {name} is {value}, expected {low} to {high}; stay in range."
-            )
+            raise UserError(f"synthetic_pedestrians: {name} is {value}, expected {low} to {high}; stay in range.")
     # Images take turns in the cameras, so the first queries_per_id come from different ones, and of the two
     # or more that follow at least one is in another camera than any given query.
     cameras = cameras_of_id(spec, pid)
@@ -128,9 +126,7 @@ def _photograph(
         people.append(_bystander(spec, pid, camera, rng, in_front=False))
     raster = rasterise(people, window, height, width, spec.supersample, camera.light_3, camera.ambient)
     ground_HW3 = scene.background(rng, camera, height, width)
-    scene.add_shadow(
-        ground_HW3, -window.left * window.pixels_per_metre_x, feet_row, window.pixels_per_metre_x
-    )
+    scene.add_shadow(ground_HW3, -window.left * window.pixels_per_metre_x, feet_row, window.pixels_per_metre_x)
     rgb_HW3, parts_HW = scene.compose(ground_HW3, raster), raster.parts_HW
     if rng.random() < spec.occlusion_rate:
         scene.add_occluder(rng, camera, rgb_HW3, parts_HW, spec.occlusion_max)
@@ -138,9 +134,7 @@ def _photograph(
     return scene.expose(rng, camera, rgb_HW3, brightness), parts_HW
 
 
-def _walker(
-    spec: SyntheticSpec, person: Appearance, camera: scene.Camera, rng: np.random.Generator
-) -> Placed:
+def _walker(spec: SyntheticSpec, person: Appearance, camera: scene.Camera, rng: np.random.Generator) -> Placed:
     """The person in a random phase of the walk, with the heading that the camera mostly sees or any other."""
     phase, near, free = rng.uniform(0.0, 2.0 * np.pi), rng.normal(), rng.uniform(0.0, 2.0 * np.pi)
     anywhere = rng.random() < spec.yaw_uniform_rate
@@ -148,13 +142,9 @@ def _walker(
     return Placed(build_body(person, phase), view_rotation(yaw, camera.pitch), np.zeros(3))
 
 
-def _bystander(
-    spec: SyntheticSpec, pid: int, camera: scene.Camera, rng: np.random.Generator, in_front: bool
-) -> Placed:
+def _bystander(spec: SyntheticSpec, pid: int, camera: scene.Camera, rng: np.random.Generator, in_front: bool) -> Placed:
     """Somebody else of the same split, beside the target and before or behind."""
-    first, count = (
-        (1, spec.num_train_ids) if pid <= spec.num_train_ids else (spec.num_train_ids + 1, spec.num_test_ids)
-    )
+    first, count = (1, spec.num_train_ids) if pid <= spec.num_train_ids else (spec.num_train_ids + 1, spec.num_test_ids)
     other = first + int(rng.integers(count))
     if group_of(spec, other) == group_of(spec, pid):  # a look-alike alongside would only confuse the label
         other = first + (other - first + spec.group_size) % count
@@ -166,9 +156,7 @@ def _bystander(
     return walker._replace(offset_3=floor_3)
 
 
-def _box(
-    spec: SyntheticSpec, person: Appearance, pitch: float, rng: np.random.Generator
-) -> tuple[Window, float]:
+def _box(spec: SyntheticSpec, person: Appearance, pitch: float, rng: np.random.Generator) -> tuple[Window, float]:
     """Where a detector put its box, and the image row of the feet. The body decides, never the clues."""
     zoom, stretch = (
         np.exp(rng.normal(0.0, spec.scale_jitter)),
@@ -258,9 +246,7 @@ def contact_sheet(spec: SyntheticSpec, path: str | Path | None = None, num_group
             rows.append(sheet.Heading(f"look-alike group {group_of(spec, pid)}"))
         person = appearance_of(spec, pid)
         tiles = [
-            sheet.Tile(
-                sheet.on_paper(render_clean(person, yaw, 0.15, height=spec.height, width=spec.width)), caption
-            )
+            sheet.Tile(sheet.on_paper(render_clean(person, yaw, 0.15, height=spec.height, width=spec.width)), caption)
             for yaw, caption in ((0.35, "front"), (np.pi + 0.35, "back"))
         ]
         images = [render_one(spec, pid, index) for index in range(spec.images_per_id)]

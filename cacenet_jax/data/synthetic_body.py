@@ -104,12 +104,8 @@ def _legs(a: Appearance, phase: float) -> tuple[list[RoundCone | Ellipsoid], flo
             mid_3 = hip_3 + 0.55 * (knee_3 - hip_3)
             parts.append(_limb(TORSO, a.top, hip_3, mid_3, (0.105 * wide, 0.105 * wide)))
         elif a.bottom_kind == "shorts":
-            parts.append(
-                _limb(LEGS, a.bottom, hip_3, hip_3 + 0.8 * (knee_3 - hip_3), (0.1 * wide, 0.085 * wide))
-            )
-        parts.append(
-            _limb(LEGS, a.bottom, hip_3, knee_3, (radii[0], radii[1]), cut, None if cut == 1.0 else a.skin)
-        )
+            parts.append(_limb(LEGS, a.bottom, hip_3, hip_3 + 0.8 * (knee_3 - hip_3), (0.1 * wide, 0.085 * wide)))
+        parts.append(_limb(LEGS, a.bottom, hip_3, knee_3, (radii[0], radii[1]), cut, None if cut == 1.0 else a.skin))
         boots = a.shoes.kind == "boots"
         shin_radii = (radii[1], max(radii[2], 0.058) if boots else radii[2])
         parts.append(_limb(LEGS, shin, knee_3, ankle_3, shin_radii, 0.45, a.shoes.rgb if boots else None))
@@ -152,9 +148,7 @@ def _torso(a: Appearance) -> list[RoundCone | Ellipsoid]:
     ]
     for side in (1.0, -1.0):
         upper, lower = (side * 0.12 * wide, hip + 0.4, 0.0), (side * 0.085 * wide, hip + 0.06, 0.0)
-        parts.append(
-            RoundCone(TORSO, a.top, np.array(upper), np.array(lower), 0.078 * wide, 0.076 * wide, paint)
-        )
+        parts.append(RoundCone(TORSO, a.top, np.array(upper), np.array(lower), 0.078 * wide, 0.076 * wide, paint))
         neck, shoulder = (0.0, hip + 0.5, 0.0), (side * 0.165 * wide, hip + 0.45, 0.0)
         parts.append(RoundCone(TORSO, a.top, np.array(neck), np.array(shoulder), 0.06, 0.062 * wide, paint))
     return parts
@@ -173,9 +167,7 @@ def _torso_paint(a: Appearance) -> Paint:
             rgb_N3[(np.floor(y / 0.055) % 2 == 0) & (y < 0.44)] = a.stripes.rgb
         elif a.stripes.kind == "band":
             rgb_N3[(y > 0.19) & (y < 0.31)] = a.stripes.rgb
-        if (
-            a.bag.kind == "shoulder bag"
-        ):  # the strap runs from the right shoulder to the left hip, on both sides
+        if a.bag.kind == "shoulder bag":  # the strap runs from the right shoulder to the left hip, on both sides
             rgb_N3[np.abs(y - 0.26 + 1.25 * x) < 0.035] = a.bag.rgb
         front = z > 0
         if a.logo.kind == "square":

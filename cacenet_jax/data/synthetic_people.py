@@ -138,9 +138,7 @@ def group_appearances(spec: SyntheticSpec, group: int) -> tuple[Appearance, ...]
         stripes=Clue("none", top),
         sleeves=Clue(("long", "short")[int(rng.random() < 0.3)], top),
     )
-    values = {
-        name: _clue_values(rng, name, shared) for name in CLUE_NAMES
-    }  # always drawn: same stream for any choice
+    values = {name: _clue_values(rng, name, shared) for name in CLUE_NAMES}  # always drawn: same stream for any choice
     extras = rng.random(3)
     # Some clues are shared by a whole group, so that wearing a hat or carrying a bag alone decides nothing.
     for name, chance in zip(("bag", "hat", "stripes"), extras):
@@ -166,9 +164,7 @@ def describe(appearance: Appearance) -> str:
     for name in appearance.varied:
         clue = getattr(appearance, name)
         kind = "" if clue.kind == name else f"{clue.kind} "
-        words.append(
-            f"no {name}" if clue.kind == "none" else f"{name}: {kind}{_colour_name(clue.rgb)}".rstrip()
-        )
+        words.append(f"no {name}" if clue.kind == "none" else f"{name}: {kind}{_colour_name(clue.rgb)}".rstrip())
     return ", ".join(words)
 
 
@@ -224,9 +220,7 @@ def _clue_values(rng: np.random.Generator, name: str, shared: Appearance) -> lis
     return [values[i] for i in shuffled]
 
 
-def _other(
-    rng: np.random.Generator, palette: tuple[RGB, ...], base: RGB, count: int, least: float
-) -> list[RGB]:
+def _other(rng: np.random.Generator, palette: tuple[RGB, ...], base: RGB, count: int, least: float) -> list[RGB]:
     """`count` distinct colours; those at L1 distance `least` or more from base come first."""
     order = [palette[i] for i in rng.permutation(len(palette))]
     far = [c for c in order if sum(abs(p - q) for p, q in zip(c, base)) >= least]
@@ -235,9 +229,7 @@ def _other(
 
 def _colour_name(rgb: RGB) -> str:
     names = {
-        **dict(
-            zip(CLOTHES, ("black", "white", "grey", "navy", "red", "beige", "green", "light blue", "brown"))
-        ),
+        **dict(zip(CLOTHES, ("black", "white", "grey", "navy", "red", "beige", "green", "light blue", "brown"))),
         **dict(zip(ACCENTS, ("red", "white", "blue", "yellow", "black", "green", "orange"))),
         **{DARK_HAIR: "dark", BROWN_HAIR: "brown", FAIR_HAIR: "fair", GREY_HAIR: "grey"},
         **dict(zip(CLOTHES[9:], ("mustard", "purple", "pink"))),

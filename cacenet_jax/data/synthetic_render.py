@@ -140,33 +140,23 @@ def rasterise(
             labels_HW[rows_N, columns_N] = shape.part
 
     def pooled(array: np.ndarray) -> np.ndarray:
-        return sum(
-            array[i::supersample, j::supersample] for i in range(supersample) for j in range(supersample)
-        )
+        return sum(array[i::supersample, j::supersample] for i in range(supersample) for j in range(supersample))
 
     samples = supersample**2
     coverage_HW = pooled((index_HW != NOTHING).astype(np.float64)) / samples
     # One sample decides a pixel's label: labels cannot be averaged, and the middle one is unbiased.
     middle = supersample // 2
-    return Raster(
-        pooled(rgb_HW3) / samples, coverage_HW, labels_HW[middle::supersample, middle::supersample].copy()
-    )
+    return Raster(pooled(rgb_HW3) / samples, coverage_HW, labels_HW[middle::supersample, middle::supersample].copy())
 
 
 def _place(primitive: RoundCone | Ellipsoid, person: Placed) -> RoundCone | Ellipsoid:
     rotation, offset = person.rotation_33, person.offset_3
     if isinstance(primitive, Ellipsoid):
-        return primitive._replace(
-            centre_3=rotation @ primitive.centre_3 + offset, axes_33=rotation @ primitive.axes_33
-        )
-    return primitive._replace(
-        start_3=rotation @ primitive.start_3 + offset, end_3=rotation @ primitive.end_3 + offset
-    )
+        return primitive._replace(centre_3=rotation @ primitive.centre_3 + offset, axes_33=rotation @ primitive.axes_33)
+    return primitive._replace(start_3=rotation @ primitive.start_3 + offset, end_3=rotation @ primitive.end_3 + offset)
 
 
-def _bounding_box(
-    shape: RoundCone | Ellipsoid, x_W: np.ndarray, y_H: np.ndarray
-) -> tuple[slice, slice] | None:
+def _bounding_box(shape: RoundCone | Ellipsoid, x_W: np.ndarray, y_H: np.ndarray) -> tuple[slice, slice] | None:
     """Rows and columns of the samples that the shape may cover, or None when it lies outside the image."""
     if isinstance(shape, Ellipsoid):
         reach_3 = np.sqrt(np.sum(shape.axes_33**2, axis=1))
@@ -181,11 +171,7 @@ def _bounding_box(
 
 def _surface(shape: RoundCone | Ellipsoid, x_1w: np.ndarray, y_h1: np.ndarray) -> np.ndarray:
     """The z (h, w) where rays at (x, y) first meet the shape, -inf where they miss."""
-    return (
-        _ellipsoid_surface(shape, x_1w, y_h1)
-        if isinstance(shape, Ellipsoid)
-        else _cone_surface(shape, x_1w, y_h1)
-    )
+    return _ellipsoid_surface(shape, x_1w, y_h1) if isinstance(shape, Ellipsoid) else _cone_surface(shape, x_1w, y_h1)
 
 
 def _ellipsoid_surface(shape: Ellipsoid, x_1w: np.ndarray, y_h1: np.ndarray) -> np.ndarray:

@@ -131,9 +131,7 @@ def add_occluder(
         low = 1.0 - 0.6 * share * rng.uniform(0.5, 1.0)
         half = 0.5 * min(1.4 * share, 0.6)
         mask_HW = (
-            (row_H > low - 0.25)[:, None]
-            & (row_H < low + 0.2)[:, None]
-            & (np.abs(column_W - place) < half)[None, :]
+            (row_H > low - 0.25)[:, None] & (row_H < low + 0.2)[:, None] & (np.abs(column_W - place) < half)[None, :]
         )
         shade_HW = shade_HW * np.where(row_H < low - 0.19, 1.3, 0.9)[:, None]  # a lid that catches the light
     colour_HW3 = rgb_3 * (shade_HW + 0.12 * grain_HW)[:, :, None]
@@ -145,9 +143,7 @@ def add_occluder(
 def expose(rng: np.random.Generator, camera: Camera, rgb_HW3: np.ndarray, brightness: float) -> np.ndarray:
     """What the sensor gives: colour response, blur, noise, rounding. Returns uint8 (H, W, 3)."""
     height = rgb_HW3.shape[0]
-    seen_HW3 = (
-        np.clip(brightness * np.clip(rgb_HW3, 0.0, 1.0) @ camera.response_33.T, 0.0, 1.0) ** camera.gamma
-    )
+    seen_HW3 = np.clip(brightness * np.clip(rgb_HW3, 0.0, 1.0) @ camera.response_33.T, 0.0, 1.0) ** camera.gamma
     seen_HW3 = _blurred(seen_HW3, camera.blur * height / 128.0)
     noise_HW3 = rng.normal(0.0, 1.0, seen_HW3.shape) * camera.noise
     return np.clip(np.rint(255.0 * seen_HW3 + noise_HW3), 0, 255).astype(np.uint8)
@@ -164,9 +160,7 @@ def _blurred(rgb_HW3: np.ndarray, sigma: float) -> np.ndarray:
         pads = [(radius, radius) if i == axis else (0, 0) for i in range(3)]
         padded = np.pad(rgb_HW3, pads, mode="edge")
         size = rgb_HW3.shape[axis]
-        moved = (
-            padded[i : i + size] if axis == 0 else padded[:, i : i + size] for i in range(2 * radius + 1)
-        )
+        moved = (padded[i : i + size] if axis == 0 else padded[:, i : i + size] for i in range(2 * radius + 1))
         rgb_HW3 = sum(tap * part for tap, part in zip(taps, moved))
     return rgb_HW3
 
@@ -183,9 +177,7 @@ def _smooth_noise(rng: np.random.Generator, height: int, width: int, rows: int, 
 
 def _panorama(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     """A place: a wall with its own pattern above a floor with its own, (height, width, 3) in [0, 1]."""
-    wall_3, floor_3, second_3 = (
-        rng.uniform(0.25, 0.75) + rng.normal(0.0, tint, 3) for tint in (0.08, 0.04, 0.08)
-    )
+    wall_3, floor_3, second_3 = (rng.uniform(0.25, 0.75) + rng.normal(0.0, tint, 3) for tint in (0.08, 0.04, 0.08))
     horizon = int(height * rng.uniform(0.3, 0.62))
     y, x = np.arange(height)[:, None] / height, np.arange(width)[None, :] / height
     kind = rng.integers(5)
@@ -210,9 +202,5 @@ def _panorama(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     tiles = ((np.sqrt(depth) * rng.uniform(8.0, 14.0)) % 1.0 < 0.12) * rng.uniform(0.0, 0.2)
     floor_HP3 = floor_3 * (0.85 + 0.3 * depth - tiles)[:, :, None] + np.zeros((1, width, 1))
     is_wall = (np.arange(height) < horizon)[:, None, None]
-    light_HP = (
-        1.0
-        + 0.12 * _smooth_noise(rng, height, width, 4, 14)
-        + 0.06 * _smooth_noise(rng, height, width, 40, 120)
-    )
+    light_HP = 1.0 + 0.12 * _smooth_noise(rng, height, width, 4, 14) + 0.06 * _smooth_noise(rng, height, width, 40, 120)
     return np.clip(np.where(is_wall, wall_HP3, floor_HP3) * light_HP[:, :, None], 0.02, 1.0)

@@ -62,9 +62,7 @@ def coloured(parts_HW: np.ndarray) -> np.ndarray:
 def layout(rows: Sequence[Row | Heading], height: int, width: int, columns: int) -> np.ndarray:
     """The sheet, uint8 RGB; tiles are height x width, at most `columns` in a row."""
     heights = [22 if isinstance(row, Heading) else height + CAPTION + GAP for row in rows]
-    picture = np.full(
-        (sum(heights) + GAP, LABEL_WIDTH + columns * (width + GAP) + GAP, 3), PAPER, dtype=np.uint8
-    )
+    picture = np.full((sum(heights) + GAP, LABEL_WIDTH + columns * (width + GAP) + GAP, 3), PAPER, dtype=np.uint8)
     top = GAP
     for row, tall in zip(rows, heights):
         if isinstance(row, Heading):

@@ -96,9 +96,7 @@ class SyntheticSpec:
                 raise _error(name, value, f"a multiple of group_size={self.group_size}", remedy)
         least = self.queries_per_id + 2
         if self.images_per_id < least:
-            expected = (
-                f"at least queries_per_id + 2 = {least}, so that every query has a match in another camera"
-            )
+            expected = f"at least queries_per_id + 2 = {least}, so that every query has a match in another camera"
             raise _error("images_per_id", self.images_per_id, expected, f"use {least} or more")
 
     @property

@@ -115,7 +115,12 @@ class CACENet(nn.Module):
                 self.clue_norm = nn.BatchNorm(momentum=0.9, epsilon=1e-5, axis_name=self.axis_name, dtype=None)
             if self.keys in ("standardised", "correlation"):
                 self.key_norm = nn.BatchNorm(
-                    use_bias=False, use_scale=False, momentum=0.9, epsilon=1e-5, axis_name=self.axis_name, dtype=self.dtype
+                    use_bias=False,
+                    use_scale=False,
+                    momentum=0.9,
+                    epsilon=1e-5,
+                    axis_name=self.axis_name,
+                    dtype=self.dtype,
                 )
 
     def maps(self, images_BHWC: Float[Array, "B H W 3"], *, train: bool) -> Float[Array, "B h w D"]:
@@ -188,9 +193,7 @@ class CACENet(nn.Module):
         similarity = clue_similarity(u.clues, v.clues, self.clues_threshold[0])
         return (1 - self.clue_weight) * distance + self.clue_weight * (1 - similarity)
 
-    def __call__(
-        self, images_BHWC: Float[Array, "B H W 3"], *, train: bool
-    ) -> tuple[Embedded, PairGrid | None]:
+    def __call__(self, images_BHWC: Float[Array, "B H W 3"], *, train: bool) -> tuple[Embedded, PairGrid | None]:
         """Individual embeddings of the images and, with the pair stage, the grid of pairs.
 
         Rows of the grid are this device's images; columns are the images of all devices along `axis_name`.

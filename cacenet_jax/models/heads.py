@@ -90,9 +90,7 @@ class ConditionalHead(nn.Module):
     axis_name: str | None = None
 
     @nn.compact
-    def __call__(
-        self, own: Float[Array, "*own D"], neighbour: Float[Array, "*batch D"], *, train: bool
-    ) -> Embedded:
+    def __call__(self, own: Float[Array, "*own D"], neighbour: Float[Array, "*batch D"], *, train: bool) -> Embedded:
         """Mean of u's map and its mean neighbour (broadcast against each other) to f(u|v) and logits."""
         channels = own.shape[-1]
         sign = neighbour_sign(self.kind)

@@ -8,7 +8,7 @@ with r_u = (rowsum S_u + rowsum T_uv)^-1/2 and r_v = (rowsum S_v + colsum T_uv)^
 three matrix-vector products of N x N and two of N x D: no 2N x 2N graph, no conditional map. S_u belongs to the image
 and is computed once. The literal form in graph.py is the oracle.
 
-Legend: u target image, v contextual image, N nodes (positions) of a map, D channels, R rows (target images) and
+Legend: u target image, v contextual image, N nodes (positions) of a map, D channels, E channels of keys, R rows (target images) and
 C columns (contextual images) of a grid of pairs.
 """
 
@@ -30,13 +30,13 @@ class ImageTerms(NamedTuple):
 
     Attributes:
         nodes_ND: the map, one row a position: what the graph convolution moves.
-        keys_ND: what affinities are computed from; None where that is the map itself, as in the paper.
+        keys_NE: what affinities are computed from; None where that is the map itself, as in the paper.
         intra_NN: S = ReLU(K diag(w) K^T), at least float32.
         degree_N: row sums of S.
     """
 
     nodes_ND: Array
-    keys_ND: Array | None
+    keys_NE: Array | None
     intra_NN: Array
     degree_N: Array
 
@@ -56,18 +56,20 @@ class Neighbours(NamedTuple):
 
 
 def image_terms(
-    nodes_ND: Float[AnyArray, "N D"], intra_weight_D: Float[AnyArray, "D"], keys_ND: Float[AnyArray, "N D"] | None = None
+    nodes_ND: Float[AnyArray, "N D"],
+    intra_weight_E: Float[AnyArray, "E"],
+    keys_NE: Float[AnyArray, "N E"] | None = None,
 ) -> ImageTerms:
-    """The per-image terms of the pair stage; keys default to the nodes (equation 2)."""
+    """The per-image terms of the pair stage; keys, of E channels, default to the nodes (equation 2)."""
     nodes_ND = jnp.asarray(nodes_ND)
-    used_ND = nodes_ND if keys_ND is None else keys_ND
-    intra_NN = affinity(used_ND, used_ND, intra_weight_D)
-    return ImageTerms(nodes_ND, keys_ND, intra_NN, intra_NN.sum(axis=1))
+    used_NE = nodes_ND if keys_NE is None else keys_NE
+    intra_NN = affinity(used_NE, used_NE, intra_weight_E)
+    return ImageTerms(nodes_ND, keys_NE, intra_NN, intra_NN.sum(axis=1))
 
 
 def _cross(u: ImageTerms, v: ImageTerms, cross_weight_D: AnyArray) -> Array:
-    keys_u = u.nodes_ND if u.keys_ND is None else u.keys_ND
-    keys_v = v.nodes_ND if v.keys_ND is None else v.keys_ND
+    keys_u = u.nodes_ND if u.keys_NE is None else u.keys_NE
+    keys_v = v.nodes_ND if v.keys_NE is None else v.keys_NE
     return affinity(keys_u, keys_v, cross_weight_D)
 
 

@@ -79,13 +79,19 @@ def extract(
     return store
 
 
-def cosine_distance(query_QF: Float[np.ndarray, "Q F"], gallery_GF: Float[np.ndarray, "G F"]) -> Float[np.ndarray, "Q G"]:
+def cosine_distance(
+    query_QF: Float[np.ndarray, "Q F"], gallery_GF: Float[np.ndarray, "G F"]
+) -> Float[np.ndarray, "Q G"]:
     """1 - cosine similarity of L2-normalised embeddings, in float32 on the host."""
     return 1 - query_QF @ gallery_GF.T
 
 
 def evaluate(
-    query: Labelled, gallery: Labelled, pair_distance: PairDistance | None, settings: Settings, mixes: Sequence[float] = ()
+    query: Labelled,
+    gallery: Labelled,
+    pair_distance: PairDistance | None,
+    settings: Settings,
+    mixes: Sequence[float] = (),
 ) -> dict[str, Any]:
     """Metrics of the individual, the conditional and the mixed ranking.
 
@@ -111,9 +117,7 @@ def evaluate(
         )
     top_k = min(settings.top_k, num_gallery)
     if top_k < settings.top_k:
-        logging.warning(
-            "config.eval.top_k: found %d, cut to the %d images of the gallery", settings.top_k, num_gallery
-        )
+        logging.warning("config.eval.top_k: found %d, cut to the %d images of the gallery", settings.top_k, num_gallery)
     weights = {"conditional": 1.0, "mixed": settings.mix, **{f"mix={m}": m for m in mixes}}
     rescorer = None if pair_distance is None else Rescorer(pair_distance, settings.pairs_per_call)
     blocks: dict[str, list[QueryStatistics]] = {"individual": []}

@@ -138,9 +138,7 @@ def evaluate_blocks(
     num_query, num_gallery = len(query_pids), len(gallery_pids)
     _check_sizes((num_query, num_gallery), *labels)
     if not num_query or not num_gallery:
-        raise UserError(
-            f"nothing to rank: {num_query} queries and {num_gallery} gallery images; both must have some"
-        )
+        raise UserError(f"nothing to rank: {num_query} queries and {num_gallery} gallery images; both must have some")
     if block_size is None:
         block_size = max(1, _BLOCK_ELEMENTS // num_gallery)
     if block_size < 1 or num_threads < 1:
@@ -322,9 +320,7 @@ def _places(distance_G: np.ndarray, sorted_G: np.ndarray, index_S: np.ndarray) -
 
 def _check_ap(ap: str) -> None:
     if ap not in MEAN_NAMES:
-        raise UserError(
-            f"ap {ap!r} is not a form of average precision; expected one of {', '.join(MEAN_NAMES)}"
-        )
+        raise UserError(f"ap {ap!r} is not a form of average precision; expected one of {', '.join(MEAN_NAMES)}")
 
 
 def _check_sizes(shape: tuple[int, ...], query_pids, gallery_pids, query_camids, gallery_camids) -> None:

@@ -202,9 +202,7 @@ def query_expansion(
 def _re_rank(distances: _Distances, k1: int, k2: int, lambda_value: float | int) -> np.ndarray:
     """The three steps of `k_reciprocal`: neighbours, encoding, Jaccard distance."""
     if k1 < 1 or k2 < 1 or not 0 <= lambda_value <= 1:
-        raise UserError(
-            f"re-ranking with k1 {k1}, k2 {k2}, lambda {lambda_value}; expected at least 1, 1 and 0..1"
-        )
+        raise UserError(f"re-ranking with k1 {k1}, k2 {k2}, lambda {lambda_value}; expected at least 1, 1 and 0..1")
     num_query, num_all = distances.num_query, distances.num_all
     if not num_query or num_query == num_all:
         raise UserError(f"nothing to re-rank: {num_query} queries and {num_all - num_query} gallery images")
@@ -217,9 +215,7 @@ def _re_rank(distances: _Distances, k1: int, k2: int, lambda_value: float | int)
         if not np.isfinite(largest_B).all():
             image = start + int(np.argmin(np.isfinite(largest_B)))
             name = f"query {image}" if image < num_query else f"gallery image {image - num_query}"
-            raise UserError(
-                f"the squared distances of {name} are not all finite; check the features for NaN and inf"
-            )
+            raise UserError(f"the squared distances of {name} are not all finite; check the features for NaN and inf")
         scale_A[start:stop] = np.where(largest_B > 0, largest_B, 1)
         block_BA /= scale_A[start:stop, None]
         nearest_AK[start:stop] = _nearest(block_BA, nearest_AK.shape[1])
@@ -338,9 +334,7 @@ def _features(query_QF: Array, gallery_GF: Array) -> tuple[np.ndarray, np.ndarra
         )
     for name, features in (("query", query_QF), ("gallery", gallery_GF)):
         if not np.isfinite(features).all():
-            raise UserError(
-                f"{name} features hold NaN or inf; expected finite numbers: check the model's output"
-            )
+            raise UserError(f"{name} features hold NaN or inf; expected finite numbers: check the model's output")
     dtype = np.result_type(query_QF, gallery_GF, np.float32)
     return query_QF.astype(dtype, copy=False), gallery_GF.astype(dtype, copy=False)
 

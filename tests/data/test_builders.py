@@ -146,9 +146,7 @@ def test_msmt17(tmp_path, folders, kind):
     ]
     assert labels(splits["query"]) == [("0000/0000_000_02_0303morning_0032_0.jpg", 0, 2)]
     assert [record["pid"] for record in splits["gallery"]] == [0, 3]
-    assert splits["query"][0]["image"] == jpeg(
-        folders[1] + MSMT["query"][0]
-    )  # from the test folder, not train
+    assert splits["query"][0]["image"] == jpeg(folders[1] + MSMT["query"][0])  # from the test folder, not train
     with_val = load(tmp_path, "msmt17", root, {**SUBSET, "train_val": True})
     assert [record["camid"] for record in with_val["train"]] == [1, 12, 15]
     assert with_val["gallery"] == splits["gallery"]
@@ -159,15 +157,11 @@ def test_counts_message_and_its_remedy(tmp_path):
     text = message(tmp_path, "market1501", root, {})
     for part in ("split train", str(root), "3 images", "12,936", "check_counts=False"):
         assert part in text
-    text = message(
-        tmp_path, "msmt17", put(tmp_path / "MSMT", msmt_files("train", "test")), {"train_val": True}
-    )
+    text = message(tmp_path, "msmt17", put(tmp_path / "MSMT", msmt_files("train", "test")), {"train_val": True})
     assert "32,621" in text
 
 
-MANIFEST = (
-    "\ufeffPath, pid, camid, split\na\\1.png,ann,,train\na/2.jpg,bob,hall,train\nq.jpg,cid,gate,query\n"
-)
+MANIFEST = "\ufeffPath, pid, camid, split\na\\1.png,ann,,train\na/2.jpg,bob,hall,train\nq.jpg,cid,gate,query\n"
 MANIFEST += '"g, 1.jpg",cid,hall,gallery\n'
 MANIFEST_IMAGES = ["a/1.png", "a/2.jpg", "q.jpg", "g, 1.jpg"]
 
@@ -175,9 +169,7 @@ MANIFEST_IMAGES = ["a/1.png", "a/2.jpg", "q.jpg", "g, 1.jpg"]
 @pytest.mark.parametrize("kind", ["folder", "zip", "csv"])
 def test_folder_with_manifest(tmp_path, kind):
     root = put(tmp_path / "mine", {name: jpeg(name) for name in MANIFEST_IMAGES} | {"manifest.csv": MANIFEST})
-    root = {"folder": root, "zip": None, "csv": root / "manifest.csv"}[kind] or zipped(
-        root, tmp_path / "mine.zip"
-    )
+    root = {"folder": root, "zip": None, "csv": root / "manifest.csv"}[kind] or zipped(root, tmp_path / "mine.zip")
     splits = load(tmp_path, "reid_folder", root, {})
     assert labels(splits["train"]) == [("a/1.png", 0, -1), ("a/2.jpg", 1, 1)]  # ann, bob; gate 0, hall 1
     assert labels(splits["query"]) == [("q.jpg", 2, 0)]
@@ -258,9 +250,7 @@ BROKEN_MARKET = {
 @pytest.mark.parametrize("kind", ["folder", "zip"])
 def test_broken_market(tmp_path, case, kind):
     changed, removed, parts = BROKEN_MARKET[case]
-    files = {
-        key: value for key, value in market_files().items() if not key.startswith(removed or ("-",))
-    } | changed
+    files = {key: value for key, value in market_files().items() if not key.startswith(removed or ("-",))} | changed
     root = put(tmp_path / "Market", files)
     text = message(tmp_path, "market1501", zipped(root, tmp_path / "m.zip") if kind == "zip" else root)
     for part in [*parts, str(tmp_path)]:
@@ -302,15 +292,11 @@ def test_broken_manifest(tmp_path, case):
 def test_broken_msmt17(tmp_path):
     files = msmt_files("train", "test")
     root = put(tmp_path / "a", files | {"list_query.txt": "0000/whoever.jpg 0\n"})
-    assert all(
-        part in message(tmp_path, "msmt17", root) for part in ("list_query.txt line 1", "whoever", "expected")
-    )
+    assert all(part in message(tmp_path, "msmt17", root) for part in ("list_query.txt line 1", "whoever", "expected"))
     missing = f"test/{MSMT['gallery'][1].split()[0]}"
     text = message(tmp_path, "msmt17", put(tmp_path / "b", without(files, missing)))
     assert missing in text and "no such file" in text
-    assert "lacks list_val.txt" in message(
-        tmp_path, "msmt17", put(tmp_path / "c", without(files, "list_val.txt"))
-    )
+    assert "lacks list_val.txt" in message(tmp_path, "msmt17", put(tmp_path / "c", without(files, "list_val.txt")))
 
 
 def test_broken_roots_and_options(tmp_path):

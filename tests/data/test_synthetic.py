@@ -81,9 +81,7 @@ def test_round_cone_is_the_hull_of_the_spheres_between_its_ends(start, end, ra, 
     for t in np.linspace(0.0, 1.0, 1501):
         centre, radius = (1 - t) * cone.start_3 + t * cone.end_3, (1 - t) * ra + t * rb
         inside = radius**2 - (x_1w - centre[0]) ** 2 - (y_h1 - centre[1]) ** 2
-        expected = np.where(
-            inside > 0, np.maximum(expected, centre[2] + np.sqrt(np.maximum(inside, 0))), expected
-        )
+        expected = np.where(inside > 0, np.maximum(expected, centre[2] + np.sqrt(np.maximum(inside, 0))), expected)
     found = synthetic_render._surface(cone, x_1w, y_h1)
     both = np.isfinite(found) & np.isfinite(expected)
     # The swept spheres miss a sliver at the silhouette, where the surface is steep.
@@ -105,9 +103,7 @@ def test_ellipsoid_surface_lies_on_the_ellipsoid_and_its_normals_point_along_the
     normals_N3 = synthetic_render._normals(shape, points_N3)
     assert np.all(normals_N3[:, 2] > 0)  # the front side
     gradient_N3 = unit_N3 @ np.linalg.inv(shape.axes_33)
-    np.testing.assert_allclose(
-        normals_N3, gradient_N3 / np.linalg.norm(gradient_N3, axis=1, keepdims=True), atol=1e-9
-    )
+    np.testing.assert_allclose(normals_N3, gradient_N3 / np.linalg.norm(gradient_N3, axis=1, keepdims=True), atol=1e-9)
 
 
 def test_look_alikes_share_body_and_clothes_and_differ_in_their_groups_clues_alone():
@@ -138,8 +134,7 @@ def test_every_pair_of_look_alikes_can_be_told_apart_from_some_side():
         people = [appearance_of(spec, pid) for pid in range(first, first + spec.group_size)]
         sides = (FRONT, SIDE, BACK, -SIDE)
         views = [
-            np.stack([render_clean(person, yaw, height=64, width=32).rgb_HW3 for yaw in sides])
-            for person in people
+            np.stack([render_clean(person, yaw, height=64, width=32).rgb_HW3 for yaw in sides]) for person in people
         ]
         for i in range(spec.group_size):
             for j in range(i):
@@ -247,9 +242,7 @@ def test_difficulty_switches_do_what_they_say():
     )  # fmt: skip
     hard = dataclasses.replace(easy, occlusion_rate=1.0, occlusion_max=0.6)
     visible = [
-        np.array(
-            [np.sum(render_one(spec, pid, index).parts_HW > 0) for pid in range(1, 9) for index in range(2)]
-        )
+        np.array([np.sum(render_one(spec, pid, index).parts_HW > 0) for pid in range(1, 9) for index in range(2)])
         for spec in (easy, hard)
     ]
     assert np.all(visible[1] <= visible[0]) and visible[1].mean() < 0.85 * visible[0].mean()

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracles import affinity, full_graph, pair_maps
+from oracles import affinity, full_graph, literal_clues, pair_maps
 
 from cacenet_jax.models.cacenet import CACENet
 from cacenet_jax.models.heads import ConditionalHead
@@ -38,7 +38,18 @@ def keys_by_hand(keys, nodes_BND, variables, train):
     rows = nodes_BND.reshape(-1, D)
     stats = variables["batch_stats"]["key_norm"]
     mean, var = (rows.mean(axis=0), rows.var(axis=0)) if train else (stats["mean"], stats["var"])
-    return (nodes_BND - np.asarray(mean)) / np.sqrt(np.asarray(var) + 1e-5)
+    standardised = (nodes_BND - np.asarray(mean)) / np.sqrt(np.asarray(var) + 1e-5)
+    if keys == "standardised":
+        return standardised
+    correlated = np.stack([[D**0.5 * row / np.sqrt((row**2).sum()) for row in nodes] for nodes in standardised])
+    return np.concatenate([correlated, np.ones((*correlated.shape[:2], 1))], axis=2)
+
+
+def weight_by_hand(name, keys, variables):
+    """The diagonal of W or W'; the threshold of "correlation" is one more channel."""
+    params = variables["params"]
+    weight = np.asarray(params[f"{name}_weight"]) / D
+    return np.append(weight, -params[f"{name}_threshold"]) if keys == "correlation" else weight
 
 
 def pooled_by_hand(nodes_BND, keys_BND, intra, cross):
@@ -56,13 +67,13 @@ def pooled_by_hand(nodes_BND, keys_BND, intra, cross):
 
 
 @pytest.mark.parametrize("block", [0, 2])
-@pytest.mark.parametrize("keys", ["raw", "l2", "standardised"])
+@pytest.mark.parametrize("keys", ["raw", "l2", "standardised", "correlation"])
 def test_grid_equals_the_loop_over_pairs(x64, keys, block):
     net, variables, images = network(keys=keys, block=block)
     (_, grid), _ = net.apply(variables, images, train=True, mutable=["batch_stats"])
     nodes = np.asarray(Pixels()(images, train=True)).reshape(3, 4, D)
     used = keys_by_hand(keys, nodes, variables, train=True)
-    intra, cross = (np.asarray(variables["params"][f"{name}_weight"]) / D for name in ("intra", "cross"))
+    intra, cross = (weight_by_hand(name, keys, variables) for name in ("intra", "cross"))
     near = pooled_by_hand(nodes, used, intra, cross)
     inner = {name: tree["conditional_head"] for name, tree in variables.items()}
     head = ConditionalHead(F, I, dtype=jnp.float64)
@@ -100,9 +111,27 @@ def test_conditional_embedding_equals_the_encoded_mean_of_the_conditional_map(x6
                 np.testing.assert_allclose(grid.conditional.embedding[place], expected, rtol=1e-9, atol=1e-10)
 
 
-@pytest.mark.parametrize("keys", ["raw", "standardised"])
-def test_pair_distance_is_the_cosine_distance_of_the_grid(x64, keys):
-    net, variables, images = network(keys=keys)
+@pytest.mark.parametrize("train", [True, False])
+def test_clues_of_the_grid_are_regions_encoded_by_the_individual_head(x64, train):
+    net, variables, images = network(clue_weight=0.5)
+    (_, grid), _ = net.apply(variables, images, train=train, mutable=["batch_stats"])
+    params, stats = variables["params"], variables["batch_stats"]["clue_norm"]
+    nodes = np.asarray(Pixels()(images, train=True)).reshape(3, 4, D)
+    encoded = nodes @ np.asarray(params["individual_head"]["conv"]["kernel"])
+    flat = encoded.reshape(-1, F)
+    mean, var = (flat.mean(axis=0), flat.var(axis=0)) if train else (stats["mean"], stats["var"])
+    regions = (encoded - mean) / np.sqrt(np.asarray(var) + 1e-5) * params["clue_norm"]["scale"] + params["clue_norm"][
+        "bias"
+    ]
+    threshold = float(params["clues_threshold"][0])
+    expected = [[literal_clues(u, v, threshold) for v in np.asarray(regions)] for u in np.asarray(regions)]
+    np.testing.assert_allclose(grid.clues, expected, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("fields", [{}, {"keys": "standardised"}, {"keys": "correlation", "clue_weight": 0.3}])
+def test_pair_distance_is_that_of_the_grid(x64, fields):
+    net, variables, images = network(**fields)
+    share = fields.get("clue_weight", 0)
     _, grid = net.apply(variables, images, train=False)
     maps = net.apply(variables, images, train=False, method="maps")
     described = net.apply(variables, maps, method="describe")
@@ -112,7 +141,10 @@ def test_pair_distance_is_the_cosine_distance_of_the_grid(x64, keys):
             one, other = (jax.tree.map(lambda x, i=i: x[i], described.terms) for i in (u, v))
             found = net.apply(variables, one, other, method="pair_distance")
             a, b = embedding[u, v], embedding[v, u]
-            np.testing.assert_allclose(found, 1 - a @ b / np.sqrt((a @ a) * (b @ b)), atol=1e-10)
+            expected = (1 - share) * (1 - a @ b / np.sqrt((a @ a) * (b @ b)))
+            if share:
+                expected += share * (1 - grid.clues[u, v])
+            np.testing.assert_allclose(found, expected, atol=1e-10)
     np.testing.assert_allclose((np.asarray(described.embedding) ** 2).sum(axis=1), 1, rtol=1e-12)
 
 
@@ -128,7 +160,7 @@ def test_without_the_pair_stage_nothing_of_it_exists(x64):
     assert net.apply(variables, maps, method="describe").terms is None
 
 
-@pytest.mark.parametrize("keys", ["raw", "l2", "standardised"])
+@pytest.mark.parametrize("keys", ["raw", "l2", "standardised", "correlation"])
 def test_bfloat16_network_gives_float32_close_to_float32(keys):
     exact, variables, images = network(keys=keys, dtype=jnp.float32)
     rounded = exact.clone(dtype=jnp.bfloat16)

@@ -4,33 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracles import finite_difference
+from oracles import finite_difference, literal_clues
 
 from cacenet_jax.models.clues import clue_grid, clue_similarity, image_clues
-
-
-def literal(regions_u, regions_v, threshold):
-    """The formula of clues.py, one region at a time."""
-
-    def length(x):
-        return float(np.sqrt(sum(a * a for a in x)))
-
-    def one_side(own, other):
-        total, result = sum(length(x) for x in own), 0.0
-        for x in own:
-            above = below = 0.0
-            for y in other:
-                if length(x) == 0 or length(y) == 0:
-                    cosine = 0.0
-                else:
-                    cosine = sum(a * b for a, b in zip(x, y, strict=True)) / (length(x) * length(y))
-                weight = max(cosine - threshold, 0.0)
-                above, below = above + weight * cosine, below + weight
-            if below > 0:
-                result += length(x) / total * above / below
-        return result
-
-    return (one_side(regions_u, regions_v) + one_side(regions_v, regions_u)) / 2
 
 
 def similarity(regions_u, regions_v, threshold):
@@ -56,7 +32,7 @@ CASES = ("different", "one region", "a region of zeros", "nothing matches", "ide
 @pytest.mark.parametrize("case", CASES)
 def test_equals_the_loop(x64, case):
     u, v, threshold = regions(case)
-    np.testing.assert_allclose(similarity(u, v, threshold), literal(u, v, threshold), rtol=1e-12, atol=1e-14)
+    np.testing.assert_allclose(similarity(u, v, threshold), literal_clues(u, v, threshold), rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -66,7 +42,7 @@ def test_gradient_is_finite_and_that_of_the_loop(x64, case):
     assert all(np.isfinite(g).all() for g in gradients)
     if case in ("different", "one region", "everything matches"):  # the loop has a gradient there
         direction = np.random.default_rng(5).standard_normal(u.shape)
-        expected = finite_difference(lambda x: literal(x, v, threshold), u, direction)
+        expected = finite_difference(lambda x: literal_clues(x, v, threshold), u, direction)
         np.testing.assert_allclose((gradients[0] * direction).sum(), expected, rtol=1e-6, atol=1e-9)
 
 
@@ -81,5 +57,5 @@ def test_grid_is_the_loop_over_pairs(x64, block):
     regions_BNF = np.random.default_rng(4).standard_normal((3, 5, 4))
     clues = jax.vmap(image_clues)(jnp.asarray(regions_BNF))
     found = clue_grid(clues, clues, jnp.asarray(0.2), block)
-    expected = [[literal(u, v, 0.2) for v in regions_BNF] for u in regions_BNF]
+    expected = [[literal_clues(u, v, 0.2) for v in regions_BNF] for u in regions_BNF]
     np.testing.assert_allclose(found, expected, rtol=1e-12)

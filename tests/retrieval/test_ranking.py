@@ -140,9 +140,7 @@ def test_skipped_query_leaves_the_denominator():
     alone = evaluate_ranking(distance_1G, pids, gallery_pids, camids, gallery_camids)
     distance_3G = np.repeat(distance_1G, 3, axis=0)
     # The second query has no match, the third one only in its own camera.
-    metrics = evaluate_ranking(
-        distance_3G, np.array([1, 7, 1]), gallery_pids, np.array([0, 0, 1]), gallery_camids
-    )
+    metrics = evaluate_ranking(distance_3G, np.array([1, 7, 1]), gallery_pids, np.array([0, 0, 1]), gallery_camids)
     assert (metrics["num_valid"], metrics["num_skipped"]) == (1, 2)
     assert {**metrics, "num_skipped": 0} == alone
 
@@ -174,9 +172,9 @@ def test_no_valid_query_says_why_in_one_line():
         assert OPTION in str(error.value)
     assert OPTION not in str(no_identity.value)  # it would not help
     assert "\n" not in "".join(str(error.value) for error in (one_camera, own_camera, no_identity))
-    assert evaluate_ranking(
-        distance_1G, pids, gallery_pids, camids, np.zeros(5, np.int64), camera_filter=False
-    )["mAP"] == pytest.approx(1 / 2)
+    assert evaluate_ranking(distance_1G, pids, gallery_pids, camids, np.zeros(5, np.int64), camera_filter=False)[
+        "mAP"
+    ] == pytest.approx(1 / 2)
 
 
 def test_summarise_without_valid_queries():

@@ -88,9 +88,7 @@ def test_equals_the_dense_loop_with_ties(seed):
     rng = np.random.default_rng(seed)
     query, gallery = rng.integers(0, 3, (8, 2)).astype(float), rng.integers(0, 3, (40, 2)).astype(float)
     distances = matrices(query, gallery)
-    np.testing.assert_allclose(
-        k_reciprocal(*distances, k1=6, k2=3), dense(*distances, k1=6, k2=3), rtol=0, atol=1e-13
-    )
+    np.testing.assert_allclose(k_reciprocal(*distances, k1=6, k2=3), dense(*distances, k1=6, k2=3), rtol=0, atol=1e-13)
 
 
 def test_float32_and_jax_arrays():
@@ -105,9 +103,7 @@ def test_float32_and_jax_arrays():
 def test_matrices_that_are_not_symmetric_follow_the_columns():
     rng = np.random.default_rng(0)
     distances = rng.random((6, 30)), rng.random((6, 6)), rng.random((30, 30))
-    np.testing.assert_allclose(
-        k_reciprocal(*distances, k1=8, k2=3), dense(*distances, k1=8, k2=3), rtol=0, atol=1e-13
-    )
+    np.testing.assert_allclose(k_reciprocal(*distances, k1=8, k2=3), dense(*distances, k1=8, k2=3), rtol=0, atol=1e-13)
 
 
 @pytest.mark.parametrize("elements", [1, 100, 3000])

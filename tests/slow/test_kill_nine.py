@@ -53,7 +53,9 @@ def test_ten_kills_change_nothing(command, seed):
         folder = command.folder / "killed/checkpoints"
         names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
         reached.append(max((int(name) for name in names if name.isdigit()), default=0))
-        print(f"kill {kill + 1} after {delay:.2f} s: step {reached[-1]}, in the folder: {', '.join(sorted(names)) or '-'}")
+        print(
+            f"kill {kill + 1} after {delay:.2f} s: step {reached[-1]}, in the folder: {', '.join(sorted(names)) or '-'}"
+        )
     assert len(set(reached)) > 3, "the kills came too early to say anything"
     done = command(*WORDS, "--workdir=killed")
     assert done.returncode == 0, done.stderr
@@ -61,4 +63,6 @@ def test_ten_kills_change_nothing(command, seed):
     assert expected[0].keys() == found[0].keys()
     assert all(np.array_equal(found[0][name], array) for name, array in expected[0].items())
     assert found[1:] == expected[1:]
-    print(f"undisturbed {alone:.0f} s; {len(expected[0])} arrays bit-identical, {len(expected[1])} lines of metrics equal")
+    print(
+        f"undisturbed {alone:.0f} s; {len(expected[0])} arrays bit-identical, {len(expected[1])} lines of metrics equal"
+    )

@@ -74,8 +74,7 @@ class FileScan(Scan):
         """
         self._source = source
         self._splits = {
-            split: sorted((e for e in splits.get(split, ()) if e.pid >= 0), key=lambda e: e.name)
-            for split in SPLITS
+            split: sorted((e for e in splits.get(split, ()) if e.pid >= 0), key=lambda e: e.name) for split in SPLITS
         }
         self.origin = source.where(folder)
         self.fingerprint = fingerprint(
@@ -92,9 +91,7 @@ class FileScan(Scan):
     def _stamp(self, entry: Entry) -> tuple[int, ...]:
         stamp = self._source.stamp(entry.path)
         if stamp is None:
-            raise UserError(
-                f"{self._source.where(entry.path)}: listed, but no such file; add it or remove its line"
-            )
+            raise UserError(f"{self._source.where(entry.path)}: listed, but no such file; add it or remove its line")
         return stamp
 
     def _check(self) -> None:
@@ -102,15 +99,12 @@ class FileScan(Scan):
             for first, second in itertools.pairwise(entries):
                 if first.name == second.name:
                     found = self._source.where(second.path)
-                    raise UserError(
-                        f"{found}: occurs twice in split {split}; expected once; remove one of the two"
-                    )
+                    raise UserError(f"{found}: occurs twice in split {split}; expected once; remove one of the two")
         identities = {entry.pid for entry in self._splits["train"]}
         if len(identities) == 1:
             only = next(iter(identities))
             raise UserError(
-                f"{self.origin}: split train has one identity only (pid {only}); expected at least two to "
-                "train on"
+                f"{self.origin}: split train has one identity only (pid {only}); expected at least two to train on"
             )
 
     def counts(self) -> dict[str, int]:
@@ -170,17 +164,14 @@ class ReidBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
         for key, value in dict(given or {}).items():
             if key not in options:
                 known = ", ".join(options) or "none"
-                raise UserError(
-                    f"{cls.name}: unknown option {key!r}; known options: {known}; remove or correct it"
-                )
+                raise UserError(f"{cls.name}: unknown option {key!r}; known options: {known}; remove or correct it")
             default = options[key]
             if type(default) is float and type(value) is int:
                 value = float(value)
             if type(value) is not type(default):
                 kind = type(default).__name__
                 raise UserError(
-                    f"{cls.name}: option {key} is {value!r}, expected {kind}; give a value such as "
-                    f"{default!r}"
+                    f"{cls.name}: option {key} is {value!r}, expected {kind}; give a value such as {default!r}"
                 )
             options[key] = value
         return options
@@ -191,8 +182,7 @@ class ReidBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
         for split in SPLITS:
             if not counts[split]:
                 raise UserError(
-                    f"{cls.name}: split {split} of {origin} has no images; expected at least one; put some "
-                    "there"
+                    f"{cls.name}: split {split} of {origin} has no images; expected at least one; put some there"
                 )
         for split, expected in (cls.expected_counts(options) or {}).items():
             if counts[split] != expected:
@@ -207,13 +197,9 @@ class ReidBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
             {
                 "image": tfds.features.Image(shape=(None, None, 3), doc="Encoded as stored in the data set."),
                 "pid": tfds.features.Scalar(np.int64, doc="Identity, the data set's own label."),
-                "camid": tfds.features.Scalar(
-                    np.int64, doc="Camera, the data set's own number; -1: unknown."
-                ),
+                "camid": tfds.features.Scalar(np.int64, doc="Camera, the data set's own number; -1: unknown."),
                 "name": tfds.features.Text(doc="File name in its split."),
-                "parts": tfds.features.Tensor(
-                    shape=(), dtype=np.object_, doc="PNG of part labels, or empty."
-                ),
+                "parts": tfds.features.Tensor(shape=(), dtype=np.object_, doc="PNG of part labels, or empty."),
             }
         )
         config = self.builder_config

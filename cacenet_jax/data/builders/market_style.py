@@ -39,8 +39,7 @@ def entries_of_folder(source: Source, folder: str, *, camera_optional: bool = Fa
                 else "<pid>_c<camera>…, as in 0002_c1s1_000451_03.jpg"
             )
             raise UserError(
-                f"{source.where(path)}: name does not say who it is; expected {expected}; rename or remove "
-                "the file"
+                f"{source.where(path)}: name does not say who it is; expected {expected}; rename or remove the file"
             )
         camid = NO_CAMERA if match[2] is None else int(match[2])
         entries.append(Entry(path, name_in(folder, path), int(match[1]), camid))

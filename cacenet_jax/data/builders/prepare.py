@@ -86,9 +86,7 @@ def prepare(
 def builder_class(name: str) -> type[ReidBuilder]:
     """Return the builder of a data set. Raises UserError for an unknown name."""
     if name not in _BUILDERS:
-        raise UserError(
-            f"data set {name!r} is unknown; expected one of {', '.join(_BUILDERS)}; correct the name"
-        )
+        raise UserError(f"data set {name!r} is unknown; expected one of {', '.join(_BUILDERS)}; correct the name")
     return getattr(importlib.import_module(f"cacenet_jax.data.builders.{name}"), _BUILDERS[name])
 
 
@@ -117,9 +115,7 @@ def _prepared_before(builder: type[ReidBuilder], home: str, options: Mapping[str
     return found[0]
 
 
-def _write(
-    builder: type[ReidBuilder], scan: Scan, options: dict[str, Any], home: str, progress: bool
-) -> None:
+def _write(builder: type[ReidBuilder], scan: Scan, options: dict[str, Any], home: str, progress: bool) -> None:
     """Write the records; TFDS writes into a directory named incomplete.… and renames it at the end."""
     copy = os.path.join(home, scan.fingerprint)
     try:
@@ -154,9 +150,7 @@ def _locked(home: str, progress: bool) -> Iterator[None]:
         os.makedirs(home, exist_ok=True)
         lock = open(os.path.join(home, ".lock"), "w")
     except OSError as error:
-        raise UserError(
-            f"data directory {home} cannot be written ({error.strerror}); choose another one"
-        ) from error
+        raise UserError(f"data directory {home} cannot be written ({error.strerror}); choose another one") from error
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -49,9 +49,7 @@ class ReidFolder(ReidBuilder, skip_registration=True):
             layouts = {"manifest": (manifest,)}
         place = locate(source, layouts, (), cls.HOME)
         if place.layout == "manifest":
-            return FileScan(
-                source, place.folder, _read_manifest(source, posixpath.join(place.folder, manifest))
-            )
+            return FileScan(source, place.folder, _read_manifest(source, posixpath.join(place.folder, manifest)))
         names = dict(zip(SPLITS, SPLITS)) if place.layout == "plain" else FOLDERS
         folders = {split: posixpath.join(place.folder, folder) for split, folder in names.items()}
         return FileScan(
@@ -70,8 +68,7 @@ def _read_manifest(source: Source, path: str) -> dict[str, list[Entry]]:
     if missing:
         found = ",".join(columns) or "nothing"
         raise UserError(
-            f"{where}: no column {' and '.join(missing)} in the first line ({found}); expected "
-            "path,pid[,camid][,split]"
+            f"{where}: no column {' and '.join(missing)} in the first line ({found}); expected path,pid[,camid][,split]"
         )
     reader.fieldnames = columns
 
@@ -90,23 +87,18 @@ def _read_manifest(source: Source, path: str) -> dict[str, list[Entry]]:
         name = posixpath.normpath(row["path"].replace("\\", "/"))
         if not name.lower().endswith(IMAGE_SUFFIXES):
             raise UserError(
-                f"{line}: path {row['path']!r} is no image; expected a name in {', '.join(IMAGE_SUFFIXES)}; "
-                "correct it"
+                f"{line}: path {row['path']!r} is no image; expected a name in {', '.join(IMAGE_SUFFIXES)}; correct it"
             )
         image = posixpath.normpath(posixpath.join(base, name))
         if source.stamp(image) is None:
             raise UserError(
-                f"{line}: {source.where(image)} does not exist; paths are relative to the manifest; correct "
-                "the line"
+                f"{line}: {source.where(image)} does not exist; paths are relative to the manifest; correct the line"
             )
         split = row["split"] if "split" in columns else _SPLIT_OF_FOLDER.get(name.split("/")[0], "")
         if split not in splits:
-            source_of = (
-                "split" if "split" in columns else "the first folder of path (there is no column split)"
-            )
+            source_of = "split" if "split" in columns else "the first folder of path (there is no column split)"
             raise UserError(
-                f"{line}: {source_of} is {split or name.split('/')[0]!r}; expected train, query or gallery; "
-                "correct it"
+                f"{line}: {source_of} is {split or name.split('/')[0]!r}; expected train, query or gallery; correct it"
             )
         splits[split].append(Entry(image, name, pid, NO_CAMERA if camid is None else camid))
     return splits

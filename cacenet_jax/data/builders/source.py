@@ -57,9 +57,7 @@ class Source(abc.ABC):
         try:
             return self.read(path).decode("utf-8-sig")
         except UnicodeDecodeError as error:
-            raise UserError(
-                f"{self.where(path)}: not UTF-8 text ({error.reason}); save it as UTF-8"
-            ) from error
+            raise UserError(f"{self.where(path)}: not UTF-8 text ({error.reason}); save it as UTF-8") from error
 
 
 class FolderSource(Source):
@@ -105,8 +103,7 @@ class FolderSource(Source):
                 return file.read()
         except OSError as error:
             raise UserError(
-                f"{self.where(path)}: cannot be read ({error.strerror}); check that it exists and its "
-                "permissions"
+                f"{self.where(path)}: cannot be read ({error.strerror}); check that it exists and its permissions"
             ) from error
 
     def where(self, path: str) -> str:
@@ -131,16 +128,12 @@ class ZipSource(Source):
 
     def folders(self, folder: str) -> list[str]:
         """Return the folders directly in `folder`."""
-        return sorted(
-            path for path in self._folders if path and posixpath.dirname(path) == folder and _visible(path)
-        )
+        return sorted(path for path in self._folders if path and posixpath.dirname(path) == folder and _visible(path))
 
     def files(self, folder: str) -> list[str]:
         """Return all visible files below `folder`."""
         prefix = folder + "/" if folder else ""
-        return sorted(
-            path for path in self._files if path.startswith(prefix) and _visible(path[len(prefix) :])
-        )
+        return sorted(path for path in self._files if path.startswith(prefix) and _visible(path[len(prefix) :]))
 
     def exists(self, path: str) -> bool:
         """Tell whether `path` is there."""
@@ -157,9 +150,7 @@ class ZipSource(Source):
             return self._zip.read(self._files[path])
         except KeyError as error:
             raise UserError(f"{self.where(path)}: not in the zip; add the file to it") from error
-        except (
-            Exception
-        ) as error:  # zlib.error, BadZipFile (checksum), RuntimeError (password), NotImplementedError
+        except Exception as error:  # zlib.error, BadZipFile (checksum), RuntimeError (password), NotImplementedError
             raise UserError(
                 f"{self.where(path)}: cannot be unzipped ({error}); get a complete, unencrypted zip"
             ) from error
@@ -192,9 +183,7 @@ class Place(NamedTuple):
     folder: str
 
 
-def locate(
-    source: Source, layouts: Mapping[str, Sequence[str]], known_names: Iterable[str], hint: str
-) -> Place:
+def locate(source: Source, layouts: Mapping[str, Sequence[str]], known_names: Iterable[str], hint: str) -> Place:
     """Find the folder that holds a data set: the root itself, or one up to two levels below.
 
     Args:
@@ -225,8 +214,7 @@ def locate(
             if len(named) != 1:
                 listed = ", ".join(source.where(folder) for folder in sorted(places))
                 raise UserError(
-                    f"{source.root}: several folders fit ({listed}); set the data root to the one that is "
-                    "meant"
+                    f"{source.root}: several folders fit ({listed}); set the data root to the one that is meant"
                 )
             places = named
         if places:
@@ -238,8 +226,7 @@ def locate(
     if not os.path.exists(source.root):
         near = " (it does not exist)"
     raise UserError(
-        f"{source.root}: no data set found{near}; looked there and up to two folders below for {expected}; "
-        f"{hint}"
+        f"{source.root}: no data set found{near}; looked there and up to two folders below for {expected}; {hint}"
     )
 
 
@@ -265,9 +252,7 @@ def check_image(data: bytes, where: str) -> None:
         with Image.open(io.BytesIO(data)) as image:
             image.load()
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, …
-        reason = (
-            "not an image that can be read" if isinstance(error, Image.UnidentifiedImageError) else str(error)
-        )
+        reason = "not an image that can be read" if isinstance(error, Image.UnidentifiedImageError) else str(error)
         raise UserError(
             f"{where}: broken image of {len(data)} bytes ({reason}); replace it with a complete copy"
         ) from error

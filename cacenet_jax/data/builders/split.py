@@ -136,9 +136,7 @@ def _load_index(path: str, length: int, num_bytes: int) -> dict[str, np.ndarray]
             index = {key: stored[key] for key in _INDEX_KEYS}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
-    fits = index["num_bytes"] == num_bytes and all(
-        len(index[key]) == length for key in ("pids", "camids", "names")
-    )
+    fits = index["num_bytes"] == num_bytes and all(len(index[key]) == length for key in ("pids", "camids", "names"))
     return index if fits else None
 
 
