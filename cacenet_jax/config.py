@@ -83,7 +83,8 @@ def paper() -> ml_collections.ConfigDict:
     config.eval.mix = 0.5  # weight of the pair distance in the mixed ranking
     config.eval.flip = True  # average the maps of an image and its mirror image
     config.eval.batch_size = 64
-    config.eval.pairs_per_call = 2048
+    config.eval.pairs_per_call = 512
+    config.eval.memory_gib = 4.0  # maps that take more lie in a temporary file under data.dir
     config.eval.checkpoint = "last"  # or best, by validation mAP
     config.lock()  # a misspelt field in a config file is an error, not a new field
     config.data.options.unlock()
@@ -117,7 +118,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
           "the triplet loss needs two images of an identity")  # fmt: skip
     _need(data.num_ids >= 2, "data.num_ids", data.num_ids, "at least 2", "the triplet loss needs two identities")
     positive = ("epochs", "data.height", "data.width", "model.embed_dim", "model.last_stride", "log_every",
-                "optim.learning_rate", "optim.reference_batch", "eval.top_k", "eval.batch_size",
+                "optim.learning_rate", "optim.reference_batch", "eval.top_k", "eval.memory_gib", "eval.batch_size",
                 "eval.pairs_per_call")  # fmt: skip
     for field in positive:
         _need(_lookup(config, field) > 0, field, _lookup(config, field), "more than 0", "raise it")

@@ -32,7 +32,8 @@ def score(
 
     def features(subset: Subset) -> Labelled:
         size = {"height": config.data.height, "width": config.data.width, "batch_size": settings.batch_size}
-        found = extract(describe, evaluation_batches(subset, **size), len(subset.indices))
+        room = {"folder": config.data.dir, "limit_bytes": round(settings.memory_gib * 2**30)}
+        found = extract(describe, evaluation_batches(subset, **size), len(subset.indices), **room)
         return Labelled(found, np.asarray(subset.pids), np.asarray(subset.camids))
 
     how = Settings(

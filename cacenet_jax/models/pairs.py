@@ -8,8 +8,8 @@ with r_u = (rowsum S_u + rowsum T_uv)^-1/2 and r_v = (rowsum S_v + colsum T_uv)^
 three matrix-vector products of N x N and two of N x D: no 2N x 2N graph, no conditional map. S_u belongs to the image
 and is computed once. The literal form in graph.py is the oracle.
 
-Legend: u target image, v contextual image, N nodes (positions) of a map, D channels, E channels of keys, R rows (target images) and
-C columns (contextual images) of a grid of pairs.
+Legend: u target image, v contextual image, N nodes (positions) of a map, D channels, E channels of keys, R rows (target
+images) and C columns (contextual images) of a grid of pairs.
 """
 
 from typing import NamedTuple

@@ -8,6 +8,8 @@ Legend: Q queries, G gallery images, K re-scored candidates, F embedding size.
 
 import dataclasses
 import logging
+import os
+import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -55,8 +57,21 @@ class Labelled(NamedTuple):
     camids: Int[np.ndarray, "n"]
 
 
+def allocate(shape: tuple[int, ...], dtype: Any, folder: str | os.PathLike, limit_bytes: int) -> np.ndarray:
+    """An array in memory, or past the limit in a file under `folder` that is gone when the array is, or the process."""
+    if np.prod(shape, dtype=np.int64) * np.dtype(dtype).itemsize <= limit_bytes:
+        return np.empty(shape, dtype)
+    with tempfile.TemporaryFile(dir=folder) as file:  # its name is gone at once, its content with the last mapping
+        return np.memmap(file, dtype, "w+", shape=shape)
+
+
 def extract(
-    describe: Callable[[Any], Features], batches: Iterable[tuple[np.ndarray, np.ndarray]], count: int
+    describe: Callable[[Any], Features],
+    batches: Iterable[tuple[np.ndarray, np.ndarray]],
+    count: int,
+    *,
+    folder: str | os.PathLike = ".",
+    limit_bytes: int = 4 << 30,
 ) -> Features:
     """Features of `count` images.
 
@@ -64,6 +79,8 @@ def extract(
         describe: uint8 images (B, H, W, 3) to their features.
         batches: images and their positions 0 .. count-1, -1 where an image only fills the batch.
         count: how many images there are.
+        folder: where an array that is larger than limit_bytes lives, in a temporary file.
+        limit_bytes: largest array that is held in memory.
 
     Returns:
         Features on the host, in the order of the positions.
@@ -72,7 +89,7 @@ def extract(
     for images, positions in batches:
         block = jax.tree.map(np.asarray, describe(images))
         if store is None:
-            store = jax.tree.map(lambda x: np.empty((count, *x.shape[1:]), x.dtype), block)
+            store = jax.tree.map(lambda x: allocate((count, *x.shape[1:]), x.dtype, folder, limit_bytes), block)
         real = positions >= 0
         for target, values in zip(jax.tree.leaves(store), jax.tree.leaves(block), strict=True):
             target[positions[real]] = values[real]

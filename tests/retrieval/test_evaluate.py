@@ -3,6 +3,7 @@
 import logging
 
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -111,6 +112,17 @@ def test_extract_keeps_positions_and_drops_filling():
     found = extract(describe, batches, 5)
     np.testing.assert_allclose(found.embedding, pixels.astype(np.float32).mean(axis=(1, 2)))
     np.testing.assert_array_equal(found.terms["first"], pixels[:, 0, 0])
+
+
+def test_large_features_live_in_a_temporary_file_and_are_the_same(tmp_path):
+    values = np.random.default_rng(0).standard_normal((6, 3)).astype(ml_dtypes.bfloat16)
+    batches = [(values[:4], np.arange(4)), (values[4:], np.array([4, 5]))]
+    found = extract(lambda block: Features(block, None), batches, 6, folder=tmp_path, limit_bytes=35)
+    assert isinstance(found.embedding, np.memmap) and found.embedding.dtype == ml_dtypes.bfloat16
+    np.testing.assert_array_equal(found.embedding, values)
+    assert not list(tmp_path.iterdir())
+    held = extract(lambda block: Features(block, None), batches, 6, folder=tmp_path, limit_bytes=36)
+    assert not isinstance(held.embedding, np.memmap)
 
 
 def test_table_shows_per_cent_of_every_ranking():
