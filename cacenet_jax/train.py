@@ -1,6 +1,5 @@
 """Training: the loop, in chapters. The maths is in train_step.py, the model in models/, the ranking in retrieval/."""
 
-import logging
 import math
 from pathlib import Path
 from typing import Any
@@ -205,4 +204,3 @@ def _report_validation(writer: MetricWriter, step: int, result: dict[str, Any]) 
     )
     best = f"; best mix {max(by_mix, key=by_mix.get)}" if by_mix else ""
     print(f"step {step}: validation mAP: {text}{best}", flush=True)
-    logging.debug("validation %s", result)
