@@ -170,7 +170,7 @@ MANIFEST_IMAGES = ["a/1.png", "a/2.jpg", "q.jpg", "g, 1.jpg"]
 def test_folder_with_manifest(tmp_path, kind):
     root = put(tmp_path / "mine", {name: jpeg(name) for name in MANIFEST_IMAGES} | {"manifest.csv": MANIFEST})
     root = {"folder": root, "zip": None, "csv": root / "manifest.csv"}[kind] or zipped(root, tmp_path / "mine.zip")
-    splits = load(tmp_path, "reid_folder", root, {})
+    splits = load(tmp_path, "reid_folder", root, {"check_counts": True})  # as it comes with a benchmark's config
     assert labels(splits["train"]) == [("a/1.png", 0, -1), ("a/2.jpg", 1, 1)]  # ann, bob; gate 0, hall 1
     assert labels(splits["query"]) == [("q.jpg", 2, 0)]
     assert labels(splits["gallery"]) == [("g, 1.jpg", 2, 1)]

@@ -191,7 +191,7 @@ class ReidBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
                 raise UserError(
                     f"{cls.name}: split {split} of {origin} has {counts[split]:,} images, expected "
                     f"{expected:,}; get a "
-                    f"complete copy, or set the option check_counts=False if a subset is meant"
+                    f"complete copy, or set config.data.options.check_counts=False if a subset is meant"
                 )
 
     def _info(self) -> tfds.core.DatasetInfo:
