@@ -69,4 +69,9 @@ def pair_distance_fn(net: CACENet, variables: Any) -> Callable[[Any, Any], jax.A
     """Distance of two images from their terms; None in a network without the pair stage."""
     if not net.pairs:
         return None
-    return lambda u, v: net.apply(variables, u, v, method="pair_distance")
+
+    def pair_distance(u: Any, v: Any) -> jax.Array:
+        with jax.default_matmul_precision("highest"):  # a reported distance; GPUs and TPUs round products by default
+            return net.apply(variables, u, v, method="pair_distance")
+
+    return pair_distance

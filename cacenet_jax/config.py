@@ -55,7 +55,7 @@ def paper() -> ml_collections.ConfigDict:
     config.model.kind = "discrepancy"  # or normal
     config.model.filters = "tied"  # or untied
     config.model.affinity = "raw"  # between maps (the paper); or of l2, standardised nodes, correlation
-    config.model.clue_weight = 0.0  # share of the clue similarity in a pair's distance; 0: the paper's distance
+    config.model.clue_weight = 0.0  # share of the clue distance in a pair's distance; 0: the paper's distance
     config.model.block = 0  # columns of the pair grid computed at a time, 0 for all
     config.model.dtype = "float32"  # or bfloat16
 
@@ -84,7 +84,7 @@ def paper() -> ml_collections.ConfigDict:
     config.eval.flip = True  # average the maps of an image and its mirror image
     config.eval.batch_size = 64
     config.eval.pairs_per_call = 512
-    config.eval.memory_gib = 4.0  # maps that take more lie in a temporary file under data.dir
+    config.eval.memory_gib = 4.0  # arrays of maps that take more lie in temporary files under data.dir
     config.eval.checkpoint = "last"  # or best, by validation mAP
     config.lock()  # a misspelt field in a config file is an error, not a new field
     config.data.options.unlock()
@@ -122,7 +122,8 @@ def validate(config: ml_collections.ConfigDict) -> None:
                 "eval.pairs_per_call")  # fmt: skip
     for field in positive:
         _need(_lookup(config, field) > 0, field, _lookup(config, field), "more than 0", "raise it")
-    not_negative = ("devices", "checkpoint_every", "eval_every", "data.workers", "augment.pad", "model.width",
+    not_negative = ("seed", "data.val_seed",
+                    "devices", "checkpoint_every", "eval_every", "data.workers", "augment.pad", "model.width",
                     "model.block", "loss.margin", "loss.identity", "loss.triplet", "loss.pair_identity", "loss.pair_triplet",
                     "optim.weight_decay", "optim.warmup_epochs", "optim.clip_norm", "optim.attention_scale")  # fmt: skip
     for field in not_negative:

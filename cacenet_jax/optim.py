@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from cacenet_jax.errors import UserError
 
-ATTENTION_WEIGHTS = ("intra_weight", "cross_weight", "intra_threshold", "cross_threshold", "clues_threshold")
+ATTENTION_WEIGHTS = ("intra_weight", "cross_weight", "intra_threshold", "cross_threshold")
 
 
 def schedule(config: ConfigDict, steps_per_epoch: int) -> optax.Schedule:

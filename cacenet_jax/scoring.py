@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -28,6 +29,7 @@ def score(
     """Metrics of every ranking of the gallery by a state of the network, as `retrieval.evaluate.evaluate` gives them."""
     settings = config.eval
     variables = {"params": state.params, "batch_stats": state.batch_stats}
+    variables = jax.device_put(variables, jax.local_devices()[0])  # a replicated state would score once on each device
     describe = build.describe_fn(net, variables, settings.flip)
 
     def features(subset: Subset) -> Labelled:
@@ -61,7 +63,13 @@ def score_test(
     """Scores the test split, prints the table and writes results.json; returns what it holds."""
     start = time.monotonic()
     result = score(config, net, state, whole(open_split(prepared, "query")), whole(open_split(prepared, "gallery")))
-    result |= {"data": config.data.name, "step": step, "mix": config.eval.mix, "seconds": time.monotonic() - start}
+    result |= {
+        "data": config.data.name,
+        "options": config.data.options.to_dict(),
+        "step": step,
+        "mix": config.eval.mix,
+        "seconds": time.monotonic() - start,
+    }
     print(f"\n{config.data.name}, test split, step {step}, {result['seconds']:.0f} s\n{table(result)}", flush=True)
     write_json(workdir / "results.json", result)
     return result

@@ -92,7 +92,7 @@ def loss_terms(
         index_R: their positions in the global batch.
         weights: weights and constants.
         axis_name: device axis, None on one device.
-        clue_weight: share of the clue similarity in the pair distance, as in the model.
+        clue_weight: share of the clue distance in the pair distance, as in the model.
     """
 
     def over_rows(rows: losses.RowLosses) -> jax.Array:
@@ -110,7 +110,7 @@ def loss_terms(
         target_RBF = normalise(grid.conditional.embedding)
         pair_RB = losses.euclidean(target_RBF, transpose_grid(target_RBF, axis_name))
         if grid.clues is not None:
-            clue_RB = 2 * clue_weight * (1 - grid.clues)
+            clue_RB = 2 * clue_weight * grid.clues
             pair_RB = losses.safe_sqrt((1 - clue_weight) * pair_RB**2 + clue_RB)
         pair_triplet = losses.batch_hard_rows(pair_RB, labels_R, labels_B, index_R, weights.margin)
         terms["pair_identity"] = weights.pair_identity * _mean(mixup_R.mean(), axis_name)

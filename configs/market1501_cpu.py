@@ -12,7 +12,7 @@ from cacenet_jax.config import paper
 
 def get_config() -> ConfigDict:
     config = paper()
-    config.epochs = 24
+    config.epochs = 18
     config.log_every = 20
     config.data.name = "market1501"
     config.data.root = "data"
@@ -25,7 +25,7 @@ def get_config() -> ConfigDict:
     config.model.embed_dim = 256
     config.model.filters = "untied"
     config.model.affinity = "correlation"
-    config.model.clue_weight = 0.8
+    config.model.clue_weight = 0.9
     config.optim.name = "adamw"
     config.optim.learning_rate = 1e-3
     config.optim.reference_batch = 32

@@ -3,9 +3,9 @@
     python -m cacenet_jax.main --config=configs/synthetic.py --workdir=workdirs/synthetic
     python -m cacenet_jax.main --config=configs/synthetic.py:baseline --workdir=workdirs/baseline     # no pair stage
 
-The paper's method with three changes that make re-scoring pay on a small network (docs/results.md has the numbers): the
-untied filter of equation 5, a graph of correlations above a learned threshold, and the visual clue similarity of table 1's
-second row as part of a pair's distance. The recipe was found on the data of seed 0; this is the data of seed 1.
+The paper's method with three changes that make re-scoring pay on a small network: the untied filter of equation 5, a graph
+of correlations above a learned threshold, and a clue distance (table 1's second row) as nine tenths of a pair's distance.
+docs/results.md has the numbers. The recipe was found on the data of seeds 0 and 1; this is the data of seed 2.
 """
 
 from ml_collections import ConfigDict
@@ -15,10 +15,10 @@ from cacenet_jax.config import paper
 
 def get_config(row: str = "full") -> ConfigDict:
     config = paper()
-    config.epochs = 30
-    config.eval_every = 10
+    config.epochs = 20
+    config.eval_every = 5
     config.data.name = "synthetic_pedestrians"
-    config.data.options = ConfigDict({"num_train_ids": 160, "num_test_ids": 80, "images_per_id": 16, "seed": 1})
+    config.data.options = ConfigDict({"num_train_ids": 240, "num_test_ids": 80, "images_per_id": 12, "seed": 2})
     config.data.height = 128
     config.data.width = 64
     config.data.num_ids = 8
@@ -30,7 +30,7 @@ def get_config(row: str = "full") -> ConfigDict:
     config.model.pairs = {"full": True, "baseline": False}[row]
     config.model.filters = "untied"
     config.model.affinity = "correlation"
-    config.model.clue_weight = 0.8
+    config.model.clue_weight = 0.9
     config.optim.name = "adamw"
     config.optim.learning_rate = 1e-3
     config.optim.reference_batch = 32

@@ -116,25 +116,21 @@ def max_relative(found, expected):
     return float(np.max(abs(found - expected), initial=0.0) / max(np.max(abs(expected), initial=0.0), 1e-30))
 
 
-def literal_clues(regions_u, regions_v, threshold):
+def literal_clues(regions_u, regions_v, power=4):
     """The formula of clues.py, one region at a time."""
 
-    def length(x):
-        return float(np.sqrt(sum(a * a for a in x)))
+    def square(x):
+        return sum(float(a) * float(a) for a in x)
 
     def one_side(own, other):
-        total, result = sum(length(x) for x in own), 0.0
+        total, result = sum(square(x) for x in own), 0.0
         for x in own:
-            above = below = 0.0
+            best = -np.inf
             for y in other:
-                if length(x) == 0 or length(y) == 0:
-                    cosine = 0.0
-                else:
-                    cosine = sum(a * b for a, b in zip(x, y, strict=True)) / (length(x) * length(y))
-                weight = max(cosine - threshold, 0.0)
-                above, below = above + weight * cosine, below + weight
-            if below > 0:
-                result += length(x) / total * above / below
-        return result
+                scale = np.sqrt(square(x) * square(y))
+                best = max(best, sum(a * b for a, b in zip(x, y, strict=True)) / scale if scale else 0.0)
+            if total:
+                result += square(x) / total * max(1 - best, 0.0) ** power
+        return result ** (1 / power)
 
     return (one_side(regions_u, regions_v) + one_side(regions_v, regions_u)) / 2

@@ -44,7 +44,7 @@ def test_loss_terms_equal_the_loops_over_the_batch(x64, clue_weight):
     near = np.array([[norm(a - b) for b in embedding] for a in embedding])
     pair = np.array([[norm(target[u, v] - target[v, u]) for v in range(8)] for u in range(8)])
     if clue_weight:
-        pair = np.sqrt((1 - clue_weight) * pair**2 + 2 * clue_weight * (1 - np.asarray(grid.clues)))
+        pair = np.sqrt((1 - clue_weight) * pair**2 + 2 * clue_weight * np.asarray(grid.clues))
     expected = {
         "identity": 0.5 * np.mean([cross_entropy(x, y) for x, y in zip(individual.logits, LABELS, strict=True)]),
         "triplet": 2.0 * batch_hard(near, LABELS, 0.5),

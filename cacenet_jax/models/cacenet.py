@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from cacenet_jax.models.clues import Clues, clue_grid, clue_similarity, image_clues
+from cacenet_jax.models.clues import Clues, clue_distance, clue_grid, image_clues
 from cacenet_jax.models.graph import Kind
 from cacenet_jax.models.heads import ConditionalHead, Embedded, EmbeddingHead, normalise
 from cacenet_jax.models.pairs import ImageTerms, image_terms, neighbour_grid, neighbours_both
@@ -22,7 +22,7 @@ class PairTerms(NamedTuple):
 
     Attributes:
         graph: for the graph convolution.
-        clues: for the clue similarity; None in a model without it.
+        clues: for the clue distance; None in a model without it.
     """
 
     graph: ImageTerms
@@ -34,7 +34,7 @@ class PairGrid(NamedTuple):
 
     Attributes:
         conditional: f(u|v) and its logits, (R, C, F) and (R, C, I).
-        clues: clue similarity of each pair, (R, C); None in a model without it.
+        clues: clue distance of each pair, (R, C); None in a model without it.
         positive_intra: share of positive affinities within images, scalar.
         positive_cross: share of positive affinities across images, scalar.
         degree: mean degree of a node in a pair's graph, scalar.
@@ -74,8 +74,7 @@ class CACENet(nn.Module):
             with both signs; or those normalised too ("correlation"), whose affinities are correlations less a learned
             threshold, so that a node starts with few neighbours.
         threshold: initial threshold of "correlation".
-        clue_weight: share of the clue similarity in the distance of a pair; 0, the paper's own distance, leaves it out.
-        clue_threshold: initial cosine above which two regions match.
+        clue_weight: share of the clue distance in the distance of a pair; 0, the paper's own distance, leaves it out.
         block: columns of the pair grid computed at a time, 0 for all at once.
         dtype: compute type; parameters, statistics, degrees, embeddings and logits are float32.
         axis_name: device axis for collectives in training, None on one device.
@@ -90,7 +89,6 @@ class CACENet(nn.Module):
     keys: Literal["raw", "l2", "standardised", "correlation"] = "raw"
     threshold: float = 0.3
     clue_weight: float = 0.0
-    clue_threshold: float = 0.5
     block: int = 0
     dtype: Any = jnp.float32
     axis_name: str | None = None
@@ -109,10 +107,6 @@ class CACENet(nn.Module):
                 start = nn.initializers.constant(self.threshold)
                 self.intra_threshold = self.param("intra_threshold", start, (1,))
                 self.cross_threshold = self.param("cross_threshold", start, (1,))
-            if self.clue_weight > 0:
-                start = nn.initializers.constant(self.clue_threshold)
-                self.clues_threshold = self.param("clues_threshold", start, (1,))
-                self.clue_norm = nn.BatchNorm(momentum=0.9, epsilon=1e-5, axis_name=self.axis_name, dtype=None)
             if self.keys in ("standardised", "correlation"):
                 self.key_norm = nn.BatchNorm(
                     use_bias=False,
@@ -148,8 +142,7 @@ class CACENet(nn.Module):
         graph = jax.vmap(lambda nodes, keys: image_terms(nodes, weight_D, keys))(nodes_BND, keys_BND)
         clues = None
         if self.clue_weight > 0:
-            embedding_BNF = self.individual_head.encode(nodes_BND)
-            clues = image_clues(self.clue_norm(embedding_BNF, use_running_average=not train).astype(self.dtype))
+            clues = image_clues(self.individual_head.embed_nodes(nodes_BND).astype(self.dtype))
         return PairTerms(graph, clues)
 
     def _weight(self, which: Literal["intra", "cross"]) -> Array:
@@ -161,7 +154,7 @@ class CACENet(nn.Module):
         return weight_D
 
     def grid(self, rows: PairTerms, columns: PairTerms, *, train: bool) -> PairGrid:
-        """Conditional embeddings, and clue similarities, of every row image given every column image."""
+        """Conditional embeddings, and clue distances, of every row image given every column image."""
         graph = rows.graph
         near = neighbour_grid(graph, columns.graph, self._weight("cross"), self.block)
         own_RD = graph.nodes_ND.mean(axis=1, dtype=near.mean_D.dtype)
@@ -169,7 +162,7 @@ class CACENet(nn.Module):
         positive_intra = (jax.lax.stop_gradient(graph.intra_NN) > 0).mean(dtype=jnp.float32)
         clues = None
         if rows.clues is not None:
-            clues = clue_grid(rows.clues, columns.clues, self.clues_threshold[0], self.block)
+            clues = clue_grid(rows.clues, columns.clues, self.block)
         return PairGrid(conditional, clues, positive_intra, near.positive.mean(), near.degree.mean())
 
     def describe(self, maps_BHWD: Float[Array, "B h w D"]) -> Described:
@@ -181,7 +174,7 @@ class CACENet(nn.Module):
         """Distance of two images that were looked at together (section 3.5), 0 to 2.
 
         1 - cos(f(u|v), f(v|u)), half the squared distance that the pair triplet trains; with a clue_weight, mixed with
-        1 - clue similarity.
+        the clue distance.
         """
         near_u_D, near_v_D = neighbours_both(u.graph, v.graph, self._weight("cross"))
         own_2D = jnp.stack([u.graph.nodes_ND, v.graph.nodes_ND]).mean(axis=1, dtype=near_u_D.dtype)
@@ -190,8 +183,7 @@ class CACENet(nn.Module):
         distance = 1 - embedding_2F[0] @ embedding_2F[1]
         if u.clues is None:
             return distance
-        similarity = clue_similarity(u.clues, v.clues, self.clues_threshold[0])
-        return (1 - self.clue_weight) * distance + self.clue_weight * (1 - similarity)
+        return (1 - self.clue_weight) * distance + self.clue_weight * clue_distance(u.clues, v.clues)
 
     def __call__(self, images_BHWC: Float[Array, "B H W 3"], *, train: bool) -> tuple[Embedded, PairGrid | None]:
         """Individual embeddings of the images and, with the pair stage, the grid of pairs.

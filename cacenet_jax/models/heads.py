@@ -13,6 +13,8 @@ from jaxtyping import Array, Float
 
 from cacenet_jax.models.graph import Kind, neighbour_sign
 
+_EPSILON = 1e-5  # of the batch norms
+
 
 class Embedded(NamedTuple):
     """An embedding and the scores of the training identities.
@@ -52,16 +54,25 @@ class EmbeddingHead(nn.Module):
         """Creates the layers."""
         small = nn.initializers.normal(0.001)
         self.conv = nn.Dense(self.embed_dim, use_bias=False, dtype=self.dtype)
-        self.bn = nn.BatchNorm(momentum=0.9, epsilon=1e-5, axis_name=self.axis_name, dtype=None)
+        self.bn = nn.BatchNorm(momentum=0.9, epsilon=_EPSILON, axis_name=self.axis_name, dtype=None)
         self.classifier = nn.Dense(self.num_identities, use_bias=False, dtype=self.dtype, kernel_init=small)
 
-    def encode(self, pooled: Float[Array, "*batch D"]) -> Float[Array, "*batch F"]:
-        """The 1x1 convolution alone: (..., D) to (..., F), at least float32. It applies to nodes as well as to means."""
+    def _encode(self, pooled: Array) -> Array:
         return self.conv(pooled).astype(jnp.promote_types(pooled.dtype, jnp.float32))
+
+    def embed_nodes(self, nodes: Float[Array, "*batch D"]) -> Float[Array, "*batch F"]:
+        """Single nodes of a map as embeddings by the running statistics, which get no gradient and no update.
+
+        In test mode the mean of an image's nodes is f(I).
+        """
+        encoded = self._encode(nodes)
+        mean, var = (jax.lax.stop_gradient(self.bn.get_variable("batch_stats", name)) for name in ("mean", "var"))
+        scale, bias = (self.bn.get_variable("params", name) for name in ("scale", "bias"))
+        return (encoded - mean) * jax.lax.rsqrt(var + _EPSILON) * scale + bias
 
     def __call__(self, pooled: Float[Array, "*batch D"], *, train: bool) -> Embedded:
         """Pooled maps (..., D) to embeddings (..., F) and logits (..., I)."""
-        embedding = self.bn(self.encode(pooled), use_running_average=not train)
+        embedding = self.bn(self._encode(pooled), use_running_average=not train)
         return Embedded(embedding, self.classifier(embedding).astype(embedding.dtype))
 
 
