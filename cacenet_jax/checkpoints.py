@@ -16,7 +16,7 @@ METRIC = "mAP"
 
 
 # Fields of config.model that change no parameter's meaning: evaluation may choose them anew.
-_NOT_OF_THE_NETWORK = ("model.block", "model.dtype")
+_NOT_OF_THE_NETWORK = ("model.block", "model.dtype", "model.clue_weight")
 
 
 def check_workdir(workdir: Path, config: dict[str, Any]) -> None:

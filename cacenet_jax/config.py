@@ -122,10 +122,11 @@ def validate(config: ml_collections.ConfigDict) -> None:
                 "eval.pairs_per_call")  # fmt: skip
     for field in positive:
         _need(_lookup(config, field) > 0, field, _lookup(config, field), "more than 0", "raise it")
-    not_negative = ("seed", "data.val_seed",
-                    "devices", "checkpoint_every", "eval_every", "data.workers", "augment.pad", "model.width",
-                    "model.block", "loss.margin", "loss.identity", "loss.triplet", "loss.pair_identity", "loss.pair_triplet",
-                    "optim.weight_decay", "optim.warmup_epochs", "optim.clip_norm", "optim.attention_scale")  # fmt: skip
+    not_negative = (
+        "seed", "data.val_seed", "devices", "checkpoint_every", "eval_every", "data.workers", "augment.pad", "model.width",
+        "model.block", "loss.margin", "loss.identity", "loss.triplet", "loss.pair_identity", "loss.pair_triplet",
+        "optim.weight_decay", "optim.warmup_epochs", "optim.clip_norm", "optim.attention_scale",
+    )  # fmt: skip
     for field in not_negative:
         _need(_lookup(config, field) >= 0, field, _lookup(config, field), "0 or more", "raise it")
     for field in ("augment.flip", "augment.erase", "loss.alpha", "model.clue_weight", "eval.mix", "optim.momentum"):
