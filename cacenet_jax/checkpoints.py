@@ -43,19 +43,34 @@ def check_network(workdir: Path, config: dict[str, Any]) -> None:
     _need_same(workdir, [d for d in differences(*pair) if d.split(":")[0] not in _NOT_OF_THE_NETWORK])
 
 
-def claim_workdir(workdir: Path, config: dict[str, Any]) -> None:
-    """Records the config in workdir/config.json, after `check_workdir`."""
+def claim_workdir(workdir: Path, config: dict[str, Any], data: dict[str, Any]) -> None:
+    """Records the config in workdir/config.json and what is trained on in workdir/data.json, after `check_workdir`.
+
+    Raises:
+        UserError: the run in the workdir was started on other data; a checkpoint's classes would mean other people.
+    """
     check_workdir(workdir, config)
+    path = workdir / "data.json"
+    recorded = _read_json(path)
+    if recorded is not None and recorded != data:
+        raise UserError(
+            f"{path}: found a run on {recorded}, expected the data of now, {data}; restore the data set or choose a new "
+            "--workdir"
+        )
+    write_json(path, data)
     write_json(workdir / "config.json", config)
 
 
 def _recorded(workdir: Path) -> dict[str, Any] | None:
-    path = workdir / "config.json"
+    return _read_json(workdir / "config.json")
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
     try:
         return json.loads(path.read_text()) if path.exists() else None
     except ValueError as error:
         raise UserError(
-            f"{path}: found no JSON ({error}), expected the config of a run; choose a new --workdir"
+            f"{path}: found no JSON ({error}), expected what a run recorded; choose a new --workdir"
         ) from error
 
 

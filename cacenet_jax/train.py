@@ -98,7 +98,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     state = create_state(net, optimizer, init_key, (data.height, data.width))
 
     # -- Where we stopped ---------------------------------------------------------------------------------------------
-    claim_workdir(workdir, to_dict(config))
+    claim_workdir(workdir, to_dict(config), cut.train.summary())
     checkpoints = Checkpoints(workdir)
     first_step = max(checkpoints.steps(), default=0)
     if first_step:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from command import TINY
 
-from cacenet_jax.checkpoints import Checkpoints
+from cacenet_jax.checkpoints import Checkpoints, claim_workdir
 from cacenet_jax.config import paper, to_dict
 from cacenet_jax.errors import UserError
 from cacenet_jax.reporting import MetricWriter
@@ -193,3 +193,13 @@ def test_a_fresh_run_does_not_keep_the_lines_of_one_without_a_checkpoint(tmp_pat
 def test_the_recorded_config_is_the_whole_config():
     recorded = json.loads(json.dumps(to_dict(paper())))
     assert recorded["data"]["num_ids"] == 4 and recorded["optim"]["learning_rate"] == 6.25e-3
+
+
+def test_a_run_is_not_continued_on_other_data(tmp_path):
+    """Resuming with other images would give the classes of the checkpoint to other people."""
+    config, data = to_dict(paper()), {"images": 8, "identities": 2, "sha256": "a"}
+    claim_workdir(tmp_path / "run", config, data)
+    claim_workdir(tmp_path / "run", config, dict(data))
+    with pytest.raises(UserError, match=r"data\.json.*'sha256': 'a'.*'sha256': 'b'.*--workdir"):
+        claim_workdir(tmp_path / "run", config, data | {"sha256": "b"})
+    assert json.loads((tmp_path / "run" / "data.json").read_text()) == data

@@ -1,5 +1,6 @@
 """Views of a split: contiguous classes for training, and a validation set cut by identity from train."""
 
+import hashlib
 from typing import NamedTuple
 
 import numpy as np
@@ -34,6 +35,12 @@ class Subset(NamedTuple):
     def labels(self) -> Int[np.ndarray, "n"]:
         """Class 0 .. I-1 of each record, identities in ascending order."""
         return np.unique(self.pids, return_inverse=True)[1]
+
+    def summary(self) -> dict[str, str | int]:
+        """What identifies the records: their number, their identities and a hash of names and labels in order."""
+        content = hashlib.sha256("\n".join(self.split.names[i] for i in self.indices).encode())
+        content.update(np.ascontiguousarray(self.pids).tobytes())
+        return {"images": len(self.indices), "identities": self.num_identities, "sha256": content.hexdigest()[:16]}
 
     @property
     def num_identities(self) -> int:

@@ -64,3 +64,13 @@ def test_labels_are_classes_in_ascending_order_of_identity():
     assert [names[label] for label in subset.labels] == list(subset.pids)
     np.testing.assert_array_equal(whole(split).pids, split.pids)
     np.testing.assert_array_equal(whole(split).camids, split.camids)
+
+
+def test_summary_changes_with_a_name_or_a_label_and_with_nothing_else():
+    def of(pids, names):
+        return whole(Split(Records([]), np.array(pids), np.array([1, 2, 1]), names)).summary()
+
+    first = of([1, 1, 2], ["a", "b", "c"])
+    assert first == of([1, 1, 2], ["a", "b", "c"]) and first["images"] == 3 and first["identities"] == 2
+    assert first["sha256"] != of([1, 2, 2], ["a", "b", "c"])["sha256"]
+    assert first["sha256"] != of([1, 1, 2], ["a", "b", "d"])["sha256"]
