@@ -37,8 +37,8 @@ def _is_attention(path: tuple[Any, ...]) -> bool:
 def optimizer(config: ConfigDict, steps_per_epoch: int) -> optax.GradientTransformation:
     """SGD with momentum and L2 weight decay (the paper), or AdamW for networks from scratch.
 
-    Weight decay pulls on every parameter but the attention weights w and w', whose scale a normalised graph does not see.
-    The learning rate of w and w' is `optim.attention_scale` times that of the rest.
+    Weight decay pulls on every parameter but the attention weights w and w', whose scale a normalised graph does not
+    see, and the thresholds of their affinities. The learning rate of these is `optim.attention_scale` times that of the rest.
     """
     opt = config.optim
     rate = schedule(config, steps_per_epoch)

@@ -56,13 +56,14 @@ def _power_mean(value_N: Array, weight_N: Array) -> Array:
 
 
 def clue_distance(u: Clues, v: Clues) -> Float[Array, ""]:
-    """How much the aligned regions of two images differ: 0 for equal images, at most 2, symmetric.
+    """How much the aligned regions of two images differ: 0 (to rounding) for equal images, at most 2, symmetric.
 
     Args:
         u: regions of one image.
         v: regions of the other.
 
-    Source: paper, section 3.3 and table 1 ("+ Visual Clue Alignment"), which gives no formula; this is our choice.
+    Source: paper, section 3.3 (each pixel is aligned with the most similar one) and table 1, "+ Visual Clue
+        Alignment" (the mean similarity of aligned pairs). Salience, symmetry and the power are ours.
     """
     wide = jnp.promote_types(u.direction_NF.dtype, jnp.float32)
     cosine_NM = jnp.einsum("nf,mf->nm", u.direction_NF, v.direction_NF, preferred_element_type=wide)
