@@ -31,5 +31,5 @@ def get_config() -> ConfigDict:
     config.optim.reference_batch = 32
     config.optim.weight_decay = 1e-2
     config.optim.warmup_epochs = 2.0
-    config.eval.mix = 0.6
+    config.eval.mix = 0.5
     return config
