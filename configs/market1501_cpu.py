@@ -1,4 +1,4 @@
-"""CACE-Net on Market-1501 without a GPU: a small ResNet on 128 x 64 images, from scratch, about an hour on two cores.
+"""CACE-Net on Market-1501 without a GPU: a small ResNet on 128 x 64 images, from scratch, for a machine with two cores.
 
     python -m cacenet_jax.main --config=configs/market1501_cpu.py --config.data.root=data --workdir=workdirs/market1501_cpu
 
