@@ -38,7 +38,7 @@ def optimizer(config: ConfigDict, steps_per_epoch: int) -> optax.GradientTransfo
     """SGD with momentum and L2 weight decay (the paper), or AdamW for networks from scratch.
 
     Weight decay pulls on every parameter but the attention weights w and w', whose scale a normalised graph does not
-    see, and the thresholds of their affinities. The learning rate of these is `optim.attention_scale` times that of the rest.
+    see, and the thresholds of their affinities. These learn at `optim.attention_scale` times the rate of the rest.
     """
     opt = config.optim
     rate = schedule(config, steps_per_epoch)
