@@ -2,7 +2,8 @@
 
     python -m cacenet_jax.main --config=configs/market1501_cpu.py --config.data.root=data --workdir=workdirs/market1501_cpu
 
-The recipe of configs/synthetic.py, chosen there and not on Market-1501. docs/results.md has what it reached.
+The recipe of configs/synthetic.py, chosen there and not on Market-1501. Measured: individual 46.50 mAP / 67.81 rank-1, mixed
+47.96 / 69.63, in 42 minutes on one core; docs/results.md has the rest. More epochs were not tried.
 """
 
 from ml_collections import ConfigDict
