@@ -22,7 +22,7 @@ def paper() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.seed = 0
     config.epochs = 80
-    config.devices = 0  # local devices to use, 0 for all
+    config.devices = 0  # local devices that each process uses, 0 for all
     config.parallel = "pmap"  # or shard_map
     config.log_every = 10  # steps
     config.checkpoint_every = 0  # steps, 0 for once an epoch
