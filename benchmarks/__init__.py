@@ -1,0 +1,1 @@
+"""One file, one question; `python -m benchmarks.<name> --help` says how each is run."""
