@@ -1,0 +1,166 @@
+"""The pair stage at test time: what is constant is composed once, what belongs to an image is stored once.
+
+In test mode everything after the graph is affine, so that Theta, the encoder and its batch norm are one D x F matrix, and
+that matrix may act on the nodes of an image before any pair is formed:
+
+    f(u|v) = own_u + (r_u * (S_u r_u))^T Z_u + (r_v * (T_uv^T r_u))^T Z_v,      Z = -+ X Theta_1 E / N
+
+with E the encoder and the scale of its norm, and own_u = mean_u X Theta_0 E + bias. A pair then costs its block T_uv,
+matrix-vector products with N x N and N x F, and nothing with D or D x D in it. The maps themselves are not kept: T_uv
+is made from keys, which carry the square root of |w'| so that both images of a pair store the same thing, rounded once.
+
+Legend: u one image, v the C images that it is compared with, N and M nodes, D channels, F embedding size, B images.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from cacenet_jax.models.cacenet import CACENet, Described
+from cacenet_jax.models.clues import Clues, clue_distance
+from cacenet_jax.models.graph import inverse_sqrt_degree, neighbour_sign
+from cacenet_jax.models.heads import normalise
+
+_EPSILON = 1e-5  # of the batch norm in heads.EmbeddingHead
+
+
+class PairConstants(NamedTuple):
+    """What the pair stage of a trained network is, at least float32.
+
+    Attributes:
+        own_DF: Theta, encoder and scale of the batch norm, for the mean of the map.
+        near_DF: the same for the mean neighbour, with the sign of the convolution; the same matrix where tied.
+        bias_F: what the batch norm adds.
+        root_D: sqrt |w'|, which each image's keys are stored with.
+        sign_D: the sign of w', -1, 0 or 1.
+        offset: added to every cross affinity before the ReLU: minus the learned threshold, 0 without one.
+    """
+
+    own_DF: Array
+    near_DF: Array
+    bias_F: Array
+    root_D: Array
+    sign_D: Array
+    offset: Array
+
+
+class StoredTerms(NamedTuple):
+    """What is kept of an image to compare it with others.
+
+    Attributes:
+        keys_ND: what cross affinities are made from, in the storage type.
+        values_NF: the nodes' contributions to f, in the storage type.
+        own_F: the image's own share of f, at least float32.
+        intra_NN: S, in the storage type.
+        degree_N: row sums of S before it was rounded, at least float32.
+        clues: regions for the clue distance, directions in the storage type; None in a model without it.
+    """
+
+    keys_ND: Array
+    values_NF: Array
+    own_F: Array
+    intra_NN: Array
+    degree_N: Array
+    clues: Clues | None
+
+
+def compose(net: CACENet, variables: Any) -> PairConstants:
+    """The constants of a network with a pair stage; once for each state of it."""
+    head, stats = variables["params"]["conditional_head"], variables["batch_stats"]["conditional_head"]["head"]["bn"]
+    wide = jnp.promote_types(jnp.asarray(head["theta"]).dtype, jnp.float32)
+    norm, conv = head["head"]["bn"], jnp.asarray(head["head"]["conv"]["kernel"], wide)
+    scale_F = norm["scale"] / jnp.sqrt(stats["var"] + _EPSILON)
+    encoder_DF = conv * scale_F
+    with jax.default_matmul_precision("highest"):
+        own_DF = jnp.asarray(head["theta"], wide) @ encoder_DF
+        near_DF = own_DF if net.filters == "tied" else jnp.asarray(head["theta_1"], wide) @ encoder_DF
+    weight_E = net.apply(variables, "cross", method="_weight").astype(wide)
+    channels = own_DF.shape[0]
+    weight_D, offset = weight_E[:channels], weight_E[channels:].sum()
+    return PairConstants(
+        own_DF,
+        neighbour_sign(net.kind) * near_DF,
+        norm["bias"] - stats["mean"] * scale_F,
+        jnp.sqrt(jnp.abs(weight_D)),
+        jnp.sign(weight_D),
+        offset,
+    )
+
+
+def describe(
+    net: CACENet,
+    variables: Any,
+    constants: PairConstants | None,
+    maps_BHWD: Float[Array, "B h w D"],
+    dtype: Any = jnp.bfloat16,
+) -> tuple[Float[Array, "B F"], StoredTerms | None]:
+    """What retrieval keeps of images: f(I), L2-normalised, and the terms of the pair stage.
+
+    Args:
+        net: the network.
+        variables: its parameters and statistics.
+        constants: what `compose` gives; None for a network without the pair stage.
+        maps_BHWD: feature maps, computed on in at least float32 whatever the network's type.
+        dtype: storage type of keys, values, affinities and clues.
+
+    Returns:
+        Embeddings, at least float32, and terms with leading axis B; None without the pair stage.
+    """
+    wide = jnp.promote_types(maps_BHWD.dtype, jnp.float32)
+    maps_BHWD = maps_BHWD.astype(wide)
+    with jax.default_matmul_precision("highest"):  # distances are reported; GPUs and TPUs round products by default
+        found: Described = net.clone(dtype=wide).apply(variables, maps_BHWD, method="describe")
+        if found.terms is None or constants is None:
+            return found.embedding, None
+        graph, clues = found.terms
+        channels = graph.nodes_ND.shape[-1]
+        keys_BND = graph.nodes_ND if graph.keys_NE is None else graph.keys_NE[..., :channels]
+        values_BNF = (graph.nodes_ND @ (constants.near_DF / graph.nodes_ND.shape[1])).astype(dtype)
+        own_BF = graph.nodes_ND.mean(axis=1) @ constants.own_DF + constants.bias_F
+    if clues is not None:
+        clues = Clues(clues.direction_NF.astype(dtype), clues.salience_N)
+    keys_BND = (keys_BND * constants.root_D).astype(dtype)
+    return found.embedding, StoredTerms(
+        keys_BND, values_BNF, own_BF, graph.intra_NN.astype(dtype), graph.degree_N, clues
+    )
+
+
+def group_distance(
+    constants: PairConstants, u: StoredTerms, v: StoredTerms, clue_weight: float = 0.0
+) -> Float[Array, "C"]:
+    """Distances of one image and C others, each looked at together with it; `CACENet.pair_distance` of every pair.
+
+    Symmetric in the two images up to rounding, so that either may be the one that the others share. All affinities
+    come from one product of (C N) x D and D x N.
+
+    Args:
+        constants: what `compose` gives.
+        u: terms of one image.
+        v: terms of the others, leading axis C.
+        clue_weight: share of the clue distance.
+
+    Returns:
+        Distances from 0 to 2, at least float32. Products of bfloat16 keys are exact and summed in float32.
+    """
+    wide = u.degree_N.dtype
+    signed_ND = u.keys_ND * constants.sign_D.astype(u.keys_ND.dtype)  # exact in any type
+    with jax.default_matmul_precision("highest"):
+        scores_CMN = jnp.einsum("cmd,nd->cmn", v.keys_ND, signed_ND, preferred_element_type=wide)
+        cross_CMN = jax.nn.relu(scores_CMN + constants.offset)
+        root_u_CN = inverse_sqrt_degree(u.degree_N + cross_CMN.sum(axis=1))
+        root_v_CM = inverse_sqrt_degree(v.degree_N + cross_CMN.sum(axis=2))
+        own_u_CN = root_u_CN * (root_u_CN @ u.intra_NN.astype(wide))
+        # A product and a sum where both factors belong to the pair: XLA fuses them, and no widened copy is stored.
+        own_v_CM = root_v_CM * (root_v_CM[:, :, None] * v.intra_NN).sum(axis=1)
+        cross_v_CM = root_v_CM * (root_u_CN[:, None, :] * cross_CMN).sum(axis=2)
+        cross_u_CN = root_u_CN * (root_v_CM[:, :, None] * cross_CMN).sum(axis=1)
+        values_u_NF = u.values_NF.astype(wide)
+        given_v_CF = u.own_F + own_u_CN @ values_u_NF + (cross_v_CM[:, :, None] * v.values_NF).sum(axis=1)
+        given_u_CF = v.own_F + cross_u_CN @ values_u_NF + (own_v_CM[:, :, None] * v.values_NF).sum(axis=1)
+        distance_C = 1 - (normalise(given_v_CF) * normalise(given_u_CF)).sum(axis=-1)
+        if u.clues is None:
+            return distance_C
+        clues_C = jax.vmap(clue_distance, (None, 0))(u.clues, v.clues)
+        return (1 - clue_weight) * distance_C + clue_weight * clues_C

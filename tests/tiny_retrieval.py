@@ -1,0 +1,30 @@
+"""A network whose maps are the image's own pixels, shared by the tests of inference and of retrieval."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cacenet_jax.models.cacenet import CACENet
+
+D, F, I = 4, 3, 5
+
+
+class Pixels(nn.Module):
+    """A backbone that gives the image's own pixels as a map of D channels, some negative."""
+
+    channels: int = D
+
+    def __call__(self, x, *, train):
+        return jnp.concatenate([x, (x[..., :1] * x[..., 1:2])], axis=-1)
+
+
+def network(dtype=jnp.float64, **fields):
+    """A network and its variables, random and of that type, with a channel of w' of each sign and one that is 0."""
+    net = CACENet(backbone=Pixels(), num_identities=I, embed_dim=F, dtype=dtype, **fields)
+    variables = jax.jit(lambda key: net.init(key, jnp.zeros((1, 2, 2, 3)), train=False))(jax.random.key(0))
+    rng = np.random.default_rng(1)
+    variables = jax.tree.map(lambda x: jnp.asarray(rng.uniform(0.5, 1.5, x.shape), dtype), variables)
+    if net.pairs:
+        variables["params"]["cross_weight"] *= jnp.asarray([-1.0, 1.0, 0.0, 1.0], dtype)
+    return net, variables
