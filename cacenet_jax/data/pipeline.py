@@ -4,6 +4,7 @@ A training batch is drawn as a whole by a grain MapDataset (step -> record keys 
 cannot split it and training resumes exactly from a step.
 """
 
+import os
 from collections.abc import Iterator
 
 import cv2
@@ -12,37 +13,59 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from cacenet_jax.data.batch import Batch
+from cacenet_jax.data.builders import Split
 from cacenet_jax.data.sampler import PKSampler
 from cacenet_jax.data.splits import Subset
 from cacenet_jax.errors import UserError
 
 
-def decode(encoded: bytes, height: int, width: int, name: str) -> UInt8[np.ndarray, "H W 3"]:
-    """JPEG or PNG bytes to RGB pixels of the network's size (bilinear); a broken image is a UserError naming it."""
+def decode(
+    encoded: bytes, height: int, width: int, name: str, out_HW3: UInt8[np.ndarray, "H W 3"] | None = None
+) -> UInt8[np.ndarray, "H W 3"]:
+    """JPEG or PNG bytes to RGB pixels of the network's size (bilinear), written to `out_HW3` if given and returned.
+
+    A broken image is a UserError naming it.
+    """
     # OpenCV answers bytes it cannot read with None, but no bytes at all with an exception of its own.
     image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR) if encoded else None
     if image is None:
         raise UserError(f"{name}: found bytes that are no image, expected a JPEG or PNG; prepare the data set again")
-    if image.shape[:2] != (height, width):
-        image = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    if out_HW3 is None:
+        out_HW3 = np.empty((height, width, 3), np.uint8)
+    if image.shape[:2] == (height, width):
+        return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=out_HW3)
+    # Colours are swapped at the stored size, which is mostly the smaller one; resizing does not mix them.
+    image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
+    return cv2.resize(image, (width, height), dst=out_HW3, interpolation=cv2.INTER_LINEAR)
+
+
+def _decode_rows(split: Split, rows: Int[np.ndarray, "R"], height: int, width: int) -> UInt8[np.ndarray, "R H W 3"]:
+    """Decodes records into one array: half the time of decoding them one by one and stacking."""
+    images_RHW3 = np.empty((len(rows), height, width, 3), np.uint8)
+    for row, image_HW3 in zip(rows.tolist(), images_RHW3, strict=True):
+        decode(split.records[row]["image"], height, width, split.names[row], image_HW3)
+    return images_RHW3
+
+
+def reading_threads(workers: int = 0) -> int:
+    """Threads of each reading process: its share of the cores, two to four; more would wait for Python's lock."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(max(cores // max(workers, 1), 2), 4)
 
 
 class _ReadBatch:
     """Picklable step -> Batch, reading one process's share of the batch."""
 
     def __init__(self, subset: Subset, sampler: PKSampler, height: int, width: int, process: int, processes: int):
-        self.records, self.names = subset.split.records, subset.split.names
-        self.indices, self.labels = subset.indices, subset.labels
+        self.split, self.indices, self.labels = subset.split, subset.indices, subset.labels
         self.sampler, self.height, self.width = sampler, height, width
         share = sampler.num_ids * sampler.images_per_id // processes
         self.mine = slice(process * share, (process + 1) * share)
 
     def __call__(self, step: int) -> Batch:
         keys = self.sampler.batch(int(step))[self.mine]
-        rows = [int(i) for i in self.indices[keys]]
-        images = [decode(self.records[i]["image"], self.height, self.width, self.names[i]) for i in rows]
-        return Batch(np.stack(images), self.labels[keys].astype(np.int32))
+        images = _decode_rows(self.split, self.indices[keys], self.height, self.width)
+        return Batch(images, self.labels[keys].astype(np.int32))
 
 
 def training_batches(
@@ -54,6 +77,7 @@ def training_batches(
     first_step: int,
     last_step: int,
     workers: int = 0,
+    threads: int = 0,
     process: int = 0,
     processes: int = 1,
 ) -> Iterator[Batch]:
@@ -67,6 +91,7 @@ def training_batches(
         first_step: where to begin; a resumed run gives the same batches as one that was never stopped.
         last_step: where to end.
         workers: worker processes, 0 for threads in this one (faster on small machines).
+        threads: threads of each reading process, 0 for `reading_threads`.
         process: this process among those that share the global batch.
         processes: how many share it.
 
@@ -75,7 +100,7 @@ def training_batches(
     """
     read = _ReadBatch(subset, sampler, height, width, process, processes)
     steps = grain.MapDataset.range(first_step, last_step).map(read)
-    options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
+    options = grain.ReadOptions(num_threads=threads or reading_threads(workers), prefetch_buffer_size=8)
     batches = steps.to_iter_dataset(options)
     if workers:
         batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=4))
@@ -90,18 +115,16 @@ def evaluation_batches(
     Returns:
         Iterator of uint8 images (B, H, W, 3) and positions in the subset (B,), -1 where an image is filling.
     """
-    names, records = subset.split.names, subset.split.records
+    count = len(subset.indices)
+    num_batches = -(-count // batch_size)
 
-    def read(i: int) -> np.ndarray:
-        row = int(subset.indices[i])
-        return decode(records[row]["image"], height, width, names[row])
+    def read(batch: int) -> tuple[np.ndarray, np.ndarray]:
+        positions = np.arange(batch * batch_size, (batch + 1) * batch_size)
+        rows = subset.indices[positions[positions < count]]
+        images = _decode_rows(subset.split, rows, height, width)
+        if len(rows) < batch_size:
+            images = np.concatenate([images, np.repeat(images[-1:], batch_size - len(rows), axis=0)])
+        return images, np.where(positions < count, positions, -1)
 
-    options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=2 * batch_size)
-    images = iter(grain.MapDataset.range(len(subset.indices)).map(read).to_iter_dataset(options))
-    for start in range(0, len(subset.indices), batch_size):
-        count = min(batch_size, len(subset.indices) - start)
-        block = [next(images) for _ in range(count)]
-        block += [block[-1]] * (batch_size - count)
-        positions = np.full(batch_size, -1)
-        positions[:count] = np.arange(start, start + count)
-        yield np.stack(block), positions
+    options = grain.ReadOptions(num_threads=reading_threads(), prefetch_buffer_size=4)
+    return iter(grain.MapDataset.range(num_batches).map(read).to_iter_dataset(options))

@@ -5,6 +5,7 @@ import cv2
 import numpy as np
 import pytest
 
+from cacenet_jax.data import pipeline
 from cacenet_jax.data.builders import Records, Split
 from cacenet_jax.data.pipeline import decode, evaluation_batches, training_batches
 from cacenet_jax.data.sampler import PKSampler
@@ -62,6 +63,17 @@ def test_two_workers_give_the_batches_of_none():
     assert_same(batches_of(subset_of(), workers=2), batches_of(subset_of()))
 
 
+def test_the_number_of_threads_does_not_change_the_batches():
+    alone = batches_of(subset_of(), threads=1)
+    for threads in (0, 3):
+        assert_same(batches_of(subset_of(), threads=threads), alone)
+
+
+def test_threads_share_the_cores_among_the_workers(monkeypatch):
+    monkeypatch.setattr(pipeline.os, "sched_getaffinity", lambda pid: range(12), raising=False)
+    assert [pipeline.reading_threads(workers) for workers in (0, 1, 4, 12)] == [4, 4, 3, 2]
+
+
 def test_a_resumed_run_skips_what_was_seen():
     assert_same(batches_of(subset_of(), first_step=2), batches_of(subset_of())[2:])
     assert batches_of(subset_of(), first_step=4) == []
@@ -79,6 +91,16 @@ def test_corrupt_bytes_name_the_image():
         batches_of(subset_of(count=8, corrupt=6), last_step=20)
     with pytest.raises(UserError, match=r"empty\.jpg: found bytes that are no image"):
         decode(b"", 8, 4, "empty.jpg")
+
+
+@pytest.mark.parametrize("size", [(8, 4), (16, 8), (5, 3)])
+def test_decoding_into_an_array_writes_there(size):
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+    images = np.zeros((3, 8, 4, 3), np.uint8)
+    decode(png(image), 8, 4, "x.png", images[1])
+    by_hand = cv2.resize(image, (4, 8), interpolation=cv2.INTER_LINEAR)
+    np.testing.assert_array_equal(images[1], by_hand)
+    assert not images[[0, 2]].any()
 
 
 def test_decoding_keeps_rgb_and_resizes_to_height_by_width():
