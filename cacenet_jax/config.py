@@ -83,8 +83,10 @@ def paper() -> ml_collections.ConfigDict:
     config.eval.mix = 0.5  # weight of the pair distance in the mixed ranking
     config.eval.flip = True  # average the maps of an image and its mirror image
     config.eval.batch_size = 64
-    config.eval.pairs_per_call = 512
-    config.eval.memory_gib = 4.0  # arrays of maps that take more lie in temporary files under data.dir
+    config.eval.pairs_per_call = 512  # of one device
+    config.eval.map_dtype = "bfloat16"  # or float32: how the maps that are compared in re-scoring are stored
+    config.eval.device_gib = 0.0  # of a device for these maps, 0 for 0.6 of it; more are streamed from the host
+    config.eval.memory_gib = 4.0  # of a process's host for these maps; more lie in temporary files under data.dir
     config.eval.checkpoint = "last"  # or best, by validation mAP
     config.lock()  # a misspelt field in a config file is an error, not a new field
     config.data.options.unlock()
@@ -108,6 +110,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
         "model.filters": ("tied", "untied"),
         "model.affinity": ("raw", "l2", "standardised", "correlation"),
         "model.dtype": ("float32", "bfloat16"),
+        "eval.map_dtype": ("bfloat16", "float32"),
         "optim.name": ("sgd", "adamw"),
         "eval.checkpoint": ("last", "best"),
     }
@@ -126,6 +129,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
         "seed", "data.val_seed", "devices", "checkpoint_every", "eval_every", "data.workers", "augment.pad", "model.width",
         "model.block", "loss.margin", "loss.identity", "loss.triplet", "loss.pair_identity", "loss.pair_triplet",
         "optim.weight_decay", "optim.warmup_epochs", "optim.clip_norm", "optim.attention_scale",
+        "eval.device_gib",
     )  # fmt: skip
     for field in not_negative:
         _need(_lookup(config, field) >= 0, field, _lookup(config, field), "0 or more", "raise it")
