@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,11 @@ from orbax.checkpoint import v1 as ocp
 
 from cacenet_jax.config import differences
 from cacenet_jax.errors import UserError
+from cacenet_jax.parallel import barrier, is_writer
 from cacenet_jax.train_step import TrainState
 
 METRIC = "mAP"
-
+_SHARED_S = 60.0  # a network file system may show a new file that late
 
 # Fields of config.model that change no parameter's meaning: evaluation may choose them anew.
 _NOT_OF_THE_NETWORK = ("model.block", "model.dtype", "model.clue_weight")
@@ -46,11 +48,19 @@ def check_network(workdir: Path, config: dict[str, Any]) -> None:
 def claim_workdir(workdir: Path, config: dict[str, Any], data: dict[str, Any]) -> None:
     """Records the config in workdir/config.json and what is trained on in workdir/data.json, after `check_workdir`.
 
+    Process 0 writes; the others wait and check that they see it.
+
     Raises:
-        UserError: the run in the workdir was started on other data; a checkpoint's classes would mean other people.
+        UserError: the run in the workdir was started on other data; a checkpoint's classes would mean other people. Or
+            the folder is not the one that process 0 writes to.
     """
-    check_workdir(workdir, config)
     path = workdir / "data.json"
+    if not is_writer():
+        barrier("workdir")
+        _need_shared(path)
+        barrier("workdir is shared")
+        return
+    check_workdir(workdir, config)
     recorded = _read_json(path)
     if recorded is not None and recorded != data:
         raise UserError(
@@ -59,6 +69,20 @@ def claim_workdir(workdir: Path, config: dict[str, Any], data: dict[str, Any]) -
         )
     write_json(path, data)
     write_json(workdir / "config.json", config)
+    barrier("workdir")
+    barrier("workdir is shared")
+
+
+def _need_shared(path: Path) -> None:
+    deadline = time.monotonic() + _SHARED_S
+    while not path.exists():
+        if time.monotonic() > deadline:
+            raise UserError(
+                f"--workdir={path.parent}: found nothing of what process 0 wrote there, expected one folder for all "
+                "processes; choose a --workdir on a file system that all hosts share"
+            )
+        os.listdir(path.parent) if path.parent.is_dir() else None  # makes a network file system look again
+        time.sleep(0.2)
 
 
 def _recorded(workdir: Path) -> dict[str, Any] | None:
@@ -118,7 +142,10 @@ class Checkpoints:
         )
 
     def save(self, step: int, state: TrainState, validation_map: float | None = None) -> None:
-        """Saves in the background; with a validation mAP the checkpoint can become the best."""
+        """Saves in the background; with a validation mAP the checkpoint can become the best.
+
+        In several processes all save, and the arrays are those of all their devices (`DeviceMap.to_global`).
+        """
         metrics = None if validation_map is None else {METRIC: validation_map}
         self._checkpointer.save_checkpointables_async(step, {"state": state}, metrics=metrics, force=True)
 
@@ -138,13 +165,18 @@ class Checkpoints:
         metadata = self._checkpointer.checkpointables_metadata(self.steps()[-1]).metadata["state"]
         return metadata["params"]["individual_head"]["classifier"]["kernel"].shape[-1]
 
-    def load(self, step: int, like: TrainState) -> TrainState:
-        """The state saved at a step.
+    def load(self, step: int, like: TrainState, sharding: jax.sharding.Sharding) -> TrainState:
+        """The state saved at a step, as every process loads it.
+
+        Args:
+            step: one of `steps()`.
+            like: arrays, or their shapes and types, of the state.
+            sharding: how each of them is laid out, over the devices of all processes.
 
         Raises:
             UserError: the checkpoint does not hold the arrays that `like` describes.
         """
-        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
+        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), like)
         try:
             return self._checkpointer.load_checkpointables(step, {"state": abstract})["state"]
         except (ValueError, KeyError) as error:

@@ -9,6 +9,8 @@ from absl import flags
 
 from cacenet_jax.errors import UserError
 
+_COORDINATOR = re.compile(r"(\[[0-9a-fA-F:]+\]|[^\s:/\[\]]+):(\d{1,5})")
+_PROCESSES = "--coordinator=HOST:PORT --num_processes=N --process_id=I"
 _FIELDS = "cacenet_jax/config.py lists the fields"
 
 
@@ -44,6 +46,37 @@ def config_path(argv: Sequence[str]) -> str | None:
             following = argv[position + 1] if position + 1 < len(argv) else ""
             return (value if equals else following).split(":")[0]
     return None
+
+
+def check_distributed(
+    distributed: bool, coordinator: str | None, num_processes: int | None, process_id: int | None, timeout: int
+) -> None:
+    """Raises UserError where the flags that start several processes are given in part or cannot be."""
+    given = {"--coordinator": coordinator, "--num_processes": num_processes, "--process_id": process_id}
+    found = " ".join(f"{name}={value}" for name, value in given.items() if value is not None)
+    if found and not distributed:
+        raise UserError(f"{found}: found without --distributed, expected both; add --distributed")
+    if timeout < 1:
+        raise UserError(f"--distributed_timeout: found {timeout}, expected 1 second or more; raise it")
+    missing = [name for name, value in given.items() if value is None]
+    if len(missing) == len(given):
+        return
+    if missing:
+        raise UserError(
+            f"--distributed: found {found} without {' and '.join(missing)}, expected all three, {_PROCESSES}, or none "
+            "where TPU, Slurm or Kubernetes tells them"
+        )
+    match = _COORDINATOR.fullmatch(coordinator or "")
+    if not match or not 0 < int(match[2]) < 65536:
+        raise UserError(
+            f"--coordinator: found {coordinator!r}, expected HOST:PORT, for example 10.0.0.1:8476; name the machine of "
+            "process 0 and a free port"
+        )
+    if not 0 <= (process_id or 0) < (num_processes or 0):
+        raise UserError(
+            f"--process_id: found {process_id} of --num_processes={num_processes}, expected 0 to one less than the "
+            "number of processes; number them from 0"
+        )
 
 
 def _explain(error: Exception, argv: Sequence[str], path: str | None) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from cacenet_jax.command_line import parse
+from cacenet_jax.command_line import check_distributed, parse
 from cacenet_jax.errors import UserError
 
 MODES = ("train", "evaluate")
@@ -23,6 +23,11 @@ _CONFIG = config_flags.DEFINE_config_file(
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: config, metrics, checkpoints, results.")
 _MODE = flags.DEFINE_string("mode", "train", f"One of {', '.join(MODES)}.")
+_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the processes that are started with the same command.")
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where no cluster tells it.")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes, where no cluster tells it.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which one this is, from 0, where no cluster tells it.")
+_TIMEOUT = flags.DEFINE_integer("distributed_timeout", 300, "Seconds to wait for the other processes.")
 flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
 
 
@@ -35,10 +40,23 @@ def run(argv: Sequence[str]) -> None:
     for name, flag in (("--config", _CONFIG), ("--workdir", _WORKDIR)):
         if not flag.value:
             raise UserError(f"{name}: not given, expected {name}=...; {_EXAMPLE}")
-    from cacenet_jax import train  # after the flags: a typo should not wait for jax
+    how = (_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, _TIMEOUT.value)
+    check_distributed(_DISTRIBUTED.value, *how)
+    # After the flags: a typo should not wait for jax, nor what joins the processes for the rest.
+    if _DISTRIBUTED.value:
+        from cacenet_jax import processes
 
+        processes.start(*how)
+    from cacenet_jax import compilation, train
+
+    compilation.use_cache()
     modes: dict[str, Callable] = {"train": train.train, "evaluate": train.evaluate}
     modes[_MODE.value](_CONFIG.value, _WORKDIR.value)
+
+
+def _joined() -> bool:
+    """Whether this is one of several processes, which may wait for it."""
+    return flags.FLAGS.is_parsed() and _DISTRIBUTED.value and "cacenet_jax.processes" in sys.modules
 
 
 def main() -> None:
@@ -52,8 +70,18 @@ def main() -> None:
     except UserError as error:
         if "--debug" in sys.argv:
             traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        if _joined():
+            from cacenet_jax import processes
+
+            processes.leave(2, str(error))
         sys.exit(2)
+    except Exception as error:
+        if not _joined():
+            raise
+        from cacenet_jax import processes
+
+        processes.crash(error, debug="--debug" in sys.argv)
     except KeyboardInterrupt:
         print("interrupted; the same command continues from the newest checkpoint", file=sys.stderr, flush=True)
         os._exit(130)  # a save that was cut off would complain at length; like after a kill, it is no checkpoint

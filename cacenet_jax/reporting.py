@@ -40,6 +40,20 @@ class MetricWriter:
         self._board.close()
 
 
+class Silent:
+    """In place of MetricWriter and Progress where another process writes and shows."""
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Writes nothing."""
+
+    def update(self, step: int, metrics: Mapping[str, float]) -> float:
+        """Shows nothing; the rate is not measured."""
+        return 0.0
+
+    def close(self) -> None:
+        """There is nothing to close."""
+
+
 def _step_of(line: str) -> float:
     try:
         return float(json.loads(line)["step"])

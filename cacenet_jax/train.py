@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from cacenet_jax import build, optim
+from cacenet_jax import build, compilation, optim
 from cacenet_jax.checkpoints import Checkpoints, check_network, check_workdir, claim_workdir
 from cacenet_jax.config import to_dict, validate
 from cacenet_jax.data.builders import Prepared, open_split, prepare
@@ -16,18 +16,31 @@ from cacenet_jax.data.sampler import PKSampler
 from cacenet_jax.data.splits import TrainVal, cut_validation
 from cacenet_jax.errors import UserError
 from cacenet_jax.models.cacenet import CACENet
-from cacenet_jax.parallel import AXIS, DeviceMap, check_divisible, pick_devices
-from cacenet_jax.reporting import MetricWriter, Progress
+from cacenet_jax.parallel import AXIS, DeviceMap, check_divisible, global_mesh, is_writer, pick_devices, replicated
+from cacenet_jax.processes import check_same, from_writer, writer_first
+from cacenet_jax.reporting import MetricWriter, Progress, Silent
 from cacenet_jax.scoring import MIXES, check_splits, score, score_test
 from cacenet_jax.train_step import TrainState, create_state, make_train_step
 
+# What may differ between the processes of one run: where their machine keeps the data and how it reads them.
+_OF_THE_MACHINE = ("root", "dir", "workers")
 _SHOWN = ("loss", "identity", "triplet", "pair_identity", "pair_triplet")
 
 
 def prepare_data(config: ConfigDict) -> Prepared:
     """The prepared data set of a config, prepared now if it is the first time."""
     data = config.data
-    return prepare(data.name, root=data.root, data_dir=data.dir, options=data.options.to_dict())
+    with writer_first("prepare"):
+        return prepare(
+            data.name, root=data.root, data_dir=data.dir, options=data.options.to_dict(), progress=is_writer()
+        )
+
+
+def check_same_config(config: ConfigDict) -> None:
+    """Raises UserError where the processes of a run were given different configs."""
+    shared = to_dict(config)
+    shared["data"] = {name: value for name, value in shared["data"].items() if name not in _OF_THE_MACHINE}
+    check_same("config", {"jax": jax.__version__, "config": shared})
 
 
 def cut_training(config: ConfigDict, prepared: Prepared) -> TrainVal:
@@ -50,8 +63,14 @@ def restore(config: ConfigDict, net: CACENet, checkpoints: Checkpoints) -> tuple
     best = checkpoints.best_step() if config.eval.checkpoint == "best" else None
     step = checkpoints.steps()[-1] if best is None else best
     optimizer = optim.optimizer(config, 1)
-    like = create_state(net, optimizer, jax.random.key(0), (config.data.height, config.data.width))
-    return step, checkpoints.load(step, like)
+    shape = (config.data.height, config.data.width)
+    like = jax.eval_shape(lambda key: create_state(net, optimizer, key, shape), jax.random.key(0))
+    return step, for_scoring(checkpoints.load(step, like, replicated(global_mesh())))
+
+
+def for_scoring(state: TrainState) -> TrainState:
+    """The state as scoring takes it: arrays of this process, whose devices need not be all that hold the state."""
+    return state if jax.process_count() == 1 else jax.device_get(state)
 
 
 def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
@@ -70,17 +89,20 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     # -- The config and the devices -----------------------------------------------------------------------------------
     workdir = Path(workdir)
     validate(config)
+    check_same_config(config)
     check_workdir(workdir, to_dict(config))
     data = config.data
     batch_size = data.num_ids * data.images_per_id
     devices = pick_devices(config.devices)
     check_divisible(batch_size, len(devices))
     device_map = DeviceMap(devices, config.parallel)
+    device_map.connect()
 
     # -- The data -----------------------------------------------------------------------------------------------------
     prepared = prepare_data(config)
     cut = cut_training(config, prepared)
     check_splits(config, prepared, cut)
+    check_same("training data", cut.train.summary())
     sampler = PKSampler(cut.train.labels, data.num_ids, data.images_per_id, config.seed)
     steps_per_epoch = sampler.steps_per_epoch
     last_step = config.epochs * steps_per_epoch
@@ -94,7 +116,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     step_fn = make_train_step(
         net, optimizer, build.loss_weights(config), build.augmentation(config), augment_key, axis_name=AXIS
     )
-    mapped_step = device_map.map(step_fn)
+    mapped_step = compilation.warn_if_compiled_again(device_map.map(step_fn))
     state = create_state(net, optimizer, init_key, (data.height, data.width))
 
     # -- Where we stopped ---------------------------------------------------------------------------------------------
@@ -102,22 +124,23 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     checkpoints = Checkpoints(workdir)
     first_step = max(checkpoints.steps(), default=0)
     if first_step:
-        state = checkpoints.load(first_step, state)
-        print(f"continuing {workdir} from step {first_step} of {last_step}", flush=True)
+        state = checkpoints.load(first_step, state, replicated(device_map.mesh))
+        _say(f"continuing {workdir} from step {first_step} of {last_step}")
     state = device_map.replicate(state)
-    writer = MetricWriter(workdir, first_step)
-    progress = Progress(first_step, last_step, batch_size)
+    writer = MetricWriter(workdir, first_step) if is_writer() else Silent()
+    progress = Progress(first_step, last_step, batch_size) if is_writer() else Silent()
     parameters = sum(x.size for x in jax.tree.leaves(state.params))
-    print(
+    together = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
+    _say(
         f"{data.name}: {len(cut.train.indices)} images of {cut.train.num_identities} identities, "
-        f"{steps_per_epoch} steps an epoch; {parameters:,} parameters; {len(devices)} {devices[0].platform} device(s)",
-        flush=True,
+        f"{steps_per_epoch} steps an epoch; {parameters:,} parameters; "
+        f"{len(devices)} {devices[0].platform} device(s){together}"
     )
 
     # -- The loop: numbers are fetched one step late, while the device works on the next ------------------------------
     batches = training_batches(
         cut.train, sampler, height=data.height, width=data.width, first_step=first_step, last_step=last_step,
-        workers=data.workers,
+        workers=data.workers, process=jax.process_index(), processes=jax.process_count(),
     )  # fmt: skip
 
     def report(step: int, device_metrics: dict[str, jax.Array]) -> None:
@@ -145,11 +168,13 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
                 pending = None
                 validation_map = None
                 if validates:
-                    result = score(config, net, state, cut.query, cut.gallery, mixes=MIXES)
+                    result = score(
+                        config, net, for_scoring(device_map.to_global(state)), cut.query, cut.gallery, mixes=MIXES
+                    )
                     rankings = [result[name] for name in ("individual", "conditional", "mixed") if name in result]
-                    validation_map = max(ranking["mAP"] for ranking in rankings)
+                    validation_map = from_writer("validation", max(ranking["mAP"] for ranking in rankings))
                     _report_validation(writer, step, result)
-                checkpoints.save(step, state, validation_map)
+                checkpoints.save(step, device_map.to_global(state), validation_map)
     finally:
         progress.close()
         checkpoints.close()
@@ -161,7 +186,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
         first_step, state = restore(config, net, checkpoints)
         checkpoints.close()
     else:
-        first_step = last_step
+        first_step, state = last_step, for_scoring(device_map.to_global(state))
     return score_test(config, net, state, prepared, first_step, workdir)
 
 
@@ -182,6 +207,7 @@ def evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     """
     workdir = Path(workdir)
     validate(config)
+    check_same_config(config)
     checkpoints = Checkpoints(workdir, create=False)
     check_network(workdir, to_dict(config))
     num_identities = checkpoints.num_identities()
@@ -193,7 +219,7 @@ def evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     return score_test(config, net, state, prepared, step, workdir)
 
 
-def _report_validation(writer: MetricWriter, step: int, result: dict[str, Any]) -> None:
+def _report_validation(writer: MetricWriter | Silent, step: int, result: dict[str, Any]) -> None:
     scores = {
         f"val/{name}_mAP": result[name]["mAP"] for name in ("individual", "conditional", "mixed") if name in result
     }
@@ -203,4 +229,9 @@ def _report_validation(writer: MetricWriter, step: int, result: dict[str, Any]) 
         f"{name.removeprefix('val/').removesuffix('_mAP')} {100 * value:.1f}" for name, value in scores.items()
     )
     best = f"; best mix {max(by_mix, key=by_mix.get)}" if by_mix else ""
-    print(f"step {step}: validation mAP: {text}{best}", flush=True)
+    _say(f"step {step}: validation mAP: {text}{best}")
+
+
+def _say(text: str) -> None:
+    if is_writer():
+        print(text, flush=True)
