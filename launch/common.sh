@@ -1,0 +1,55 @@
+# What the launchers share: one clear line for each mistake, and commands that are shown before they run.
+# Sourced, not run. A launcher sets `dry_run` to true or false.
+# shellcheck shell=bash
+
+dry_run=${dry_run:-false}
+
+# Ends with one line: what was found, what was expected, what to do.
+fail() {
+  echo "error: $*" >&2
+  exit 2
+}
+
+# need_whole FLAG VALUE: a whole number of 1 or more.
+need_whole() {
+  [[ $2 =~ ^[1-9][0-9]{0,5}$ ]] || fail "$1: found '$2', expected a whole number of 1 or more; correct it"
+}
+
+# need_value FLAG REMAINING: a flag that takes a value has one.
+need_value() {
+  (($2 > 1)) || fail "$1: found no value, expected $1 VALUE; give one"
+}
+
+# need_tool NAME WHERE: a program on this machine; not for a dry run.
+need_tool() {
+  [[ $dry_run == true ]] || command -v "$1" >/dev/null || fail "$1: not found on this machine, expected the program; $2"
+}
+
+# need_run_flags WORD...: the flags of cacenet_jax.main that every run has.
+need_run_flags() {
+  local word config="" workdir=""
+  for word in "$@"; do
+    case $word in
+      --config=*) config=${word#*=} ;;
+      --workdir=*) workdir=${word#*=} ;;
+      --distributed* | --nodistributed | --coordinator* | --num_processes* | --process_id*)
+        fail "$word: found a flag that this launcher sets itself, expected flags of the run; leave it out"
+        ;;
+    esac
+  done
+  [[ -n $config ]] || fail "--config: not given, expected --config=FILE, for example --config=configs/synthetic.py"
+  [[ -n $workdir ]] || fail "--workdir: not given, expected --workdir=DIR, for example --workdir=workdirs/synthetic"
+}
+
+# quoted WORD...: a command line that can be pasted into a shell.
+quoted() {
+  local out
+  printf -v out '%q ' "$@"
+  echo "${out% }"
+}
+
+# run WORD...: shows a command, and runs it unless this is a dry run.
+run() {
+  echo "+ $(quoted "$@")"
+  [[ $dry_run == true ]] || "$@"
+}

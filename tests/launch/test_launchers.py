@@ -1,0 +1,348 @@
+"""The launchers: help, dry runs, inputs that cannot be, a manifest that a cluster takes, and local.sh for real."""
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+from command import ROOT, TINY, Command
+
+LAUNCH = ROOT / "launch"
+SCRIPTS = ("local.sh", "tpu_pod.sh", "slurm.sbatch", "xpk.sh")
+RUN = (f"--config={TINY}", "--workdir=run")
+POD = ("--name", "pod", "--zone", "us-east5-a")
+GPU = ("--name", "cacenet", "--image", "me/cacenet:1", "--hosts", "2", "--accelerator", "nvidia-h100-80gb")
+TPU = (
+    "--name",
+    "cacenet",
+    "--image",
+    "me/cacenet:1",
+    "--hosts",
+    "4",
+    "--accelerator",
+    "tpu-v5p-slice",
+    "--topology",
+    "2x2x4",
+)
+
+
+def launch(script: str, *words: str, folder: Path = ROOT, env=None, timeout=60) -> subprocess.CompletedProcess:
+    """As a user runs it; nothing of Slurm or of a cluster is around."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
+    return subprocess.run(
+        ["bash", str(LAUNCH / script), *words], cwd=folder, env={**clean, "PYTHON": sys.executable, **(env or {})},
+        capture_output=True, text=True, check=False, timeout=timeout,
+    )  # fmt: skip
+
+
+def shown(done: subprocess.CompletedProcess) -> list[list[str]]:
+    """The words of each command that a launcher shows, as a shell reads them."""
+    assert done.returncode == 0, done.stderr
+    return [
+        json.loads(
+            subprocess.run(
+                ["bash", "-c", f"{sys.executable} -c 'import json, sys; print(json.dumps(sys.argv[1:]))' {line[2:]}"],
+                capture_output=True, text=True, check=True,
+            ).stdout
+        )
+        for line in done.stdout.splitlines()
+        if line.startswith("+ ")
+    ]  # fmt: skip
+
+
+def test_shellcheck_finds_nothing():
+    checker = Path(sys.executable).with_name("shellcheck")
+    files = [str(path) for path in sorted(LAUNCH.iterdir()) if path.suffix in (".sh", ".sbatch")]
+    assert len(files) == len(SCRIPTS) + 1
+    done = subprocess.run([checker, "-x", *files], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_tells_what_a_script_does(script):
+    done = launch(script, "--help")
+    assert done.returncode == 0 and not done.stderr
+    assert "--dry-run" in done.stdout and "--workdir=" in done.stdout and len(done.stdout.splitlines()) > 10
+    assert "set -euo pipefail" in (LAUNCH / script).read_text() and os.access(LAUNCH / script, os.X_OK)
+
+
+MISTAKES = {
+    "local.sh": {
+        ("--processes", "two", *RUN): ("--processes", "'two'", "whole number"),
+        ("--processes",): ("--processes", "no value"),
+        ("--devices-per-process", "0", *RUN): ("--devices-per-process", "'0'"),
+        ("--platform", "tpu", *RUN): ("--platform", "'tpu'", "cpu or cuda"),
+        ("--port", "70000", *RUN): ("--port", "70000", "65535"),
+        ("--workdir=run",): ("--config: not given", "configs/synthetic.py"),
+        (f"--config={TINY}",): ("--workdir: not given",),
+        (*RUN, "--num_processes=3"): ("--num_processes=3", "sets itself"),
+    },
+    "tpu_pod.sh": {
+        (): ("command", "create-env, start, follow or stop"),
+        ("begin", *POD): ("'begin'", "create-env, start, follow or stop"),
+        ("start", "--zone", "z", "--", *RUN): ("--name: not given",),
+        ("stop", "--name", "pod"): ("--zone: not given",),
+        ("start", *POD): ("--config: not given",),
+        ("start", *POD, *RUN): ("--config=", "after --"),
+        ("follow", *POD, "--worker", "x"): ("--worker", "'x'"),
+        ("stop", *POD, "--", *RUN): ("none for stop",),
+    },
+    "slurm.sbatch": {
+        RUN: ("found no job", "sbatch"),
+        ("--dry-run", "--per", "host", *RUN): ("--per", "'host'", "gpu or node"),
+        ("--dry-run", "--nodes", "0", *RUN): ("--nodes", "'0'"),
+        ("--dry-run", "--config=none.py", "--workdir=run"): ("--config", "none.py"),
+        ("--dry-run", f"--config={TINY}"): ("--workdir: not given",),
+    },
+    "xpk.sh": {
+        (*GPU[2:], "--", *RUN): ("--name", "lower-case"),
+        (*GPU, "--image", "", "--", *RUN): ("--image", "container image"),
+        (*GPU, "--hosts", "x", "--", *RUN): ("--hosts", "'x'"),
+        (*GPU, "--accelerator", "h100", "--", *RUN): ("--accelerator", "'h100'", "nvidia-"),
+        (*TPU, "--topology", "2x2", "--", *RUN): ("--hosts x --chips", "4 x 4", "the 4 chips"),
+        (*GPU, "--topology", "2x2", "--", *RUN): ("--topology", "TPU alone"),
+        (*GPU, "--with", "helm", "--", *RUN): ("--with", "'helm'", "kubectl or xpk"),
+        (*GPU, "--with", "xpk", "--", *RUN): ("--cluster: not given",),
+        (*GPU, *RUN): ("--config=", "after --"),
+    },
+}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_inputs_that_cannot_be_are_told_in_one_line(script):
+    for words, told in MISTAKES[script].items():
+        done = launch(script, *words)
+        lines = done.stderr.splitlines()
+        assert done.returncode == 2 and len(lines) == 1 and lines[0].startswith("error: "), (words, done)
+        assert all(text in lines[0] for text in told), (words, lines)
+        assert "expected" in lines[0] and not done.stdout
+
+
+def test_programs_that_are_missing_are_named(tmp_path):
+    """A machine with bash and its tools, without gcloud and kubectl."""
+    for tool in ("bash", "dirname", "env"):
+        (tmp_path / tool).symlink_to(shutil.which(tool))
+    cases = {"tpu_pod.sh": ("stop", *POD), "xpk.sh": (*GPU, "--", *RUN)}
+    for (script, words), tool in zip(cases.items(), ("gcloud", "kubectl"), strict=True):
+        done = launch(script, *words, env={"PATH": str(tmp_path)})
+        assert done.returncode == 2 and f"error: {tool}: not found on this machine" in done.stderr
+
+
+def test_local_dry_run_shows_a_command_for_each_process(tmp_path):
+    words = ("--processes", "3", "--devices-per-process", "2", "--port", "8476", "--dry-run", *RUN, "--config.seed=1")
+    commands = shown(launch("local.sh", *words, folder=tmp_path))
+    assert len(commands) == 3
+    for process, command in enumerate(commands):
+        assert command == [
+            "env", "JAX_PLATFORMS=cpu", "JAX_NUM_CPU_DEVICES=2", sys.executable, "-m", "cacenet_jax.main", "--distributed",
+            "--coordinator=127.0.0.1:8476", "--num_processes=3", f"--process_id={process}", *RUN, "--config.seed=1",
+        ]  # fmt: skip
+    commands = shown(launch("local.sh", "--platform", "cuda", "--devices-per-process", "2", "--dry-run", *RUN))
+    assert [command[2] for command in commands] == ["CUDA_VISIBLE_DEVICES=0,1", "CUDA_VISIBLE_DEVICES=2,3"]
+    assert not list(tmp_path.iterdir())
+
+
+def test_slurm_dry_run_starts_a_task_for_each_gpu_or_node():
+    [command] = shown(launch("slurm.sbatch", "--dry-run", "--nodes", "3", "--gpus-per-node", "4", *RUN))
+    assert command[0] == "srun" and {"--ntasks=12", "--ntasks-per-node=4", "--gpu-bind=none"} <= set(command)
+    assert command[-4:] == ["cacenet_jax.main", "--distributed", *RUN]
+    assert not any(word.startswith("JAX_LOCAL_DEVICE_IDS") for word in command)
+    [command] = shown(launch("slurm.sbatch", "--dry-run", "--per", "node", "--gpus-per-node", "4", *RUN))
+    # One task a node would be given one GPU by JAX; it is told to take all.
+    assert {"--ntasks=2", "--ntasks-per-node=1", "JAX_LOCAL_DEVICE_IDS=0,1,2,3"} <= set(command)
+
+
+def test_slurm_takes_nodes_and_gpus_from_its_job():
+    job = {
+        "SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "4", "SLURM_GPUS_PER_NODE": "h100:8", "SLURM_CPUS_ON_NODE": "96",
+        "SLURM_SUBMIT_DIR": str(ROOT),
+    }  # fmt: skip
+    [command] = shown(launch("slurm.sbatch", "--dry-run", *RUN, env=job))
+    assert {"--nodes=4", "--ntasks=32", "--cpus-per-task=12"} <= set(command)
+    done = launch("slurm.sbatch", "--dry-run", *RUN, env={**job, "SLURM_SUBMIT_DIR": "/"})
+    assert done.returncode == 2 and "submit the job from it" in done.stderr
+
+
+def test_tpu_pod_dry_runs():
+    for action, count in (("create-env", 4), ("follow", 1), ("stop", 1)):
+        commands = shown(launch("tpu_pod.sh", action, *POD, "--project", "p", "--dry-run"))
+        assert len(commands) == count
+        cloud = [command for command in commands if command[0] == "gcloud"]
+        assert all({"pod", "--zone=us-east5-a", "--project=p"} <= set(command) or "scp" in command for command in cloud)
+    [command] = shown(launch("tpu_pod.sh", "start", *POD, "--dry-run", "--", *RUN))
+    assert "--worker=all" in command and "cacenet_jax.main --distributed --config=" in command[-1]
+    [command] = shown(launch("tpu_pod.sh", "start", *POD, "--one-host", "--dry-run", "--", *RUN))
+    assert "--distributed" not in command[-1]
+
+
+GCLOUD = """#!/usr/bin/env bash
+# Two workers on this machine: runs what is to run on them, each in a home of its own.
+worker=all script=""
+for word in "$@"; do
+  case $word in --worker=*) worker=${word#*=} ;; --command=*) script=${word#*=} ;; esac
+done
+for i in 0 1; do
+  [[ $worker == all || $worker == "$i" ]] || continue
+  export HOME=$WORKERS/$i; mkdir -p "$HOME"; cd "$HOME"
+  if [[ $4 == scp ]]; then cp "$5" "$HOME/${6#*:}"; else bash -c "$script" || exit; fi
+done
+"""
+PYTHON = """#!/usr/bin/env bash
+case "$*" in
+  *cacenet_jax.main*) echo "run: $*"; pwd; exec sleep 1000 ;;
+  "-m venv venv") mkdir -p venv/bin; cp "$0" venv/bin/python ;;
+esac
+"""
+
+
+def test_tpu_pod_makes_an_environment_starts_follows_and_stops(tmp_path):
+    """With a gcloud that runs on this machine what it would run on the workers."""
+    for name, text in (("gcloud", GCLOUD), ("python3.11", PYTHON)):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "WORKERS": str(tmp_path / "workers")}
+    words = ("--config=configs/market1501.py", "--workdir=/mnt/a b")
+
+    def pod(action, *more):
+        return launch("tpu_pod.sh", action, *POD, *more, env=env)
+
+    assert "run create-env first" in pod("start", "--", *words).stderr
+    assert "no run on" in pod("stop").stdout
+    done = pod("create-env")
+    assert done.returncode == 0, done.stderr
+    homes = [tmp_path / "workers" / str(i) / "cacenet_jax_run" for i in (0, 1)]
+    assert all((home / "code/cacenet_jax/main.py").is_file() for home in homes)
+    try:
+        done = pod("start", "--", *words)
+        assert done.returncode == 0, done.stderr
+        pids = [int((home / "run.pid").read_text()) for home in homes]
+        deadline = time.monotonic() + 20
+        while not all((home / "run.log").exists() and "code" in (home / "run.log").read_text() for home in homes):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert (
+            "-m cacenet_jax.main --distributed --config=configs/market1501.py --workdir=/mnt/a b"
+            in (homes[1] / "run.log").read_text()
+        )
+        again = pod("start", "--", *words)
+        assert again.returncode == 2 and "a run is going on" in again.stderr
+        follow = subprocess.Popen(
+            ["bash", str(LAUNCH / "tpu_pod.sh"), "follow", *POD, "--worker", "1"], env={**os.environ, **env},
+            stdout=subprocess.PIPE, text=True, start_new_session=True,
+        )  # fmt: skip
+        lines = iter(follow.stdout.readline, "")
+        assert any(line.startswith("run: ") for line in lines)
+        os.killpg(follow.pid, signal.SIGKILL)
+        follow.communicate()
+    finally:
+        done = pod("stop")
+    assert done.stdout.count("\nstopped on") == 2
+    assert not any(Path(f"/proc/{pid}/cmdline").exists() and _alive(pid) for pid in pids)
+    assert "no run on" in pod("stop").stdout
+
+
+def _alive(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+
+
+# -- The Kubernetes manifest -------------------------------------------------------------------------------------------
+
+
+def manifest(*words: str) -> dict:
+    done = launch("xpk.sh", "--dry-run", *words)
+    assert done.returncode == 0, done.stderr
+    text = done.stdout.split("\n+ kubectl")[0]
+    found = yaml.safe_load(text)
+    jsonschema.Draft202012Validator(json.loads((Path(__file__).parent / "jobset.schema.json").read_text())).validate(
+        found
+    )
+    return found
+
+
+def pods(found: dict) -> dict:
+    return found["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+
+
+def test_the_manifest_for_gpus_numbers_the_processes_itself():
+    awkward = '--config.data.root=/share/it\'s "1"; $(x) ${NAME} #: \\'
+    found = manifest(*GPU, "--", *RUN, awkward)
+    job, pod = found["spec"]["replicatedJobs"][0]["template"]["spec"], pods(found)
+    assert job["parallelism"] == job["completions"] == 2 and job["completionMode"] == "Indexed"
+    [container] = pod["containers"]
+    assert container["resources"]["limits"] == {"nvidia.com/gpu": 8}
+    assert pod["nodeSelector"] == {"cloud.google.com/gke-accelerator": "nvidia-h100-80gb"}
+    text = container["args"][0].replace("$JOB_COMPLETION_INDEX", "1")
+    assert shlex.split(text) == [
+        "python", "-m", "cacenet_jax.main", "--distributed", "--coordinator=cacenet-workers-0-0.cacenet:8476",
+        "--num_processes=2", "--process_id=1", *RUN, awkward,
+    ]  # fmt: skip
+    assert found["spec"]["network"]["subdomain"] == "cacenet"  # what the coordinator's name ends with
+
+
+def test_the_manifest_for_tpus_leaves_the_numbers_to_the_runtime():
+    found = manifest(*TPU, "--", *RUN)
+    [container] = pods(found)["containers"]
+    assert container["resources"]["limits"] == {"google.com/tpu": 4}
+    assert pods(found)["nodeSelector"]["cloud.google.com/gke-tpu-topology"] == "2x2x4"
+    assert shlex.split(container["args"][0]) == ["python", "-m", "cacenet_jax.main", "--distributed", *RUN]
+
+
+def test_the_schema_refuses_misspelt_fields():
+    found = manifest(*GPU, "--", *RUN)
+    found["spec"]["replicatedJobs"][0]["template"]["spec"]["paralelism"] = 2
+    schema = json.loads((Path(__file__).parent / "jobset.schema.json").read_text())
+    with pytest.raises(jsonschema.ValidationError, match="paralelism"):
+        jsonschema.validate(found, schema)
+
+
+def test_xpk_creates_a_workload():
+    words = ("--name", "run1", "--image", "me/i:1", "--with", "xpk", "--cluster", "c", "--tpu-type", "v5p-32")
+    [command] = shown(launch("xpk.sh", "--dry-run", *words, "--", *RUN))
+    assert (
+        command[:3] == ["xpk", "workload", "create"] and "--workload=run1" in command and "--tpu-type=v5p-32" in command
+    )
+    assert any(word.startswith("--command=python -m cacenet_jax.main --distributed") for word in command)
+
+
+# -- local.sh for real -------------------------------------------------------------------------------------------------
+
+
+def local(command: Command, *words: str) -> subprocess.Popen:
+    env = {**command.environment(), "PYTHON": sys.executable}
+    return subprocess.Popen(
+        ["bash", str(LAUNCH / "local.sh"), *words], cwd=command.folder, env=env, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+
+
+def test_local_ends_all_when_one_fails_and_passes_the_code_on(command):
+    process = local(command, *RUN, "--config.data.dir=prepared", "--config.model.backbone=vgg")
+    out, err = process.communicate(timeout=100)
+    assert process.returncode == 2
+    told = [line for line in err.splitlines() if "config.model.backbone" in line]
+    assert {line[:3] for line in told} == {"[0]", "[1]"}, err
+    assert out.count("+ env") == 2 and not (command.folder / "run").exists()
+
+
+def test_local_trains_and_ctrl_c_ends_all(command):
+    process = local(command, *RUN, "--config.data.dir=prepared", "--config.epochs=5000")
+    checkpoints = command.folder / "run/checkpoints"
+    deadline = time.monotonic() + 200
+    while not (checkpoints.is_dir() and any(path.name.isdigit() for path in checkpoints.iterdir())):
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert {line[:3] for line in err.splitlines() if "interrupted; the same command" in line} == {"[0]", "[1]"}, err
+    assert "[0] synthetic_pedestrians: 48 images" in out and "2 cpu device(s) in 2 processes" in out
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
