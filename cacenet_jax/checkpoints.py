@@ -18,7 +18,7 @@ METRIC = "mAP"
 _SHARED_S = 60.0  # a network file system may show a new file that late
 
 # Fields of config.model that change no parameter's meaning: evaluation may choose them anew.
-_NOT_OF_THE_NETWORK = ("model.block", "model.dtype", "model.clue_weight")
+_NOT_OF_THE_NETWORK = ("model.pair_memory_mib", "model.dtype", "model.clue_weight")
 
 
 def check_workdir(workdir: Path, config: dict[str, Any]) -> None:

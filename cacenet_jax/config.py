@@ -14,6 +14,7 @@ from cacenet_jax.errors import UserError
 # What may differ when a run continues: where things are, how often they are reported, how they are computed and scored.
 NOT_OF_THE_RUN = (
     "eval", "devices", "parallel", "log_every", "checkpoint_every", "data.root", "data.dir", "data.workers",
+    "model.pair_memory_mib",
 )  # fmt: skip
 
 
@@ -56,7 +57,7 @@ def paper() -> ml_collections.ConfigDict:
     config.model.filters = "tied"  # or untied
     config.model.affinity = "raw"  # between maps (the paper); or of l2, standardised nodes, correlation
     config.model.clue_weight = 0.0  # share of the clue distance in a pair's distance; 0: the paper's distance
-    config.model.block = 0  # columns of the pair grid computed at a time, 0 for all
+    config.model.pair_memory_mib = 1024.0  # of the pair grid of a training step on a device; past it blocks are recomputed
     config.model.dtype = "float32"  # or bfloat16
 
     config.loss = ml_collections.ConfigDict()
@@ -122,12 +123,12 @@ def validate(config: ml_collections.ConfigDict) -> None:
     _need(data.num_ids >= 2, "data.num_ids", data.num_ids, "at least 2", "the triplet loss needs two identities")
     positive = ("epochs", "data.height", "data.width", "model.embed_dim", "model.last_stride", "log_every",
                 "optim.learning_rate", "optim.reference_batch", "eval.top_k", "eval.memory_gib", "eval.batch_size",
-                "eval.pairs_per_call")  # fmt: skip
+                "eval.pairs_per_call", "model.pair_memory_mib")  # fmt: skip
     for field in positive:
         _need(_lookup(config, field) > 0, field, _lookup(config, field), "more than 0", "raise it")
     not_negative = (
         "seed", "data.val_seed", "devices", "checkpoint_every", "eval_every", "data.workers", "augment.pad", "model.width",
-        "model.block", "loss.margin", "loss.identity", "loss.triplet", "loss.pair_identity", "loss.pair_triplet",
+        "loss.margin", "loss.identity", "loss.triplet", "loss.pair_identity", "loss.pair_triplet",
         "optim.weight_decay", "optim.warmup_epochs", "optim.clip_norm", "optim.attention_scale",
         "eval.device_gib",
     )  # fmt: skip

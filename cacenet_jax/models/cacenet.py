@@ -14,7 +14,8 @@ from jaxtyping import Array, Float
 from cacenet_jax.models.clues import Clues, clue_distance, clue_grid, image_clues
 from cacenet_jax.models.graph import Kind
 from cacenet_jax.models.heads import ConditionalHead, Embedded, EmbeddingHead, normalise
-from cacenet_jax.models.pairs import ImageTerms, image_terms, neighbour_grid, neighbours_both
+from cacenet_jax.models.pair_grid import coefficients, encoded_grid, plan
+from cacenet_jax.models.pairs import ImageTerms, image_terms, neighbours_both
 
 
 class PairTerms(NamedTuple):
@@ -30,7 +31,7 @@ class PairTerms(NamedTuple):
 
 
 class PairGrid(NamedTuple):
-    """The conditional embeddings of a grid of pairs.
+    """The conditional embeddings of a grid of pairs, R target images x C contextual images.
 
     Attributes:
         conditional: f(u|v) and its logits, (R, C, F) and (R, C, I).
@@ -75,7 +76,8 @@ class CACENet(nn.Module):
             threshold, so that a node starts with few neighbours.
         threshold: initial threshold of "correlation".
         clue_weight: share of the clue distance in the distance of a pair; 0, the paper's own distance, leaves it out.
-        block: columns of the pair grid computed at a time, 0 for all at once.
+        pair_memory_mib: memory of the training grid's temporaries on a device; past it the grid is cut into blocks that are
+            computed again in the backward pass. Maps, their gradients and arrays of B x B x F and B x B x I do not count.
         dtype: compute type; parameters, statistics, degrees, embeddings and logits are float32.
         axis_name: device axis for collectives in training, None on one device.
     """
@@ -89,7 +91,7 @@ class CACENet(nn.Module):
     keys: Literal["raw", "l2", "standardised", "correlation"] = "raw"
     threshold: float = 0.3
     clue_weight: float = 0.0
-    block: int = 0
+    pair_memory_mib: float = 1024.0
     dtype: Any = jnp.float32
     axis_name: str | None = None
 
@@ -99,8 +101,8 @@ class CACENet(nn.Module):
         shared["axis_name"] = self.axis_name
         self.individual_head = EmbeddingHead(**shared)
         if self.pairs:
-            self.conditional_head = ConditionalHead(kind=self.kind, filters=self.filters, **shared)
             channels = (self.backbone.channels,)
+            self.conditional_head = ConditionalHead(*channels, kind=self.kind, filters=self.filters, **shared)
             self.intra_weight = self.param("intra_weight", nn.initializers.ones, channels)
             self.cross_weight = self.param("cross_weight", nn.initializers.ones, channels)
             if self.keys == "correlation":
@@ -126,24 +128,30 @@ class CACENet(nn.Module):
         wide = jnp.promote_types(maps_BHWD.dtype, jnp.float32)
         return self.individual_head(maps_BHWD.mean(axis=(1, 2), dtype=wide), train=train)
 
+    def _keys(self, nodes_BND: Float[Array, "B N D"], train: bool) -> Float[Array, "B N E"] | None:
+        """What affinities are computed from; None for the nodes themselves."""
+        if self.keys == "raw":
+            return None
+        if self.keys == "l2":
+            return normalise(nodes_BND).astype(nodes_BND.dtype) * nodes_BND.shape[-1] ** 0.5
+        keys_BND = self.key_norm(nodes_BND, use_running_average=not train)
+        if self.keys == "standardised":
+            return keys_BND
+        keys_BND = normalise(keys_BND).astype(nodes_BND.dtype) * nodes_BND.shape[-1] ** 0.5
+        # One more channel, constant and weighted by minus the threshold.
+        return jnp.concatenate([keys_BND, jnp.ones_like(keys_BND[..., :1])], axis=-1)
+
+    def _clues(self, nodes_BND: Float[Array, "B N D"]) -> Clues | None:
+        if self.clue_weight == 0:
+            return None
+        return image_clues(self.individual_head.embed_nodes(nodes_BND).astype(self.dtype))
+
     def terms(self, maps_BHWD: Float[Array, "B h w D"], *, train: bool) -> PairTerms:
         """Per-image terms of the pair stage, leading axis B."""
-        nodes_BND = maps_BHWD.reshape(maps_BHWD.shape[0], -1, maps_BHWD.shape[-1])
-        keys_BND = None
-        if self.keys == "l2":
-            keys_BND = normalise(nodes_BND).astype(nodes_BND.dtype) * nodes_BND.shape[-1] ** 0.5
-        elif self.keys in ("standardised", "correlation"):
-            keys_BND = self.key_norm(nodes_BND, use_running_average=not train)
-        if self.keys == "correlation":
-            keys_BND = normalise(keys_BND).astype(nodes_BND.dtype) * nodes_BND.shape[-1] ** 0.5
-            # One more channel, constant and weighted by minus the threshold.
-            keys_BND = jnp.concatenate([keys_BND, jnp.ones_like(keys_BND[..., :1])], axis=-1)
-        weight_D = self._weight("intra")
-        graph = jax.vmap(lambda nodes, keys: image_terms(nodes, weight_D, keys))(nodes_BND, keys_BND)
-        clues = None
-        if self.clue_weight > 0:
-            clues = image_clues(self.individual_head.embed_nodes(nodes_BND).astype(self.dtype))
-        return PairTerms(graph, clues)
+        nodes_BND = _nodes(maps_BHWD)
+        weight_E = self._weight("intra")
+        pair = jax.vmap(lambda nodes, keys: image_terms(nodes, weight_E, keys))
+        return PairTerms(pair(nodes_BND, self._keys(nodes_BND, train)), self._clues(nodes_BND))
 
     def _weight(self, which: Literal["intra", "cross"]) -> Array:
         """The diagonal of W or W' over the channels of the keys."""
@@ -153,17 +161,32 @@ class CACENet(nn.Module):
             weight_D = jnp.concatenate([weight_D, -getattr(self, f"{which}_threshold")])
         return weight_D
 
-    def grid(self, rows: PairTerms, columns: PairTerms, *, train: bool) -> PairGrid:
-        """Conditional embeddings, and clue distances, of every row image given every column image."""
-        graph = rows.graph
-        near = neighbour_grid(graph, columns.graph, self._weight("cross"), self.block)
-        own_RD = graph.nodes_ND.mean(axis=1, dtype=near.mean_D.dtype)
-        conditional = self.conditional_head(own_RD[:, None], near.mean_D, train=train)
-        positive_intra = (jax.lax.stop_gradient(graph.intra_NN) > 0).mean(dtype=jnp.float32)
-        clues = None
-        if rows.clues is not None:
-            clues = clue_grid(rows.clues, columns.clues, self.block)
-        return PairGrid(conditional, clues, positive_intra, near.positive.mean(), near.degree.mean())
+    def grid(self, maps_BHWD: Float[Array, "B h w D"], *, train: bool) -> PairGrid:
+        """Conditional embeddings, and clue distances, of every image given every image.
+
+        Rows of the grid are these images; columns are the images of all devices along `axis_name`, in training.
+        """
+        nodes_BND = _nodes(maps_BHWD)
+        rows, num_nodes, channels = nodes_BND.shape
+        if self.is_initializing():  # the heads make their parameters when they are called
+            self.conditional_head(nodes_BND[:, 0], nodes_BND[:, 0], train=train)
+        axis_name = self.axis_name if train and not self.is_initializing() else None
+        columns = rows * (1 if axis_name is None else jax.lax.axis_size(axis_name))
+        keys_BNE = self._keys(nodes_BND, train)
+        keys_BNE = nodes_BND if keys_BNE is None else keys_BNE
+        axis_name = axis_name if columns > rows else None
+        budget = int(self.pair_memory_mib * 2**20) // (1 if self.clue_weight == 0 else 2)
+        how = plan(rows, columns, num_nodes, channels, budget, keys_BNE.dtype.itemsize, axis_name)
+        found = coefficients(how, keys_BNE, self._weight("intra"), self._weight("cross"))
+        encoded = encoded_grid(how, nodes_BND, found, self.conditional_head.encoder(rows * columns))
+        clues = self._clues(nodes_BND)
+        if clues is not None:
+            others = clues
+            if axis_name is not None:
+                others = jax.tree.map(lambda x: jax.lax.all_gather(x, axis_name, tiled=True), clues)
+            clues = clue_grid(clues, others, max(budget // (12 * rows * num_nodes**2), 1))
+        conditional = self.conditional_head.finish(encoded, train=train)
+        return PairGrid(conditional, clues, found.positive_intra, found.positive_cross, found.degree)
 
     def describe(self, maps_BHWD: Float[Array, "B h w D"]) -> Described:
         """What retrieval keeps of each image (test mode)."""
@@ -188,14 +211,14 @@ class CACENet(nn.Module):
     def __call__(self, images_BHWC: Float[Array, "B H W 3"], *, train: bool) -> tuple[Embedded, PairGrid | None]:
         """Individual embeddings of the images and, with the pair stage, the grid of pairs.
 
-        Rows of the grid are this device's images; columns are the images of all devices along `axis_name`.
+        In training the rows of the grid are this device's images, the columns those of all devices along `axis_name`.
         """
         maps_BHWD = self.maps(images_BHWC, train=train)
         individual = self.individual(maps_BHWD, train=train)
         if not self.pairs:
             return individual, None
-        rows = self.terms(maps_BHWD, train=train)
-        columns = rows
-        if self.axis_name is not None and train and not self.is_initializing():
-            columns = jax.tree.map(lambda x: jax.lax.all_gather(x, self.axis_name, tiled=True), rows)
-        return individual, self.grid(rows, columns, train=train)
+        return individual, self.grid(maps_BHWD, train=train)
+
+
+def _nodes(maps_BHWD: Float[Array, "B h w D"]) -> Float[Array, "B N D"]:
+    return maps_BHWD.reshape(maps_BHWD.shape[0], -1, maps_BHWD.shape[-1])

@@ -74,7 +74,13 @@ def clue_distance(u: Clues, v: Clues) -> Float[Array, ""]:
 
 
 def clue_grid(rows: Clues, columns: Clues, block: int = 0) -> Float[Array, "R C"]:
-    """`clue_distance` of every row image and every column image; `block` as in pairs.neighbour_grid."""
+    """`clue_distance` of every row image and every column image, vmapped over the grid.
+
+    Args:
+        rows: regions of the target images, leading axis R.
+        columns: regions of the contextual images, leading axis C.
+        block: columns computed at a time, each block again in the backward pass; 0 for all at once.
+    """
 
     def column(v: Clues) -> Array:
         return jax.vmap(lambda u: clue_distance(u, v))(rows)

@@ -3,7 +3,7 @@
 Legend: B images, R x C pairs (target u, context v), D channels of a map, F embedding size, I training identities.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
@@ -72,8 +72,17 @@ class EmbeddingHead(nn.Module):
 
     def __call__(self, pooled: Float[Array, "*batch D"], *, train: bool) -> Embedded:
         """Pooled maps (..., D) to embeddings (..., F) and logits (..., I)."""
-        embedding = self.bn(self._encode(pooled), use_running_average=not train)
+        return self.finish(self._encode(pooled), train=train)
+
+    def finish(self, encoded: Float[Array, "*batch F"], *, train: bool) -> Embedded:
+        """What the 1x1 convolution gave to embeddings (..., F) and logits (..., I)."""
+        embedding = self.bn(encoded, use_running_average=not train)
         return Embedded(embedding, self.classifier(embedding).astype(embedding.dtype))
+
+    @property
+    def kernel(self) -> Float[Array, "D F"]:
+        """The 1x1 convolution of an initialised head."""
+        return self.conv.variables["params"]["kernel"]
 
 
 class ConditionalHead(nn.Module):
@@ -83,6 +92,7 @@ class ConditionalHead(nn.Module):
     Untied (equation 5 before it is tied): f(u|v) = head(mean_u X Theta_0 - mean_u[R A R X] Theta_1).
 
     Attributes:
+        channels: D.
         embed_dim: F.
         num_identities: I.
         kind: "discrepancy" or "normal", the sign of the neighbours.
@@ -92,6 +102,7 @@ class ConditionalHead(nn.Module):
         axis_name: device axis over which batch statistics are averaged.
     """
 
+    channels: int
     embed_dim: int
     num_identities: int
     kind: Kind = "discrepancy"
@@ -100,24 +111,47 @@ class ConditionalHead(nn.Module):
     dtype: Any = jnp.float32
     axis_name: str | None = None
 
-    @nn.compact
+    def setup(self) -> None:
+        """Creates the filters and the embedding head."""
+        square = (self.channels, self.channels)
+        self.theta = self.param("theta", self.theta_init, square)
+        if self.filters == "untied":
+            self.theta_1 = self.param("theta_1", self.theta_init, square)
+        self.head = EmbeddingHead(self.embed_dim, self.num_identities, self.dtype, self.axis_name)
+
+    def _product(self, x: Array, kernel: Array) -> Array:
+        wide = jnp.promote_types(self.dtype, jnp.float32)
+        return jnp.matmul(x.astype(self.dtype), kernel.astype(self.dtype), preferred_element_type=wide)
+
+    def _filter(self, own: Array, neighbour: Array, kernels: Sequence[Array]) -> Array:
+        sign = neighbour_sign(self.kind)
+        if self.filters == "tied":
+            return self._product(own + sign * neighbour, kernels[0])
+        return self._product(own, kernels[0]) + sign * self._product(neighbour, kernels[1])
+
+    def _thetas(self) -> list[Array]:
+        return [self.theta] if self.filters == "tied" else [self.theta, self.theta_1]
+
     def __call__(self, own: Float[Array, "*own D"], neighbour: Float[Array, "*batch D"], *, train: bool) -> Embedded:
         """Mean of u's map and its mean neighbour (broadcast against each other) to f(u|v) and logits."""
-        channels = own.shape[-1]
-        sign = neighbour_sign(self.kind)
-        theta = self.param("theta", self.theta_init, (channels, channels)).astype(self.dtype)
+        return self.head(self._filter(own, neighbour, self._thetas()), train=train)
 
-        def product(x: Array, kernel: Array) -> Array:
-            wide = jnp.promote_types(self.dtype, jnp.float32)
-            return jnp.matmul(x.astype(self.dtype), kernel, preferred_element_type=wide)
+    def encoder(self, num_pairs: int) -> Callable[[Array, Array], Float[Array, "*batch F"]]:
+        """The linear part of an initialised head as a pure function of the two means; `finish` does the rest.
 
-        if self.filters == "tied":
-            filtered = product(own + sign * neighbour, theta)
-        else:
-            theta_1 = self.param("theta_1", self.theta_init, (channels, channels)).astype(self.dtype)
-            filtered = product(own, theta) + sign * product(neighbour, theta_1)
-        head = EmbeddingHead(self.embed_dim, self.num_identities, self.dtype, self.axis_name, name="head")
-        return head(filtered, train=train)
+        Args:
+            num_pairs: pairs that it will encode. Theta and the convolution become one D x F matrix where making it
+                costs less than it saves: from F pairs on.
+        """
+        kernels, conv = self._thetas(), self.head.kernel
+        if num_pairs >= self.embed_dim:
+            kernels = [self._product(theta, conv) for theta in kernels]
+            return lambda own, neighbour: self._filter(own, neighbour, kernels)
+        return lambda own, neighbour: self._product(self._filter(own, neighbour, kernels), conv)
+
+    def finish(self, encoded: Float[Array, "*batch F"], *, train: bool) -> Embedded:
+        """What `encoder` gave to f(u|v) and logits; the batch norm sees the whole grid."""
+        return self.head.finish(encoded, train=train)
 
 
 def normalise(x: Float[Array, "*batch F"]) -> Float[Array, "*batch F"]:

@@ -14,7 +14,6 @@ images) and C columns (contextual images) of a grid of pairs.
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 from numpy import ndarray
@@ -39,20 +38,6 @@ class ImageTerms(NamedTuple):
     keys_NE: Array | None
     intra_NN: Array
     degree_N: Array
-
-
-class Neighbours(NamedTuple):
-    """The mean over u's positions of R A R X, with the health of the graph.
-
-    Attributes:
-        mean_D: mean neighbour of the positions of u in the graph of u and v.
-        positive: share of positive cross affinities, without gradient.
-        degree: mean degree of u's positions, without gradient.
-    """
-
-    mean_D: Array
-    positive: Array
-    degree: Array
 
 
 def image_terms(
@@ -82,17 +67,6 @@ def _mean_neighbour(u: ImageTerms, v: ImageTerms, cross_NM: Array, root_u_N: Arr
     return total_D / u.nodes_ND.shape[0]
 
 
-def neighbours(u: ImageTerms, v: ImageTerms, cross_weight_D: Float[AnyArray, "D"]) -> Neighbours:
-    """mean_u[(R A R) X] of one ordered pair: what the graph says about u given v."""
-    cross_NM = _cross(u, v, cross_weight_D)
-    degree_N = u.degree_N + cross_NM.sum(axis=1)
-    root_u_N = inverse_sqrt_degree(degree_N)
-    root_v_M = inverse_sqrt_degree(v.degree_N + cross_NM.sum(axis=0))
-    mean_D = _mean_neighbour(u, v, cross_NM, root_u_N, root_v_M)
-    frozen_NM = jax.lax.stop_gradient(cross_NM)
-    return Neighbours(mean_D, (frozen_NM > 0).mean(dtype=jnp.float32), jax.lax.stop_gradient(degree_N).mean())
-
-
 def neighbours_both(u: ImageTerms, v: ImageTerms, cross_weight_D: Float[AnyArray, "D"]) -> tuple[Array, Array]:
     """Mean neighbours of u given v and of v given u, (D,) each, from one cross block (T_vu = T_uv^T)."""
     cross_NM = _cross(u, v, cross_weight_D)
@@ -101,33 +75,6 @@ def neighbours_both(u: ImageTerms, v: ImageTerms, cross_weight_D: Float[AnyArray
     mean_u_D = _mean_neighbour(u, v, cross_NM, root_u_N, root_v_M)
     mean_v_D = _mean_neighbour(v, u, cross_NM.T, root_v_M, root_u_N)
     return mean_u_D, mean_v_D
-
-
-def neighbour_grid(
-    rows: ImageTerms, columns: ImageTerms, cross_weight_D: Float[AnyArray, "D"], block: int = 0
-) -> Neighbours:
-    """`neighbours` of every pair of a row image u and a column image v, vmapped over the grid.
-
-    Args:
-        rows: terms of the target images, leading axis R.
-        columns: terms of the contextual images, leading axis C.
-        cross_weight_D: diagonal of W' (equation 3).
-        block: columns computed at a time, each block rematerialised in the backward pass, so that memory grows with
-            R * block * N^2 and not with R * C * N^2; 0 computes the grid at once.
-
-    Returns:
-        mean_D of shape (R, C, D), positive and degree of shape (R, C).
-    """
-
-    def column(v: ImageTerms) -> Neighbours:
-        return jax.vmap(lambda u: neighbours(u, v, cross_weight_D))(rows)
-
-    num_columns = columns.nodes_ND.shape[0]
-    if block and block < num_columns:
-        grid = jax.lax.map(jax.checkpoint(column), columns, batch_size=block)
-        return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), grid)
-    pair = lambda u, v: neighbours(u, v, cross_weight_D)
-    return jax.vmap(jax.vmap(pair, (None, 0)), (0, None))(rows, columns)
 
 
 def pooled_pair(

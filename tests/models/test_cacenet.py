@@ -66,17 +66,17 @@ def pooled_by_hand(nodes_BND, keys_BND, intra, cross):
     return grid
 
 
-@pytest.mark.parametrize("block", [0, 2])
+@pytest.mark.parametrize("memory", [1024.0, 3300 / 2**20], ids=["at once", "row by row"])
 @pytest.mark.parametrize("keys", ["raw", "l2", "standardised", "correlation"])
-def test_grid_equals_the_loop_over_pairs(x64, keys, block):
-    net, variables, images = network(keys=keys, block=block)
+def test_grid_equals_the_loop_over_pairs(x64, keys, memory):
+    net, variables, images = network(keys=keys, pair_memory_mib=memory)
     (_, grid), _ = net.apply(variables, images, train=True, mutable=["batch_stats"])
     nodes = np.asarray(Pixels()(images, train=True)).reshape(3, 4, D)
     used = keys_by_hand(keys, nodes, variables, train=True)
     intra, cross = (weight_by_hand(name, keys, variables) for name in ("intra", "cross"))
     near = pooled_by_hand(nodes, used, intra, cross)
     inner = {name: tree["conditional_head"] for name, tree in variables.items()}
-    head = ConditionalHead(F, I, dtype=jnp.float64)
+    head = ConditionalHead(D, F, I, dtype=jnp.float64)
     own = jnp.asarray(nodes.mean(axis=1)[:, None])
     expected, _ = head.apply(inner, own, jnp.asarray(near), train=True, mutable=["batch_stats"])
     np.testing.assert_allclose(grid.conditional.embedding, expected.embedding, rtol=1e-7, atol=1e-8)

@@ -52,7 +52,7 @@ def test_embedding_head_uses_running_statistics_in_evaluation(x64):
 @pytest.mark.parametrize(("kind", "sign"), [("discrepancy", -1), ("normal", 1)])
 def test_conditional_head_filters_own_and_neighbour(x64, kind, sign, filters):
     """Equations 5-7 pooled: own Theta_0 -+ neighbour Theta_1, with Theta_1 = Theta_0 when tied."""
-    head = ConditionalHead(F, I, kind=kind, filters=filters, dtype=jnp.float64)
+    head = ConditionalHead(D, F, I, kind=kind, filters=filters, dtype=jnp.float64)
     own, near = jnp.asarray(draw(2, 1, D)), jnp.asarray(draw(2, 3, D, seed=1))
     variables = random_like(head.init(jax.random.key(0), own, near, train=False))
     theta = variables["params"]["theta"]
@@ -67,7 +67,7 @@ def test_conditional_head_filters_own_and_neighbour(x64, kind, sign, filters):
 
 
 def test_tied_filter_is_a_special_case_of_the_untied_one(x64):
-    tied, untied = (ConditionalHead(F, I, filters=f, dtype=jnp.float64) for f in ("tied", "untied"))
+    tied, untied = (ConditionalHead(D, F, I, filters=f, dtype=jnp.float64) for f in ("tied", "untied"))
     own, near = jnp.asarray(draw(2, 1, D)), jnp.asarray(draw(2, 3, D, seed=1))
     variables = random_like(tied.init(jax.random.key(0), own, near, train=False))
     params = {**variables["params"], "theta_1": variables["params"]["theta"]}
@@ -80,7 +80,7 @@ def test_tied_filter_is_a_special_case_of_the_untied_one(x64):
 
 def test_bfloat16_products_give_float32_embeddings_and_statistics():
     own, near = jnp.asarray(draw(2, 1, D), jnp.float32), jnp.asarray(draw(2, 3, D, seed=1), jnp.float32)
-    exact, rounded = (ConditionalHead(F, I, dtype=d) for d in (jnp.float32, jnp.bfloat16))
+    exact, rounded = (ConditionalHead(D, F, I, dtype=d) for d in (jnp.float32, jnp.bfloat16))
     variables = exact.init(jax.random.key(0), own, near, train=False)
     want = exact.apply(variables, own, near, train=False)
     have, updated = rounded.apply(variables, own, near, train=True, mutable=["batch_stats"])

@@ -1,12 +1,10 @@
-"""The pooled pair stage against the literal one, in value and gradient, and the grid against a loop over pairs."""
-
-import itertools
+"""The pooled pair stage of one pair against the literal one, in value and gradient."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracles import PAIR_CASES, affinity, finite_difference, full_graph, max_relative, pair_case, pair_maps
+from oracles import PAIR_CASES, finite_difference, max_relative, pair_case, pair_maps
 
 from cacenet_jax.models import pairs
 from cacenet_jax.models.attention import correspondence
@@ -88,52 +86,6 @@ def test_bfloat16_nodes_give_float32_means():
         assert max_relative(have, want) < 0.05
 
 
-def grid_inputs(rows=3, columns=5, nodes=4, channels=3):
-    rng = np.random.default_rng(6)
-    nodes_BND = rng.standard_normal((rows + columns, nodes, channels))
-    nodes_BND[0] = nodes_BND[rows]  # identical images
-    nodes_BND[1, 2] = 0  # an isolated node
-    return nodes_BND[:rows], nodes_BND[rows:], rng.standard_normal(channels), rng.standard_normal(channels)
-
-
-def grid_of(rows_RND, columns_CND, intra, cross, block=0):
-    terms = jax.vmap(pairs.image_terms, (0, None))
-    return pairs.neighbour_grid(terms(rows_RND, intra), terms(columns_CND, intra), cross, block)
-
-
-def test_grid_equals_the_loop_over_pairs(x64):
-    rows, columns, intra, cross = grid_inputs()
-    grid = jax.jit(grid_of)(rows, columns, intra, cross)
-    for (r, u), (c, v) in itertools.product(enumerate(rows), enumerate(columns)):
-        neighbour_D = u.mean(axis=0) - pair_maps(u, v, intra, cross)[0].mean(axis=0)
-        np.testing.assert_allclose(grid.mean_D[r, c], neighbour_D, atol=1e-12)
-        np.testing.assert_allclose(grid.positive[r, c], (affinity(u, v, cross) > 0).mean(), rtol=1e-6)
-        degree = full_graph(u, v, intra, cross).sum(axis=1)[: len(u)].mean()
-        np.testing.assert_allclose(grid.degree[r, c], degree, rtol=1e-12)
-
-
-@pytest.mark.parametrize("block", [1, 2, 9])
-def test_block_changes_neither_value_nor_gradient(x64, block):
-    inputs = [jnp.asarray(x) for x in grid_inputs()]
-    weigh = np.random.default_rng(7).standard_normal((3, 5, 3))
-
-    def of_grid(block, *inputs):
-        grid = grid_of(*inputs, block)
-        return (weigh * grid.mean_D).sum(), grid
-
-    forms = [jax.jit(jax.grad(lambda *x, b=b: of_grid(b, *x), ARGUMENTS, has_aux=True))(*inputs) for b in (0, block)]
-    for have, want in zip(jax.tree.leaves(forms[1]), jax.tree.leaves(forms[0]), strict=True):
-        np.testing.assert_allclose(have, want, atol=1e-12)
-
-
-def test_both_directions_from_one_block_equal_two_calls(x64):
-    nodes_u, nodes_v, intra, cross = pair_case("mixed")
-    u, v = pairs.image_terms(nodes_u, intra), pairs.image_terms(nodes_v, intra)
-    near_u, near_v = pairs.neighbours_both(u, v, cross)
-    np.testing.assert_allclose(near_u, pairs.neighbours(u, v, cross).mean_D, atol=1e-13)
-    np.testing.assert_allclose(near_v, pairs.neighbours(v, u, cross).mean_D, atol=1e-13)
-
-
 def test_keys_decide_affinities_and_nodes_are_moved(x64):
     nodes_u, nodes_v, intra, cross = pair_case("mixed")
     rng = np.random.default_rng(8)
@@ -142,10 +94,3 @@ def test_keys_decide_affinities_and_nodes_are_moved(x64):
     literal = laplacian_conv(correspondence(keys_u, keys_v, intra, cross), nodes_u, nodes_v)
     for own, near, maps in zip((nodes_u, nodes_v), pairs.neighbours_both(u, v, cross), literal, strict=True):
         np.testing.assert_allclose(own.mean(axis=0) - near, maps.mean(axis=0), atol=1e-12)
-
-
-def test_health_numbers_pass_no_gradient():
-    inputs = [jnp.asarray(x, jnp.float32) for x in grid_inputs()]
-    health = lambda *x: grid_of(*x).positive.sum() + grid_of(*x).degree.sum()
-    for grad in jax.jit(jax.grad(health, ARGUMENTS))(*inputs):
-        np.testing.assert_array_equal(grad, 0)
