@@ -1,16 +1,17 @@
 """From a config to the objects it describes."""
 
+import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from cacenet_jax.data.augment import Augment, normalise_images
-from cacenet_jax.models import resnet
+from cacenet_jax.models import inference, resnet
 from cacenet_jax.models.cacenet import CACENet
-from cacenet_jax.retrieval.rescore import Features
+from cacenet_jax.retrieval.extract import Features
 from cacenet_jax.train_step import LossWeights
 
 
@@ -30,7 +31,7 @@ def model(config: ConfigDict, num_identities: int, axis_name: str | None = None)
         filters=settings.filters,
         keys=settings.affinity,
         clue_weight=settings.clue_weight,
-        pair_memory_mib=settings.pair_memory_mib,
+        block=settings.block,
         dtype=dtype,
         axis_name=axis_name,
     )
@@ -46,32 +47,42 @@ def augmentation(config: ConfigDict) -> Augment:
     return Augment(**config.augment.to_dict())
 
 
-def describe_fn(net: CACENet, variables: Any, flip: bool) -> Callable[[Any], Features]:
-    """Compiled uint8 images (B, H, W, 3) to what retrieval keeps; with `flip`, of the map averaged over both mirrorings.
+class Scoring(NamedTuple):
+    """The functions that score a network; one object for each network and setting, so that each compiles once.
 
-    The mirrored image's map is mirrored back before it is averaged, so that positions match.
+    Attributes:
+        compose: variables to the constants of the pair stage; None in a network without it.
+        describe: (variables, constants) and uint8 images (B, H, W, 3) to what retrieval keeps of them.
+        distance: constants, terms of one image and of C others to C distances; None without the pair stage.
     """
 
-    @jax.jit
-    def describe(variables: Any, images: jax.Array) -> Features:
+    compose: Callable[[Any], Any] | None
+    describe: Callable[[Any, Any], Features]
+    distance: Callable[[Any, Any, Any], Any] | None
+
+
+@functools.lru_cache(maxsize=4)
+def scoring(net: CACENet, flip: bool, map_dtype: str) -> Scoring:
+    """What retrieval needs of a network, whose variables are arguments.
+
+    Args:
+        net: the network; networks with equal fields share their functions.
+        flip: average the maps of an image and its mirror image, which is mirrored back first so that positions match.
+        map_dtype: storage type of the terms of the pair stage.
+    """
+
+    def describe(given: Any, images: jax.Array) -> Features:
+        variables, constants = given
         pixels = normalise_images(images)
         maps = net.apply(variables, pixels, train=False, method="maps")
         if flip:
             mirrored = net.apply(variables, pixels[:, :, ::-1], train=False, method="maps")
             maps = (maps + mirrored[:, :, ::-1]) / 2
-        described = net.apply(variables, maps, method="describe")
-        return Features(described.embedding, described.terms)
+        return Features(*inference.describe(net, variables, constants, maps, jnp.dtype(map_dtype)))
 
-    return lambda images: describe(variables, images)
+    def distance(constants: Any, one: Any, others: Any) -> jax.Array:
+        return inference.group_distance(constants, one, others, net.clue_weight)
 
-
-def pair_distance_fn(net: CACENet, variables: Any) -> Callable[[Any, Any], jax.Array] | None:
-    """Distance of two images from their terms; None in a network without the pair stage."""
     if not net.pairs:
-        return None
-
-    def pair_distance(u: Any, v: Any) -> jax.Array:
-        with jax.default_matmul_precision("highest"):  # a reported distance; GPUs and TPUs round products by default
-            return net.apply(variables, u, v, method="pair_distance")
-
-    return pair_distance
+        return Scoring(None, describe, None)
+    return Scoring(jax.jit(lambda variables: inference.compose(net, variables)), describe, distance)

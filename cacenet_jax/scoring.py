@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -15,8 +14,13 @@ from cacenet_jax.data.builders import Prepared, open_split
 from cacenet_jax.data.pipeline import evaluation_batches
 from cacenet_jax.data.splits import Subset, TrainVal, whole
 from cacenet_jax.models.cacenet import CACENet
-from cacenet_jax.retrieval.evaluate import Labelled, Settings, evaluate, extract, table
+from cacenet_jax.parallel import global_mesh
+from cacenet_jax.processes import from_writer, is_writer
+from cacenet_jax.retrieval.evaluate import Labelled, Settings, check_sizes, evaluate, table
+from cacenet_jax.retrieval.extract import extract, image_shapes, my_rows, round_up
 from cacenet_jax.retrieval.ranking import check_rankable
+from cacenet_jax.retrieval.rescore import Rescorer
+from cacenet_jax.retrieval.store import Store, make_plan, replicate, room, tree_bytes
 from cacenet_jax.train_step import TrainState
 
 # Weights of the pair distance that are compared on validation data, to choose config.eval.mix.
@@ -26,25 +30,56 @@ MIXES = tuple(round(0.1 * i, 1) for i in range(1, 10))
 def score(
     config: ConfigDict, net: CACENet, state: TrainState, query: Subset, gallery: Subset, mixes: Sequence[float] = ()
 ) -> dict[str, Any]:
-    """Metrics of every ranking of the gallery by a state of the network, as `retrieval.evaluate.evaluate` gives them."""
-    settings = config.eval
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
-    variables = jax.device_put(variables, jax.local_devices()[0])  # a replicated state would score once on each device
-    describe = build.describe_fn(net, variables, settings.flip)
+    """Metrics of every ranking of the gallery by a state of the network, as `retrieval.evaluate.evaluate` gives them.
 
-    def features(subset: Subset) -> Labelled:
-        size = {"height": config.data.height, "width": config.data.width, "batch_size": settings.batch_size}
-        room = {"folder": config.data.dir, "limit_bytes": round(settings.memory_gib * 2**30)}
-        found = extract(describe, evaluation_batches(subset, **size), len(subset.indices), **room)
-        return Labelled(found, np.asarray(subset.pids), np.asarray(subset.camids))
+    Collective: every process calls it with the same arguments and gets the same result. Another state of the same
+    network compiles nothing.
 
-    how = Settings(
-        top_k=settings.top_k,
-        camera_filter=settings.camera_filter,
-        mix=settings.mix,
-        pairs_per_call=settings.pairs_per_call,
+    Args:
+        config: data.height, data.width, data.dir, devices and eval are read.
+        net: the network.
+        state: its parameters and statistics; arrays of this process, or of all of them and replicated.
+        query: query images.
+        gallery: gallery images.
+        mixes: as in `evaluate`.
+
+    Raises:
+        UserError: nothing to rank, or no room for the maps.
+    """
+    settings, data = config.eval, config.data
+    num_query, num_gallery = len(query.indices), len(gallery.indices)
+    check_sizes(num_query, num_gallery)
+    mesh = global_mesh(config.devices)
+    batch = round_up(settings.batch_size, mesh)
+    functions = build.scoring(net, settings.flip, settings.map_dtype)
+    variables = replicate({"params": state.params, "batch_stats": state.batch_stats}, mesh)
+    constants = functions.compose(variables) if functions.compose else None
+    given, image_shape = (variables, constants), (data.height, data.width, 3)
+    like = image_shapes(functions.describe, given, image_shape).terms
+    space = room(mesh, settings.device_gib, settings.memory_gib, data.dir)
+    plan = make_plan(tree_bytes(like), num_query, num_gallery, batch, mesh, space)
+    # Both before anything is computed: room on a disk is reserved now.
+    query_store, gallery_store = (
+        Store(like, count, batch, mesh, plan.place, space.folder) if functions.distance else None
+        for count in (num_query, num_gallery)
     )
-    return evaluate(features(query), features(gallery), build.pair_distance_fn(net, variables), how, mixes)
+
+    def features(subset: Subset, store: Store | None) -> Labelled:
+        count = len(subset.indices)
+        mine = subset._replace(indices=subset.indices[my_rows(count, batch, mesh)])
+        size = {"height": data.height, "width": data.width}
+        size["batch_size"] = batch // mesh.size * len(mesh.local_devices)
+        images = (images for images, _ in evaluation_batches(mine, **size))
+        how = {"image_shape": image_shape, "batch": batch, "mesh": mesh, "store": store}
+        embedding = extract(functions.describe, given, images, count, **how)
+        return Labelled(embedding, np.asarray(subset.pids), np.asarray(subset.camids))
+
+    query_set, gallery_set = features(query, query_store), features(gallery, gallery_store)
+    rescore = None
+    if functions.distance:
+        rescore = Rescorer(functions.distance, constants, query_store, gallery_store, plan, settings.pairs_per_call)
+    how = Settings(top_k=settings.top_k, camera_filter=settings.camera_filter, mix=settings.mix)
+    return evaluate(query_set, gallery_set, rescore, how, mixes)
 
 
 def check_splits(config: ConfigDict, prepared: Prepared, cut: TrainVal | None = None) -> None:
@@ -60,7 +95,7 @@ def check_splits(config: ConfigDict, prepared: Prepared, cut: TrainVal | None = 
 def score_test(
     config: ConfigDict, net: CACENet, state: TrainState, prepared: Prepared, step: int, workdir: Path
 ) -> dict[str, Any]:
-    """Scores the test split, prints the table and writes results.json; returns what it holds."""
+    """Scores the test split; process 0 prints the table and writes results.json. Returns what it holds, in every process."""
     start = time.monotonic()
     result = score(config, net, state, whole(open_split(prepared, "query")), whole(open_split(prepared, "gallery")))
     result |= {
@@ -68,8 +103,9 @@ def score_test(
         "options": config.data.options.to_dict(),
         "step": step,
         "mix": config.eval.mix,
-        "seconds": time.monotonic() - start,
+        "seconds": from_writer("seconds", time.monotonic() - start),
     }
-    print(f"\n{config.data.name}, test split, step {step}, {result['seconds']:.0f} s\n{table(result)}", flush=True)
-    write_json(workdir / "results.json", result)
+    if is_writer():
+        print(f"\n{config.data.name}, test split, step {step}, {result['seconds']:.0f} s\n{table(result)}", flush=True)
+        write_json(workdir / "results.json", result)
     return result

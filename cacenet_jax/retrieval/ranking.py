@@ -9,13 +9,13 @@ ties are counted.
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import Integer, Real
 
 from cacenet_jax.errors import UserError
+from cacenet_jax.retrieval.places import QueryStatistics, own_places, place_statistics
 
 Array = np.ndarray | jax.Array
 
@@ -24,24 +24,6 @@ MEAN_NAMES = {"step": "mAP", "trapezoid": "mAP_trapezoid"}
 CMC_RANKS = (1, 5, 10)
 CAMERA_FILTER_OPTION = "--config.eval.camera_filter=False"
 _BLOCK_ELEMENTS = 2**20  # distances of one block, where the caller does not choose
-_MAX_COUNTED_TIES = 100  # up to here counting the equal images before each is faster than a stable index sort
-
-
-class QueryStatistics(NamedTuple):
-    """What one query, or an array of queries, contributes to the metrics.
-
-    Fields:
-        ap: average precision, float64; NaN where the query is not valid.
-        first_rank: rank of the first match, counted from 1; 0 where the query is not valid.
-        inp: relevant images divided by the rank of the last of them, float64; NaN where the query is not
-            valid.
-        valid: whether a match is left after the camera filter.
-    """
-
-    ap: np.ndarray
-    first_rank: np.ndarray
-    inp: np.ndarray
-    valid: np.ndarray
 
 
 # Sizes are compared in the bodies, which can name both sides; hence a name of its own for each axis below.
@@ -178,9 +160,6 @@ def ranking_statistics(
 ) -> QueryStatistics:
     """Scores one block of queries; blocks are joined by `np.concatenate` on each field.
 
-    Step form: AP = (1/R) sum_i i / r_i. Trapezoid form: AP = (1/R) sum_i (P(r_i) + P(r_i - 1)) / 2 with P(r)
-    the precision of the first r images and P(0) = 1.
-
     Args:
         distance_BG: distances of the block's queries.
         query_pids: identities of the block's queries, shape (B,).
@@ -197,48 +176,15 @@ def ranking_statistics(
     Raises:
         UserError: sizes that do not fit, NaN among the distances, or an unknown form of AP.
 
-    Source: the trapezoid is compute_AP.m of the Market-1501 baseline code.
+    Source: the trapezoid is compute_AP.m of the Market-1501 baseline code; places.py.
     """
     distance_BG = np.asarray(distance_BG)
     labels = [np.asarray(array) for array in (query_pids, gallery_pids, query_camids, gallery_camids)]
     query_pids, gallery_pids, query_camids, gallery_camids = labels
     _check_ap(ap)
     _check_sizes(distance_BG.shape, *labels)
-    num_block, num_gallery = distance_BG.shape
-    result = QueryStatistics(
-        ap=np.full(num_block, np.nan),
-        first_rank=np.zeros(num_block, np.int64),
-        inp=np.full(num_block, np.nan),
-        valid=np.zeros(num_block, bool),
-    )
-    if not num_block or not num_gallery:
-        return result
-    if distance_BG.dtype not in (np.float32, np.float64):  # half types sort slowly and integers have no NaN
-        distance_BG = distance_BG.astype(np.result_type(distance_BG.dtype, np.float32))
-    sorted_BG = np.sort(distance_BG, axis=1)
-    if (nan_rows := np.flatnonzero(np.isnan(sorted_BG[:, -1]))).size:  # NaN sorts last
-        raise UserError(
-            f"the distances of query {first_query + nan_rows[0]} hold NaN, which has no rank; expected "
-            "numbers: check the embeddings for NaN and for division by a zero norm"
-        )
-    for row in range(num_block):
-        same_pid_S = np.flatnonzero(gallery_pids == query_pids[row])
-        place_S = _places(distance_BG[row], sorted_BG[row], same_pid_S)
-        removed_S = camera_filter & (gallery_camids[same_pid_S] == query_camids[row])
-        place_R = np.sort(place_S[~removed_S])
-        if not place_R.size:
-            continue
-        rank_R = place_R + 1 - np.searchsorted(np.sort(place_S[removed_S]), place_R)
-        found_R = np.arange(1, rank_R.size + 1)
-        precision_R = found_R / rank_R
-        if ap == "trapezoid":
-            before_R = np.where(rank_R > 1, (found_R - 1) / np.maximum(rank_R - 1, 1), 1.0)
-            precision_R = (precision_R + before_R) / 2
-        result.ap[row] = precision_R.mean()
-        result.first_rank[row] = rank_R[0]
-        result.inp[row] = rank_R.size / rank_R[-1]
-        result.valid[row] = True
-    return result
+    ranked = own_places(distance_BG, *labels, camera_filter=camera_filter, first_query=first_query)
+    return place_statistics(ranked.places, ap)
 
 
 def check_rankable(
@@ -302,20 +248,6 @@ def summarise(statistics: QueryStatistics, *, ap: str = "step") -> dict[str, flo
         "num_valid": num_valid,
         "num_skipped": len(valid) - num_valid,
     }
-
-
-def _places(distance_G: np.ndarray, sorted_G: np.ndarray, index_S: np.ndarray) -> np.ndarray:
-    """Places from 0, in the stable order of one row, of the gallery images `index_S`."""
-    place_S = np.searchsorted(sorted_G, distance_G[index_S], side="left")
-    beyond_S = np.searchsorted(sorted_G, distance_G[index_S], side="right")
-    tied = np.flatnonzero(beyond_S - place_S > 1)
-    if tied.size > _MAX_COUNTED_TIES:
-        place_G = np.empty(len(distance_G), np.int64)
-        place_G[np.argsort(distance_G, kind="stable")] = np.arange(len(distance_G))
-        return place_G[index_S]
-    for s in tied:
-        place_S[s] += np.count_nonzero(distance_G[: index_S[s]] == distance_G[index_S[s]])
-    return place_S
 
 
 def _check_ap(ap: str) -> None:

@@ -2,41 +2,37 @@
 
 import logging
 
-import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 import pytest
 
 from cacenet_jax.errors import UserError
-from cacenet_jax.retrieval.evaluate import METRICS, Labelled, Settings, evaluate, extract, table
-from cacenet_jax.retrieval.rescore import Features
+from cacenet_jax.retrieval.evaluate import METRICS, Labelled, Settings, evaluate, table
 
 
 def images(count, seed):
-    """Unit embeddings, unrelated pair terms, few identities and cameras, one distractor identity."""
+    """Unit embeddings, few identities and cameras, one distractor identity."""
     rng = np.random.default_rng(seed)
     embedding = rng.standard_normal((count, 4)).astype(np.float32)
     embedding /= np.linalg.norm(embedding, axis=1, keepdims=True)
-    features = Features(embedding, {"x": rng.standard_normal((count, 3)).astype(np.float32)})
-    return Labelled(features, rng.integers(0, 4, count), rng.integers(0, 3, count))
+    return Labelled(embedding, rng.integers(0, 4, count), rng.integers(0, 3, count))
 
 
 QUERY, GALLERY = images(7, 0), images(20, 1)
+PAIR = np.random.default_rng(7).uniform(0, 2, (7, 20)).astype(np.float32)  # unrelated to the embeddings
 
 
-def pair_distance(u, v):
-    return jnp.sum(jnp.abs(u["x"] - v["x"]))
+def rescore(candidates):
+    return np.take_along_axis(PAIR, candidates, axis=1)
 
 
 def metrics_by_hand(weight, top_k, camera_filter):
     """Rank one query after another; weight None is the individual ranking."""
     ap, first, inp = [], [], []
     for q in range(len(QUERY.pids)):
-        cosine = [float(1 - QUERY.features.embedding[q] @ g) for g in GALLERY.features.embedding]
+        cosine = [float(1 - QUERY.embedding[q] @ g) for g in GALLERY.embedding]
         order = sorted(range(len(cosine)), key=lambda g: (cosine[g], g))
         if weight is not None:
-            pair = [np.abs(QUERY.features.terms["x"][q] - x).sum() for x in GALLERY.features.terms["x"]]
-            scored = sorted(order[:top_k], key=lambda g: weight * pair[g] + (1 - weight) * cosine[g])
+            scored = sorted(order[:top_k], key=lambda g: weight * PAIR[q, g] + (1 - weight) * cosine[g])
             order = scored + order[top_k:]
         if camera_filter:  # after the candidates were taken
             order = [g for g in order if not is_junk(q, g)]
@@ -54,10 +50,10 @@ def is_junk(q, g):
 
 
 @pytest.mark.parametrize("camera_filter", [True, False])
-@pytest.mark.parametrize(("top_k", "query_block", "pairs_per_call"), [(1, 256, 2048), (6, 3, 7), (20, 1, 1)])
-def test_all_three_rankings_equal_the_loop(top_k, query_block, pairs_per_call, camera_filter):
-    settings = Settings(top_k, camera_filter, 0.3, pairs_per_call, query_block)
-    found = evaluate(QUERY, GALLERY, pair_distance, settings, mixes=(0.0, 0.3, 1.0))
+@pytest.mark.parametrize(("top_k", "query_block"), [(1, 0), (6, 3), (20, 1)])
+def test_all_three_rankings_equal_the_loop(top_k, query_block, camera_filter):
+    settings = Settings(top_k, camera_filter, 0.3, query_block)
+    found = evaluate(QUERY, GALLERY, rescore, settings, mixes=(0.0, 0.3, 1.0))
     for name, weight in {"individual": None, "conditional": 1.0, "mixed": 0.3}.items():
         expected, valid = metrics_by_hand(weight, top_k, camera_filter)
         assert found["num_valid"] == valid
@@ -77,57 +73,50 @@ def test_rankings_of_the_test_differ():
 
 
 def test_without_pairs_there_is_one_ranking():
-    query, gallery = (x._replace(features=x.features._replace(terms=None)) for x in (QUERY, GALLERY))
-    found = evaluate(query, gallery, None, Settings(top_k=5), mixes=(0.5,))
-    assert found["individual"] == evaluate(QUERY, GALLERY, pair_distance, Settings(top_k=5))["individual"]
+    found = evaluate(QUERY, GALLERY, None, Settings(top_k=5), mixes=(0.5,))
+    assert found["individual"] == evaluate(QUERY, GALLERY, rescore, Settings(top_k=5))["individual"]
     assert not {"conditional", "mixed", "mAP_by_mix"} & set(found)
     assert "individual" in table(found) and "conditional" not in table(found)
 
 
 def test_top_k_beyond_the_gallery_is_cut_with_a_warning(caplog):
     with caplog.at_level(logging.WARNING):
-        found = evaluate(QUERY, GALLERY, pair_distance, Settings(top_k=100))
+        found = evaluate(QUERY, GALLERY, rescore, Settings(top_k=100))
     assert "config.eval.top_k: found 100, cut to the 20 images" in caplog.text
     assert found["top_k"] == 20
-    assert found == evaluate(QUERY, GALLERY, pair_distance, Settings(top_k=20))
+    assert found == evaluate(QUERY, GALLERY, rescore, Settings(top_k=20))
 
 
 @pytest.mark.parametrize(("num_query", "num_gallery"), [(0, 20), (7, 0)])
-@pytest.mark.parametrize("pairs", [pair_distance, None], ids=["pairs", "individual"])
+@pytest.mark.parametrize("pairs", [rescore, None], ids=["pairs", "individual"])
 def test_an_empty_side_is_one_clear_error(num_query, num_gallery, pairs):
     with pytest.raises(UserError, match=f"{num_query} quer.*{num_gallery} gallery"):
         evaluate(images(num_query, 0), images(num_gallery, 1), pairs, Settings(top_k=5))
 
 
-def test_extract_keeps_positions_and_drops_filling():
-    def describe(block):
-        return Features(block.astype(np.float32).mean(axis=(1, 2)), {"first": block[:, 0, 0], "none": None})
+def test_equal_scores_keep_the_individual_order_and_nothing_passes_the_candidates():
+    """The closest image of all but K is no candidate: it stays behind every one of them."""
+    embedding = np.eye(4, dtype=np.float32)
+    gallery = Labelled(
+        np.stack([embedding[0], embedding[0], embedding[1], embedding[2]]), np.array([1, 2, 0, 0]), np.arange(4)
+    )
+    query = Labelled(embedding[:1], np.array([0]), np.array([9]))
+    tied = evaluate(query, gallery, lambda candidates: np.ones(candidates.shape, np.float32), Settings(top_k=3))
+    assert tied["conditional"] == tied["individual"]
+    seen = []
 
-    pixels = np.random.default_rng(0).integers(0, 256, (5, 2, 2, 3), np.uint8)
-    batches = [
-        (pixels[[4, 2]], np.array([4, 2])),
-        (pixels[[0, 1]], np.array([0, 1])),
-        (pixels[[3, 3]], np.array([3, -1])),
-    ]
-    found = extract(describe, batches, 5)
-    np.testing.assert_allclose(found.embedding, pixels.astype(np.float32).mean(axis=(1, 2)))
-    np.testing.assert_array_equal(found.terms["first"], pixels[:, 0, 0])
+    def worst(candidates):
+        seen.append(candidates.tolist())
+        return np.array([[9.0, 8.0, 7.0]], np.float32)
 
-
-def test_large_features_live_in_a_temporary_file_and_are_the_same(tmp_path):
-    values = np.random.default_rng(0).standard_normal((6, 3)).astype(ml_dtypes.bfloat16)
-    batches = [(values[:4], np.arange(4)), (values[4:], np.array([4, 5]))]
-    found = extract(lambda block: Features(block, None), batches, 6, folder=tmp_path, limit_bytes=35)
-    assert isinstance(found.embedding, np.memmap) and found.embedding.dtype == ml_dtypes.bfloat16
-    np.testing.assert_array_equal(found.embedding, values)
-    assert not list(tmp_path.iterdir())
-    held = extract(lambda block: Features(block, None), batches, 6, folder=tmp_path, limit_bytes=36)
-    assert not isinstance(held.embedding, np.memmap)
+    found = evaluate(query, gallery, worst, Settings(top_k=3))
+    assert seen == [[[0, 1, 2]]]  # equal distances in gallery order
+    assert found["conditional"]["mAP"] == (1 / 1 + 2 / 4) / 2 and found["individual"]["mAP"] == (1 / 3 + 2 / 4) / 2
 
 
 def test_table_shows_per_cent_of_every_ranking():
-    lines = table(evaluate(QUERY, GALLERY, pair_distance, Settings(top_k=5))).splitlines()
-    found = evaluate(QUERY, GALLERY, pair_distance, Settings(top_k=5))
+    lines = table(evaluate(QUERY, GALLERY, rescore, Settings(top_k=5))).splitlines()
+    found = evaluate(QUERY, GALLERY, rescore, Settings(top_k=5))
     assert [line.split()[0] for line in lines[1:4]] == ["individual", "conditional", "mixed"]
     assert float(lines[2].split()[1]) == round(100 * found["conditional"]["mAP"], 2)
     assert "7 queries" in lines[4] and "top 5 re-scored" in lines[4]

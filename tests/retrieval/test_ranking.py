@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from cacenet_jax.errors import UserError
-from cacenet_jax.retrieval import ranking
+from cacenet_jax.retrieval import places
 from cacenet_jax.retrieval.ranking import (
     QueryStatistics,
     evaluate_blocks,
@@ -233,7 +233,7 @@ def test_agrees_with_the_definition(seed, camera_filter, ap):
 
 @pytest.mark.parametrize("limit", [0, 10**9])
 def test_both_ways_through_ties_agree_with_the_definition(limit, monkeypatch):
-    monkeypatch.setattr(ranking, "_MAX_COUNTED_TIES", limit)
+    monkeypatch.setattr(places, "_MAX_COUNTED_TIES", limit)
     problem = random_problem(11, levels=3)
     expected = [row[0] for row in literal(*problem) if row is not None]
     assert evaluate_ranking(*problem)["mAP"] == pytest.approx(np.mean(expected), abs=1e-14)

@@ -1,68 +1,94 @@
-"""Choosing, re-scoring and re-ordering the best candidates, against literal loops."""
+"""The join of candidates with stored terms, against a literal loop, wherever the terms live and whatever a call holds."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cacenet_jax.retrieval.rescore import Rescorer, nearest, reorder
+from cacenet_jax.errors import UserError
+from cacenet_jax.parallel import global_mesh
+from cacenet_jax.retrieval.rescore import Rescorer, choose_shape
+from cacenet_jax.retrieval.store import Plan, Store
+
+Q, G, K = 11, 37, 9
 
 
-def distances(queries=5, gallery=9, ties=False, dtype=np.float32):
-    found = np.random.default_rng(0).uniform(0, 2, (queries, gallery)).astype(dtype)
-    return np.round(2 * found) / 2 if ties else found
+def terms(count, seed):
+    rng = np.random.default_rng(seed)
+    return {"x": rng.standard_normal((count, 3)).astype(np.float32), "none": None}
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("ties", [False, True])
-@pytest.mark.parametrize("count", [1, 4, 8, 9, 20])
-def test_nearest_equals_a_stable_sort(count, ties, dtype):
-    distance_QG = distances(ties=ties, dtype=dtype)
-    expected = [sorted(range(9), key=lambda g, row=row: (row[g], g))[:count] for row in distance_QG]
-    np.testing.assert_array_equal(nearest(distance_QG, count), expected)
+QUERY, GALLERY = terms(Q, 0), terms(G, 1)
+CANDIDATES = np.stack([np.random.default_rng(q).permutation(G)[:K] for q in range(Q)])
 
 
-def test_nearest_with_one_distance_for_all_takes_gallery_order():
-    np.testing.assert_array_equal(nearest(np.ones((2, 9), np.float32), 3), [[0, 1, 2]] * 2)
+def distance(scale, u, v):  # symmetric
+    return scale * jnp.abs(u["x"] - v["x"]).sum(axis=-1)
 
 
-@pytest.mark.parametrize("score_ties", [False, True])
-@pytest.mark.parametrize("ties", [False, True])
-@pytest.mark.parametrize("count", [1, 4, 9])
-def test_reorder_ranks_candidates_by_score_and_leaves_the_rest(count, ties, score_ties):
-    distance_QG = distances(ties=ties)
-    candidates_QK = nearest(distance_QG, count)
-    score_QK = np.random.default_rng(1).uniform(-3, 3, (5, count)).astype(np.float32)
-    if score_ties:
-        score_QK = np.sign(score_QK)
-    before = distance_QG.copy()
-    found = np.argsort(reorder(distance_QG, candidates_QK, score_QK), axis=1, kind="stable")
-    for q in range(5):
-        by_score = sorted(range(count), key=lambda k, q=q: (score_QK[q, k], k))  # equal: the individual order
-        rest = [g for g in np.argsort(distance_QG[q], kind="stable") if g not in candidates_QK[q]]
-        assert list(found[q]) == [candidates_QK[q, k] for k in by_score] + rest
-    np.testing.assert_array_equal(distance_QG, before)
+EXPECTED = 2 * np.abs(QUERY["x"][:, None] - GALLERY["x"][CANDIDATES]).sum(axis=-1)
 
 
-def test_no_rescored_image_falls_behind_even_at_the_smallest_individual_distance():
-    """The closest image of all was not re-scored: the order still puts every candidate first."""
-    distance_QG = np.array([[-1e-6, 0.5, 0.9, 2.0]], np.float32)
-    found = reorder(distance_QG, np.array([[2, 3]]), np.array([[9.0, 8.0]], np.float32))
-    assert list(np.argsort(found[0])) == [3, 2, 0, 1]
+def store(tree, batch, mesh, place="device", folder="."):
+    count = len(tree["x"])
+    found = Store(
+        jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), tree), count, batch, mesh, place, folder
+    )
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(mesh.axis_names[0]))
+    for step in range(found.steps):
+        rows = np.minimum(np.arange(step * batch, (step + 1) * batch), count - 1)
+        found.put(step, jax.tree.map(lambda x, rows=rows: jax.device_put(x[rows], sharding), tree))
+    return found
 
 
-@pytest.mark.parametrize("pairs_per_call", [1, 3, 7, 8, 1000])
-def test_rescorer_equals_the_loop_whatever_a_call_holds(pairs_per_call):
-    rng = np.random.default_rng(2)
-    query, gallery = ({"x": rng.standard_normal((n, 3)).astype(np.float32), "none": None} for n in (5, 9))
-    candidates_QK = np.stack([rng.permutation(9)[:4] for _ in range(5)])
+def rescorer(devices, batch, place, block, chunk, pairs_per_call, folder="."):
+    mesh = global_mesh(devices)
+    query, gallery = store(QUERY, batch, mesh, place, folder), store(GALLERY, batch, mesh, place, folder)
+    plan = Plan(place, block or query.steps, chunk or gallery.steps)
+    return Rescorer(distance, jnp.float32(2), query, gallery, plan, pairs_per_call)
 
-    def pair_distance(u, v):  # not symmetric in u and v
-        return jnp.sum(jnp.abs(u["x"] - 2 * v["x"]))
 
-    found = Rescorer(pair_distance, pairs_per_call)(query, gallery, candidates_QK)
-    expected = [
-        [np.abs(query["x"][q] - 2 * gallery["x"][g]).sum() for g in candidates]
-        for q, candidates in enumerate(candidates_QK)
-    ]
-    assert found.shape == (5, 4)
-    np.testing.assert_allclose(found, expected, rtol=1e-6)
+@pytest.mark.parametrize("place", ["device", "memory", "file"])
+@pytest.mark.parametrize(("devices", "batch"), [(1, 4), (1, 64), (2, 6), (8, 8)])
+@pytest.mark.parametrize("pairs_per_call", [1, 7, 1000])
+def test_equals_the_loop(devices, batch, place, pairs_per_call, tmp_path):
+    found = rescorer(devices, batch, place, 0, 0, pairs_per_call, tmp_path)(CANDIDATES)
+    assert found.shape == (Q, K) and found.dtype == np.float32
+    np.testing.assert_allclose(found, EXPECTED, rtol=1e-6)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("block", "chunk"), [(1, 1), (2, 3), (3, 100), (1, 5)])
+@pytest.mark.parametrize(("devices", "batch"), [(1, 4), (4, 4)])
+def test_streamed_in_blocks_and_chunks_equals_the_loop(devices, batch, block, chunk):
+    found = rescorer(devices, batch, "memory", block, chunk, 16)(CANDIDATES)
+    np.testing.assert_allclose(found, EXPECTED, rtol=1e-6)
+
+
+def test_images_that_no_query_wants_and_those_that_all_want():
+    """Lists of very uneven length, and chunks without a pair."""
+    candidates = np.tile(np.array([3, 4, 36]), (Q, 1))
+    expected = 2 * np.abs(QUERY["x"][:, None] - GALLERY["x"][candidates]).sum(axis=-1)
+    for devices, batch, chunk in [(1, 4, 1), (8, 8, 2)]:
+        found = rescorer(devices, batch, "memory", 1, chunk, 5)(candidates)
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_a_call_holds_no_more_pairs_than_allowed_and_nothing_is_filled_on_one_device():
+    found = rescorer(1, 64, "device", 0, 0, 1000)
+    shape = choose_shape(Q * 100, 100, found.gallery, found.query, found.plan, 512)
+    assert shape.by_query and 100 % shape.width == 0 and shape.rows * shape.width <= 512
+    streamed = Plan("file", 1, 1)
+    found = rescorer(8, 8, "memory", 1, 1, 1000)
+    shape = choose_shape(8 * 100, 2, found.gallery, found.query, streamed, 512)
+    assert not shape.by_query  # few candidates of a query lie on a device, but many queries want an image
+
+
+def test_a_distance_that_is_no_number_names_the_pair():
+    gallery = {**GALLERY, "x": GALLERY["x"].copy()}
+    gallery["x"][CANDIDATES[0, 5]] = np.nan
+    mesh = global_mesh(1)
+    plan = Plan("device", 3, 10)
+    found = Rescorer(distance, jnp.float32(2), store(QUERY, 4, mesh), store(gallery, 4, mesh), plan, 16)
+    with pytest.raises(UserError, match=f"distance of nan between query . and gallery image {CANDIDATES[0, 5]}"):
+        found(CANDIDATES)

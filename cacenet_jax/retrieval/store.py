@@ -1,0 +1,264 @@
+"""Where the per-image terms of a set of images live: on the devices, in host memory, or in temporary files.
+
+Image i stands in batch i // B at column i % B, and the columns of a batch are split over the devices of the mesh, so that
+what a device computes is stored where it was computed. A process holds the columns of its own devices alone.
+
+Legend: n images, T batches of B images, L columns of this process.
+"""
+
+import errno
+import functools
+import math
+import os
+import shutil
+import tempfile
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from cacenet_jax.errors import UserError
+
+_CHUNK_LIMIT = 2**31  # bytes of a gallery chunk on one device: more would only delay the first one
+
+
+class Room(NamedTuple):
+    """How much the terms of query and gallery may take together.
+
+    Attributes:
+        device_bytes: on each device.
+        host_bytes: in the memory of this process.
+        folder: where temporary files lie past that.
+    """
+
+    device_bytes: int
+    host_bytes: int
+    folder: str | os.PathLike = "."
+
+
+Place = Literal["device", "memory", "file"]
+
+
+class Plan(NamedTuple):
+    """Where terms live and how many batches of them are on the devices at a time.
+
+    Attributes:
+        place: all on the devices; else query blocks and gallery chunks come from the host's memory or its files.
+        block: batches of queries at a time, on every device.
+        chunk: batches of the gallery at a time, split over the devices.
+    """
+
+    place: Place
+    block: int
+    chunk: int
+
+
+def room(mesh: Mesh, device_gib: float, memory_gib: float, folder: str | os.PathLike) -> Room:
+    """The room that a config gives; the same in every process where their devices are alike.
+
+    Args:
+        mesh: the devices.
+        device_gib: of each device; 0 for 0.6 of what an accelerator has. A CPU's memory is the host's, of which its
+            devices get equal parts.
+        memory_gib: of the host, for one process.
+        folder: for temporary files.
+    """
+    host = round(memory_gib * 2**30)
+    device = mesh.local_devices[0]
+    if device.platform == "cpu":
+        given = host / len(mesh.local_devices)
+        return Room(round(min(device_gib * 2**30, given) if device_gib else given), host // 4, folder)
+    if not device_gib:
+        stats = device.memory_stats() or {}
+        device_gib = 0.6 * stats.get("bytes_limit", 8 * 2**30) / 2**30
+    return Room(round(device_gib * 2**30), host, folder)
+
+
+def make_plan(image_bytes: int, num_query: int, num_gallery: int, batch: int, mesh: Mesh, room: Room) -> Plan:
+    """Decides where the terms of query and gallery live.
+
+    Args:
+        image_bytes: of one image's terms.
+        num_query: query images.
+        num_gallery: gallery images.
+        batch: B, a multiple of the devices.
+        mesh: the devices.
+        room: what may be used.
+    """
+    queries, gallery = -(-num_query // batch), -(-num_gallery // batch)
+    split, whole = image_bytes * batch // mesh.size, image_bytes * batch  # of a batch, on one device
+    # On one device a block of queries is the stored array itself; on several it is gathered beside it.
+    need = split * (queries + gallery) + (whole * queries if mesh.size > 1 else 0)
+    if need <= room.device_bytes:
+        return Plan("device", queries, gallery)
+    mine = split * len(mesh.local_devices) * (queries + gallery)
+    block = min(max(room.device_bytes // 2 // whole, 1), queries)
+    chunk = min(max(min(room.device_bytes // 8, _CHUNK_LIMIT) // split, 1), gallery)
+    # Equal parts, so that the last one is not mostly filling.
+    place = "memory" if mine <= room.host_bytes else "file"
+    return Plan(place, -(-queries // -(-queries // block)), -(-gallery // -(-gallery // chunk)))
+
+
+def global_array(x: np.ndarray, sharding: NamedSharding) -> jax.Array:
+    """An array that every process holds in full, laid out over the devices."""
+    if sharding.is_fully_addressable:
+        return jax.device_put(x, sharding)
+    return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+
+def replicate(tree: Any, mesh: Mesh) -> Any:
+    """Arrays that every process holds in full, on every device."""
+    sharding = NamedSharding(mesh, PartitionSpec())
+
+    def place(x: Any) -> jax.Array:
+        if isinstance(x, jax.Array) and (x.sharding == sharding or sharding.is_fully_addressable):
+            return jax.device_put(x, sharding)
+        return global_array(np.asarray(x), sharding)
+
+    return jax.tree.map(place, tree)
+
+
+def allocate(like: Any, place: Literal["memory", "file"], folder: str | os.PathLike) -> Any:
+    """Host arrays of the shapes and types of `like`, in memory or in temporary files under `folder`.
+
+    A file's name is gone at once and its content with the array, or with the process. Its space is reserved at once: a disk
+    that is too small is known before anything is computed, and no write to a mapped page can fail.
+
+    Raises:
+        UserError: the folder cannot be written or has too little room.
+    """
+    if place == "memory":
+        return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like)
+    need, name = tree_bytes(like), os.fspath(folder)
+    try:
+        free = shutil.disk_usage(folder).free
+        if need <= free:
+            return jax.tree.map(functools.partial(_mapped, folder=folder), like)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise UserError(
+                f"{name}: found no folder that temporary files can be written to ({error.strerror}), expected one with room "
+                f"for {_gib(need)}; set config.data.dir to another one or raise config.eval.memory_gib"
+            ) from error
+    raise UserError(
+        f"{name}: found {_gib(free)} free, expected {_gib(need)} for the maps that are compared in re-scoring; free some, "
+        "set config.data.dir to another disk, or raise config.eval.memory_gib"
+    )
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.3g} GiB"
+
+
+def _mapped(like: Any, folder: str | os.PathLike) -> np.ndarray:
+    size = math.prod(like.shape) * np.dtype(like.dtype).itemsize
+    with tempfile.TemporaryFile(dir=folder) as file:
+        if size and hasattr(os, "posix_fallocate"):  # not on macOS
+            try:
+                os.posix_fallocate(file.fileno(), 0, size)
+            except OSError as error:
+                if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # some file systems cannot
+                    raise
+        return np.memmap(file, like.dtype, "w+", shape=like.shape)
+
+
+def tree_bytes(tree: Any) -> int:
+    """Bytes of all arrays of a tree, or of what has shapes and types like them."""
+    return sum(math.prod(x.shape) * np.dtype(x.dtype).itemsize for x in jax.tree.leaves(tree))
+
+
+class Store:
+    """Terms of n images, written batch by batch and read in runs of batches.
+
+    Attributes:
+        count: n.
+        batch: B.
+        steps: T.
+        mesh: the devices.
+    """
+
+    def __init__(
+        self,
+        like: Any,
+        count: int,
+        batch: int,
+        mesh: Mesh,
+        place: Place = "device",
+        folder: str | os.PathLike = ".",
+    ):
+        """Allocates.
+
+        Args:
+            like: what has the shape and type of each array for one image, without a leading axis.
+            count: n.
+            batch: B, a multiple of the mesh's devices.
+            mesh: the devices.
+            place: where to live.
+            folder: for files.
+        """
+        self.count, self.batch, self.steps, self.mesh = count, batch, -(-count // batch), mesh
+        self._columns = batch // mesh.size * len(mesh.local_devices)
+        self._sharding = NamedSharding(mesh, PartitionSpec(None, mesh.axis_names[0]))
+        self.resident = place == "device"
+        shapes = jax.tree.map(lambda x: (self.steps, batch, *x.shape), like)
+        if place == "device":
+            self._arrays = jax.tree.map(lambda x, s: _zeros(s, x.dtype, self._sharding)(), like, shapes)
+        else:
+            local = jax.tree.map(lambda x: jax.ShapeDtypeStruct((self.steps, self._columns, *x.shape), x.dtype), like)
+            self._arrays = allocate(local, place, folder)
+
+    def put(self, step: int, terms: Any) -> None:
+        """Stores a batch: device arrays with leading axis B, split over the devices."""
+        if self.resident:
+            self._arrays = _write(self.mesh)(self._arrays, terms, np.int32(step))
+            return
+        for target, source in zip(jax.tree.leaves(self._arrays), jax.tree.leaves(terms), strict=True):
+            shards = sorted(source.addressable_shards, key=lambda shard: shard.index[0].start or 0)
+            size = self._columns // len(shards)
+            for place, shard in enumerate(shards):
+                target[step, place * size : (place + 1) * size] = np.asarray(shard.data)
+
+    def run(self, start: int, length: int) -> Any:
+        """Device arrays (length, B, ...), columns split over the devices; past the end they are 0."""
+        if self.resident:
+            if (start, length) != (0, self.steps):
+                raise ValueError("a store on the devices is read as a whole")
+            return self._arrays
+        stop = min(start + length, self.steps)
+
+        def load(x: np.ndarray) -> jax.Array:
+            part = np.zeros((length, *x.shape[1:]), x.dtype)  # a copy: the disk is read here, not by the device
+            part[: stop - start] = x[start:stop]
+            shape = (length, self.batch, *x.shape[2:])
+            return jax.make_array_from_process_local_data(self._sharding, part, shape)
+
+        return jax.tree.map(load, self._arrays)
+
+
+@functools.lru_cache(maxsize=64)
+def _zeros(shape: tuple[int, ...], dtype: Any, sharding: NamedSharding) -> Any:
+    return jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=sharding)
+
+
+@functools.lru_cache(maxsize=4)
+def _write(mesh: Mesh) -> Any:
+    """Writes a batch into arrays whose memory it takes over."""
+
+    def write(arrays: Any, batch: Any, step: jax.Array) -> Any:
+        return jax.tree.map(lambda x, b: jax.lax.dynamic_update_index_in_dim(x, b, step, 0), arrays, batch)
+
+    axis = mesh.axis_names[0]
+    specs = PartitionSpec(None, axis), PartitionSpec(axis), PartitionSpec()
+    return jax.jit(
+        jax.shard_map(write, mesh=mesh, in_specs=specs, out_specs=specs[0], check_vma=False), donate_argnums=0
+    )
+
+
+@functools.lru_cache(maxsize=4)
+def gather_all(mesh: Mesh) -> Any:
+    """Arrays whose columns are split over the devices to arrays that every device holds; nothing to do for one device."""
+    if mesh.size == 1:
+        return lambda tree: tree
+    return jax.jit(lambda tree: tree, out_shardings=NamedSharding(mesh, PartitionSpec()))
