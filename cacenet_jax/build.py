@@ -31,7 +31,7 @@ def model(config: ConfigDict, num_identities: int, axis_name: str | None = None)
         filters=settings.filters,
         keys=settings.affinity,
         clue_weight=settings.clue_weight,
-        block=settings.block,
+        pair_memory_mib=settings.pair_memory_mib,
         dtype=dtype,
         axis_name=axis_name,
     )
