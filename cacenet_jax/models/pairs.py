@@ -1,4 +1,4 @@
-"""The exact pooled pair stage: conditional embeddings of a whole grid of pairs at the price of one Gram product.
+"""The exact pooled pair stage of one pair, for retrieval; pair_grid.py does whole training batches.
 
 After the graph convolution everything up to the encoder is linear, so the mean over positions can be taken first:
 
@@ -6,14 +6,17 @@ After the graph convolution everything up to the encoder is linear, so the mean 
 
 with r_u = (rowsum S_u + rowsum T_uv)^-1/2 and r_v = (rowsum S_v + colsum T_uv)^-1/2. A pair costs its block T_uv,
 three matrix-vector products of N x N and two of N x D: no 2N x 2N graph, no conditional map. S_u belongs to the image
-and is computed once. The literal form in graph.py is the oracle.
+and is computed once. The literal form in graph.py is the oracle. Whoever needs the conditional maps themselves gets them
+from `conditional_maps` and, for a grid of pairs in bounded memory, `conditional_grid`.
 
 Legend: u target image, v contextual image, N nodes (positions) of a map, D channels, E channels of keys, R rows (target
 images) and C columns (contextual images) of a grid of pairs.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 from numpy import ndarray
@@ -75,6 +78,71 @@ def neighbours_both(u: ImageTerms, v: ImageTerms, cross_weight_D: Float[AnyArray
     mean_u_D = _mean_neighbour(u, v, cross_NM, root_u_N, root_v_M)
     mean_v_D = _mean_neighbour(v, u, cross_NM.T, root_v_M, root_u_N)
     return mean_u_D, mean_v_D
+
+
+def conditional_maps(
+    u: ImageTerms, v: ImageTerms, cross_weight_D: Float[AnyArray, "D"], kind: Kind = "discrepancy"
+) -> tuple[Float[Array, "N D"], Float[Array, "M D"]]:
+    """The whole conditional maps of u given v and of v given u, before Theta, without a 2N x 2N graph.
+
+    For whoever needs the maps themselves: figures, and poolings that are not linear.
+
+    Args:
+        u: terms of one image.
+        v: terms of the other.
+        cross_weight_D: diagonal of W' (equation 3).
+        kind: "discrepancy" (equation 7) or "normal" (equation 6).
+
+    Returns:
+        (I -+ R A R) X in the rows of u, (N, D), and of v, (M, D), at least float32.
+    """
+    cross_NM = _cross(u, v, cross_weight_D)
+    root_u_N = inverse_sqrt_degree(u.degree_N + cross_NM.sum(axis=1))
+    root_v_M = inverse_sqrt_degree(v.degree_N + cross_NM.sum(axis=0))
+    wide, sign = cross_NM.dtype, neighbour_sign(kind)
+
+    def product(affinity_NM: Array, weight_M: Array, nodes_MD: Array) -> Array:
+        weighted_NM = (affinity_NM * weight_M).astype(nodes_MD.dtype)
+        return jnp.matmul(weighted_NM, nodes_MD, preferred_element_type=wide)
+
+    near_u_ND = product(u.intra_NN, root_u_N, u.nodes_ND) + product(cross_NM, root_v_M, v.nodes_ND)
+    near_v_MD = product(v.intra_NN, root_v_M, v.nodes_ND) + product(cross_NM.T, root_u_N, u.nodes_ND)
+    return (
+        u.nodes_ND.astype(wide) + sign * root_u_N[:, None] * near_u_ND,
+        v.nodes_ND.astype(wide) + sign * root_v_M[:, None] * near_v_MD,
+    )
+
+
+def conditional_grid(
+    reduce: Callable[[Array], Any],
+    rows: ImageTerms,
+    columns: ImageTerms,
+    cross_weight_D: Float[AnyArray, "D"],
+    kind: Kind = "discrepancy",
+    budget_bytes: int = 2**30,
+) -> Any:
+    """A function of the conditional map of every pair, the maps made and dropped a few at a time.
+
+    Args:
+        reduce: conditional map of u given v, (N, D), to a small pytree, for example a pooled map or a norm per position.
+        rows: terms of the target images u, leading axis R.
+        columns: terms of the contextual images v, leading axis C.
+        cross_weight_D: diagonal of W' (equation 3).
+        kind: "discrepancy" (equation 7) or "normal" (equation 6).
+        budget_bytes: memory of the maps that exist at a time, forward or backward, where they are computed again.
+
+    Returns:
+        What `reduce` gives, with leading axes (R, C).
+    """
+    num_columns, nodes, channels = columns.nodes_ND.shape
+    bytes_per_pair = 4 * (10 * nodes * channels + 6 * nodes * rows.nodes_ND.shape[1])
+    block = max(min(num_columns, budget_bytes // bytes_per_pair), 1)
+
+    def row(u: ImageTerms) -> Any:
+        pair = lambda v: reduce(conditional_maps(u, v, cross_weight_D, kind)[0])
+        return jax.lax.map(jax.checkpoint(pair), columns, batch_size=block)
+
+    return jax.lax.map(row, rows)
 
 
 def pooled_pair(

@@ -94,3 +94,57 @@ def test_keys_decide_affinities_and_nodes_are_moved(x64):
     literal = laplacian_conv(correspondence(keys_u, keys_v, intra, cross), nodes_u, nodes_v)
     for own, near, maps in zip((nodes_u, nodes_v), pairs.neighbours_both(u, v, cross), literal, strict=True):
         np.testing.assert_allclose(own.mean(axis=0) - near, maps.mean(axis=0), atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("case", PAIR_CASES)
+def test_conditional_maps_are_the_literal_ones(x64, case, kind):
+    nodes_u, nodes_v, intra, cross = pair_case(case)
+    u, v = pairs.image_terms(nodes_u, intra), pairs.image_terms(nodes_v, intra)
+    expected = pair_maps(nodes_u, nodes_v, intra, cross, kind=kind)
+    for have, want in zip(pairs.conditional_maps(u, v, cross, kind), expected, strict=True):
+        np.testing.assert_allclose(have, want, rtol=1e-12, atol=1e-12)
+
+
+def cubic(maps_ND):
+    """A pooling that is not linear."""
+    return jnp.cbrt((jax.nn.relu(maps_ND) ** 3).mean(axis=0) + 0.1)
+
+
+@pytest.mark.parametrize("budget", [1, 2**30], ids=["pair by pair", "row by row"])
+def test_grid_of_pooled_conditional_maps_has_the_values_and_gradients_of_the_literal_form(x64, budget):
+    rng = np.random.default_rng(6)
+    maps_BND = rng.standard_normal((4, 5, 3))
+    maps_BND[2] = maps_BND[0]
+    maps_BND[1, 2] = 0
+    inputs = [jnp.asarray(x) for x in (maps_BND, rng.standard_normal(3), rng.standard_normal(3))]
+    weigh = rng.standard_normal((4, 4, 3))
+
+    def blocks(maps, intra, cross):
+        terms = jax.vmap(lambda nodes: pairs.image_terms(nodes, intra))(maps)
+        grid = pairs.conditional_grid(cubic, terms, terms, cross, budget_bytes=budget)
+        return (weigh * grid).sum(), grid
+
+    def literal(maps, intra, cross):
+        pair = lambda u, v: cubic(laplacian_conv(correspondence(u, v, intra, cross), u, v)[0])
+        grid = jax.vmap(jax.vmap(pair, (None, 0)), (0, None))(maps, maps)
+        return (weigh * grid).sum(), grid
+
+    forms = [jax.jit(jax.grad(form, (0, 1, 2), has_aux=True))(*inputs) for form in (blocks, literal)]
+    for have, want in zip(*map(jax.tree.leaves, forms), strict=True):
+        np.testing.assert_allclose(have, want, rtol=0, atol=1e-11 * max(1, np.abs(want).max()))
+
+
+def test_conditional_maps_of_a_grid_never_exist_all_at_once():
+    images, nodes, channels, budget = 64, 48, 256, 2**23
+
+    def norms(maps, intra, cross, weigh):
+        terms = jax.vmap(lambda nodes: pairs.image_terms(nodes, intra))(maps)
+        reduce = lambda maps_ND: (maps_ND**2).sum(axis=1)
+        return (weigh * pairs.conditional_grid(reduce, terms, terms, cross, budget_bytes=budget)).sum()
+
+    shapes = [(images, nodes, channels), (channels,), (channels,), (images, images, nodes)]
+    arguments = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    found = jax.jit(jax.grad(norms)).lower(*arguments).compile().memory_analysis().temp_size_in_bytes
+    one_map = 4 * nodes * channels
+    assert found <= budget + 8 * images * one_map < images**2 * one_map / 3
