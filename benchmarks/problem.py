@@ -34,7 +34,7 @@ class Size(NamedTuple):
         dtype: compute type.
         embed_dim: F.
         identities: training identities.
-        block: columns of the pair grid computed at a time, 0 for all.
+        pair_memory_mib: the network's bound on the memory of the pair grid's temporaries.
     """
 
     backbone: str = "resnet50"
@@ -44,7 +44,7 @@ class Size(NamedTuple):
     dtype: str = "float32"
     embed_dim: int = 768
     identities: int = IDENTITIES
-    block: int = 0
+    pair_memory_mib: float = 1024.0
 
     def __str__(self) -> str:
         """The size in a line."""
@@ -61,7 +61,8 @@ def add_size(parser: argparse.ArgumentParser, **defaults: Any) -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default=size.dtype, help="%(default)s")
     parser.add_argument("--embed-dim", type=int, default=size.embed_dim, help="F; %(default)s")
     parser.add_argument("--identities", type=int, default=size.identities, help="classes; %(default)s")
-    parser.add_argument("--block", type=int, default=size.block, help="model.block, 0 for the whole grid; %(default)s")
+    memory = "model.pair_memory_mib; %(default)s"
+    parser.add_argument("--pair-memory-mib", type=float, default=size.pair_memory_mib, help=memory)
 
 
 def size_of(args: argparse.Namespace) -> Size:
@@ -79,7 +80,7 @@ def network(size: Size, axis_name: str | None = None, pairs: bool = True) -> CAC
         num_identities=size.identities,
         embed_dim=size.embed_dim,
         pairs=pairs,
-        block=size.block,
+        pair_memory_mib=size.pair_memory_mib,
         **shared,
     )
 

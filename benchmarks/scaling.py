@@ -15,6 +15,7 @@ three steps and the norm of the parameters after them must equal those of one de
 """
 
 import argparse
+import math
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -63,8 +64,9 @@ def _compared(name: str) -> bool:
 
 
 def difference(found: dict[str, float], expected: dict[str, float]) -> tuple[float, str]:
-    """The largest relative difference, and of what."""
-    return max((abs(found[name] - value) / max(abs(value), 1e-3), name) for name, value in expected.items())
+    """The largest relative difference, infinite where a value is not a number, and of what."""
+    apart = {name: abs(found[name] - value) / max(abs(value), 1e-3) for name, value in expected.items()}
+    return max((value if math.isfinite(value) else math.inf, name) for name, value in apart.items())
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -46,13 +46,9 @@ def _part(function: Callable[..., Any], *args: Any, carry: int = 0) -> Part:
 def pair_stage(net: CACENet, labels_B: jax.Array) -> Callable[..., Any]:
     """(its parameters, maps, other parameters, statistics) to the conditional losses and both gradients."""
 
-    def of_maps(module: CACENet, maps_BHWD: jax.Array) -> Any:
-        terms = module.terms(maps_BHWD, train=True)
-        return module.grid(terms, terms, train=True)
-
     def loss(own: Any, maps_BHWD: jax.Array, others: Any, stats: Any) -> jax.Array:
         variables = {"params": {**others, **own}, "batch_stats": stats}
-        grid, _ = net.apply(variables, maps_BHWD, method=of_maps, mutable=["batch_stats"])
+        grid, _ = net.apply(variables, maps_BHWD, train=True, method="grid", mutable=["batch_stats"])
         count = labels_B.shape[0]
         nobody = Embedded(jnp.ones((count, 1)), jnp.zeros((count, net.num_identities)))  # its losses are dropped
         terms = loss_terms(nobody, grid, labels_B, jnp.arange(count), problem.WEIGHTS, None, net.clue_weight)

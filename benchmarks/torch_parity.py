@@ -103,7 +103,8 @@ def difference(left: dict[str, Any], right: dict[str, Any]) -> tuple[float, str]
     found = []
     for name, value in left.items():
         scale = max(np.abs(value).max(), 1e-3)
-        found.append((float(np.abs(value - right[name]).max() / scale), name))
+        apart = float(np.abs(value - right[name]).max() / scale)
+        found.append((apart if np.isfinite(apart) else np.inf, name))
     return max(found)
 
 

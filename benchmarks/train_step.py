@@ -35,6 +35,7 @@ import argparse
 import json
 import pathlib
 import sys
+import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -63,6 +64,20 @@ def trainers_step(how: str, size: problem.Size, state: TrainState, batch: Batch)
         return metrics
 
     return run, device_map
+
+
+def first_look(report: Report, run: Callable[[], Any]) -> float:
+    """Compiles the step and says at once about how fast it is: a run that is cut short has told this."""
+    begin = time.perf_counter()
+    jax.block_until_ready(run())
+    compiled = time.perf_counter()
+    calls = 1 if jax.default_backend() == "cpu" else 20
+    for _ in range(calls):
+        result = run()
+    jax.block_until_ready(result)
+    once = (time.perf_counter() - compiled) / calls
+    report.say(f"compiled in {compiled - begin:.1f} s; first look: {1e3 * once:.4g} ms a step")
+    return once
 
 
 def step_table(report: Report, size: problem.Size, timed: dict[str, Timed], memory: dict[str, int | None]) -> None:
@@ -156,6 +171,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     state, batch = problem.state_of(size), problem.batch_of(size)
     run, device_map = trainers_step(args.how, size, state, batch)
+    report.data["first look"] = first_look(report, run)
     if args.profile:
         report.data["profile"], text = profiling.profile(run, args.profile)
         report.say(text)

@@ -1,0 +1,30 @@
+"""A backbone that compiles in a second, in place of a ResNet."""
+
+import pytest
+from tiny_training import OneBlock, fast_compile
+
+from benchmarks import problem
+
+
+class Block(OneBlock):
+    """`OneBlock` with what the benchmarks ask a ResNet for."""
+
+    width: int = 6
+    cpu_stem: bool = False
+
+    def map_size(self, height, width):
+        return height // 8, width // 8
+
+
+@pytest.fixture
+def one_block(monkeypatch):
+    """Every network of the benchmarks has one block."""
+    network = problem.network
+
+    def small(size, axis_name=None, pairs=True):
+        net = network(size, axis_name, pairs)
+        return net.clone(backbone=Block(dtype=net.dtype, axis_name=axis_name))
+
+    monkeypatch.setattr(problem, "network", small)
+    with fast_compile():
+        yield
