@@ -95,8 +95,8 @@ skip() { # skip NAME REASON
 }
 
 if ((!dry_run)); then
-  if ! has jax flax optax jaxtyping ml_collections; then
-    echo "gpu.sh: $python lacks one of jax, flax, optax, jaxtyping, ml_collections; pip install them" >&2
+  if ! reason="$("$python" -c 'import benchmarks.train_step, benchmarks.scaling' 2>&1)"; then
+    echo "gpu.sh: $python cannot import the benchmarks: ${reason##*$'\n'}; install what is missing" >&2
     exit 1
   fi
   mkdir -p "$out" || exit 2
@@ -121,7 +121,7 @@ fi
 run train_bfloat16 260 benchmarks.train_step --dtype=bfloat16 --limit=40 --check --out="$out" \
   --torch "$out/torch_step_bfloat16.json"
 run profile 60 benchmarks.train_step --dtype=bfloat16 --profile="$out/trace" --out="$out"
-run retrieval 90 benchmarks.retrieval --market --check
+run retrieval 90 benchmarks.retrieval --market --check --out="$out"
 if has grain tensorflow_datasets array_record; then
   run input_pipeline 60 benchmarks.input_pipeline --step --dtype=bfloat16 --repeats=3 --check --out="$out"
 else

@@ -20,6 +20,7 @@ class Timed(NamedTuple):
         high: the slowest run.
         runs: how many.
         calls: calls of the function a run, queued without waiting in between.
+        cpu: processor seconds of a call, the median: on a CPU, what a busy machine disturbs least.
     """
 
     median: float
@@ -27,6 +28,7 @@ class Timed(NamedTuple):
     high: float
     runs: int
     calls: int
+    cpu: float
 
     def __str__(self) -> str:
         """Median and range in milliseconds."""
@@ -61,19 +63,23 @@ def interleaved(
         once = time.perf_counter() - begin
         calls[name] = min(max(1, round(SHORT_RUN / max(once, 1e-6))), 1000) if queue else 1
     seconds: dict[str, list[float]] = {name: [] for name in functions}
+    processor: dict[str, list[float]] = {name: [] for name in functions}
     first = time.perf_counter()
     for done in range(max(repeats, 1)):
         if done and time.perf_counter() - first > limit_s:
             break
         for name, function in functions.items():
-            begin = time.perf_counter()
+            used, begin = time.process_time(), time.perf_counter()
             for _ in range(calls[name]):
                 result = function()
             wait(result)
             seconds[name].append((time.perf_counter() - begin) / calls[name])
+            processor[name].append((time.process_time() - used) / calls[name])
             del result
     return {
-        name: Timed(statistics.median(runs), min(runs), max(runs), len(runs), calls[name])
+        name: Timed(
+            statistics.median(runs), min(runs), max(runs), len(runs), calls[name], statistics.median(processor[name])
+        )
         for name, runs in seconds.items()
     }
 

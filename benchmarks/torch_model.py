@@ -116,6 +116,7 @@ def literal_means(nodes: Tensor, intra_weight: Tensor, cross_weight: Tensor, the
         (B, B, D), of u (first axis) given v.
     """
     count = nodes.shape[0]
+    sum_type = torch.promote_types(nodes.dtype, torch.float32)
     intra = fn.relu((nodes * intra_weight.to(nodes.dtype)) @ nodes.mT)  # equation 2
     u, v = torch.triu_indices(count, count, device=nodes.device)
 
@@ -123,11 +124,11 @@ def literal_means(nodes: Tensor, intra_weight: Tensor, cross_weight: Tensor, the
         cross = fn.relu((nodes[u] * cross_weight.to(nodes.dtype)) @ nodes[v].mT)  # equation 3
         above, below = torch.cat([intra[u], cross], 2), torch.cat([cross.mT, intra[v]], 2)
         graph = torch.cat([above, below], 1)  # equation 4: (P, 2N, 2N)
-        root = inverse_root(wide(graph).sum(2))
+        root = inverse_root(graph.sum(2, dtype=sum_type))
         both = torch.cat([nodes[u], nodes[v]], 1)  # (P, 2N, D)
         normalised = root[:, :, None] * graph * root[:, None, :]
         maps = (both - normalised @ both) @ theta  # equation 7
-        return wide(maps).reshape(len(u), 2, -1, maps.shape[-1]).mean(2)
+        return maps.reshape(len(u), 2, -1, maps.shape[-1]).mean(2, dtype=sum_type)
 
     pieces = zip(u.split(chunk), v.split(chunk), strict=True) if chunk else [(u, v)]
     run = functools.partial(checkpoint, of_pairs, use_reentrant=False) if chunk else of_pairs

@@ -125,8 +125,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             continue
         for name, found in timed.items():
             report.data["seconds"][name] = found._asdict()
-            rows.append((name, 1e3 * found.median, 1e3 * found.low, 1e3 * found.high, args.batch / found.median))
-    report.table("steps", ("PyTorch step", "ms", "fastest", "slowest", "images/s"), rows)
+            rows.append(
+                (name, 1e3 * found.median, 1e3 * found.low, 1e3 * found.high, found.cpu, args.batch / found.median)
+            )
+    report.table("steps", ("PyTorch step", "ms", "fastest", "slowest", "CPU s", "images/s"), rows)
     if on_gpu:
         peak = torch.cuda.max_memory_allocated() / 1e9
     else:

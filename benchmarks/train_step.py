@@ -87,15 +87,16 @@ def step_table(report: Report, size: problem.Size, timed: dict[str, Timed], memo
         if name in timed:
             found = timed[name]
             gigabytes = memory[name] / 1e9 if memory.get(name) else None
-            rows.append((name, 1e3 * found.median, 1e3 * found.low, 1e3 * found.high, 1 / found.median,
+            rows.append((name, 1e3 * found.median, 1e3 * found.low, 1e3 * found.high, found.cpu, 1 / found.median,
                          size.batch / found.median, gigabytes))  # fmt: skip
-    report.table("steps", ("whole steps", "ms", "fastest", "slowest", "steps/s", "images/s", "GB"), rows)
+    header = ("whole steps", "ms", "fastest", "slowest", "CPU s", "steps/s", "images/s", "GB")
+    report.table("steps", header, rows)
 
 
 def share_table(
     report: Report, timed: dict[str, Timed], counted: dict[str, float | None], known: dict[str, float], peak: float
 ) -> None:
-    """Parts: time, share of the step, operations by XLA and by formula, fraction of the measured peak."""
+    """Parts: time, processor time, share of the step, operations by XLA and by formula, fraction of the measured peak."""
     step, rows, total = timed["step"].median, [], 0.0
     for name in (*SHARES, "bare Gram", "bare step"):
         if name not in timed:
@@ -106,11 +107,22 @@ def share_table(
         flops = known.get(name)
         tera = [x / 1e12 if x else None for x in (counted.get(name), flops)]
         share = f"{100 * seconds / step:.1f} %" if name in SHARES else None
-        rows.append((name, 1e3 * seconds, share, *tera, f"{100 * flops / seconds / peak:.1f} %" if flops else None))
+        rows.append(
+            (
+                name,
+                1e3 * seconds,
+                1e3 * timed[name].low,
+                timed[name].cpu,
+                share,
+                *tera,
+                f"{100 * flops / seconds / peak:.1f} %" if flops else None,
+            )
+        )
     if total:
         rest = step - total
-        rows.append(("rest", 1e3 * rest, f"{100 * rest / step:.1f} %", None, None, None))
-    report.table("parts", ("part", "ms", "of step", "TFLOP by XLA", "TFLOP by formula", "of measured peak"), rows)
+        rows.append(("rest", 1e3 * rest, None, None, f"{100 * rest / step:.1f} %", None, None, None))
+    header = ("part", "ms", "fastest", "CPU s", "of step", "TFLOP by XLA", "TFLOP by formula", "of measured peak")
+    report.table("parts", header, rows)
 
 
 def torch_ratio(report: Report, size: problem.Size, bare: float, paths: Iterable[str]) -> float | None:
