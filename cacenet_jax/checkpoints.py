@@ -1,7 +1,9 @@
 """Checkpoints of a run: written behind the training, the newest and the best by validation mAP kept (orbax v1)."""
 
+import contextlib
 import json
 import os
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -186,6 +188,16 @@ class Checkpoints:
                 "use the config that it was trained with, or choose a new --workdir"
             ) from error
 
-    def close(self) -> None:
-        """Waits and releases the folder."""
-        self._checkpointer.close()
+    def close(self, seconds: float | None = None) -> None:
+        """Waits for what is being saved, so many seconds at most, and releases the folder."""
+        if seconds is None:
+            self._checkpointer.close()
+            return
+
+        def close() -> None:
+            with contextlib.suppress(Exception):  # the error that ends the run is told, not this one
+                self._checkpointer.close()
+
+        closing = threading.Thread(target=close, daemon=True)
+        closing.start()
+        closing.join(seconds)

@@ -166,26 +166,28 @@ def crash(error: Exception, *, debug: bool = False) -> None:
     """Ends this process after an error that is no UserError; one line where another process is what went wrong."""
     text = " ".join(str(error).split())
     if _LOST.search(text):
-        told = _failure_elsewhere(2 * _POLL_S) or (
+        code, told = _failure_elsewhere(2 * _POLL_S) or (
+            1,
             f"process {jax.process_index()} lost the connection to another one ({text[:200]}); look at what the others "
-            "printed last; the same command continues from the newest checkpoint"
+            "printed last; the same command continues from the newest checkpoint",
         )
         if debug:
             traceback.print_exception(error)
         print(f"error: {told}", file=sys.stderr)
-        leave(2, told)
+        leave(code, told)
     traceback.print_exception(error)
     leave(1, f"{type(error).__name__}: {text[:500]}")
 
 
-def _failure_elsewhere(seconds: float = 0.0) -> str | None:
-    """What another process said before it ended, waiting for it so long; None if none did."""
+def _failure_elsewhere(seconds: float = 0.0) -> tuple[int, str] | None:
+    """Exit code of a process that failed and what it said, waiting for it so long; None if none did."""
     deadline = time.monotonic() + seconds
     while client := _client():
         for key, value in client.key_value_dir_get(f"{_ROOM}/failed"):
             who = int(key.rsplit("/", 1)[1])
             if who != jax.process_index():
-                return f"process {who} ended: {value.split(' ', 1)[1]}"
+                code, reason = value.split(" ", 1)
+                return int(code), f"process {who} ended: {reason}"
         if time.monotonic() >= deadline:
             break
         time.sleep(_POLL_S / 5)
@@ -196,17 +198,17 @@ def _watch(stop: threading.Event) -> None:
     """Ends this process when another one has failed: a collective would wait for it for ever."""
     while not stop.wait(_POLL_S):
         try:
-            told = _failure_elsewhere()
-            if told:
+            failure = _failure_elsewhere()
+            if failure:
                 _client().key_value_set(f"{_ROOM}/heard/{jax.process_index()}", "")
         except Exception:  # the run is ending, or the coordinator is gone and JAX ends this process
             return
-        if told and _leaving.is_set():
+        if failure and _leaving.is_set():
             return
-        if told:
-            print(f"error: {told}", file=sys.stderr, flush=True)
+        if failure:
+            print(f"error: {failure[1]}", file=sys.stderr, flush=True)
             time.sleep(0 if jax.process_index() else 4 * _POLL_S)  # who loses the coordinator aborts with a C++ stack
-            _exit(2)
+            _exit(failure[0])
 
 
 def _exit(code: int) -> None:

@@ -1,6 +1,7 @@
 """Training: the loop, in chapters. The maths is in train_step.py, the model in models/, the ranking in retrieval/."""
 
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from cacenet_jax.train_step import TrainState, create_state, make_train_step
 
 # What may differ between the processes of one run: where their machine keeps the data and how it reads them.
 _OF_THE_MACHINE = ("root", "dir", "workers")
+_PATIENCE_S = 10.0
 _SHOWN = ("loss", "identity", "triplet", "pair_identity", "pair_triplet")
 
 
@@ -177,8 +179,10 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
                 checkpoints.save(step, device_map.to_global(state), validation_map)
     finally:
         progress.close()
-        checkpoints.close()
         writer.close()
+        # After an error another process may be gone, or wait for this one, and a save that all share is never complete.
+        failed = sys.exc_info()[0] is not None and jax.process_count() > 1
+        checkpoints.close(_PATIENCE_S if failed else None)
 
     # -- The test split -----------------------------------------------------------------------------------------------
     if config.eval.checkpoint == "best":

@@ -1,10 +1,13 @@
 """The command line in a process of its own, for the tests that run it as a user does."""
 
+import contextlib
 import dataclasses
 import os
+import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -41,9 +44,37 @@ class Command:
             self.line(*words), cwd=self.folder, env=environment, capture_output=True, text=True, check=False
         )
 
+    def together(self, *words_of_each: Sequence[str], seconds: float = 200) -> list[subprocess.CompletedProcess]:
+        """Runs programs, each given as all its words, at the same time, and waits for the end of all."""
+        with contextlib.ExitStack() as stack:
+            running = [
+                stack.enter_context(
+                    subprocess.Popen(
+                        words, cwd=self.folder, env=self.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                        text=True,
+                    )
+                )
+                for words in words_of_each
+            ]  # fmt: skip
+            for process in running:
+                stack.callback(process.kill)  # of one that ended it does nothing
+            with ThreadPoolExecutor(len(running)) as pool:  # all pipes are read
+                told = list(pool.map(lambda process: process.communicate(timeout=seconds), running))
+        return [
+            subprocess.CompletedProcess(process.args, process.returncode, *texts)
+            for process, texts in zip(running, told, strict=True)
+        ]
+
     def start(self, *words: str, stderr: int) -> subprocess.Popen:
         """Starts it in a process group of its own; standard error goes to a file descriptor."""
         return subprocess.Popen(
             self.line(*words), cwd=self.folder, env=self.environment(), stdout=subprocess.DEVNULL, stderr=stderr,
             start_new_session=True,
         )  # fmt: skip
+
+
+def free_address() -> str:
+    """Where processes of this machine can meet."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{taken.getsockname()[1]}"

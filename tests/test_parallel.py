@@ -1,23 +1,25 @@
 """One global batch, any number of devices, pmap or shard_map: the same loss, gradients and statistics."""
 
+from typing import NamedTuple
+
 import jax
 import numpy as np
-import optax
 import pytest
-from tiny_training import batch_of, fast_compile, network, state_of, step_of, tiny_config
+from agreement import MAPS, assert_same, assert_same_float64, on_devices, on_one, start
+from tiny_training import batch_of, fast_compile, tiny_config
 
+from cacenet_jax import compilation
 from cacenet_jax.data.augment import Augment
 from cacenet_jax.data.batch import Batch
 from cacenet_jax.errors import UserError
-from cacenet_jax.parallel import AXIS, DeviceMap, check_divisible, pick_devices, transpose_grid
+from cacenet_jax.parallel import AXIS, DeviceMap, check_divisible, global_mesh, pick_devices, transpose_grid
 
-MAPS = ("pmap", "shard_map")
+CASES = [(how, count) for how in MAPS for count in (1, 2, 4, 8)]
 
 
 def device_cases(*quick):
-    """Both maps on 1, 2, 4 and 8 devices; each compiles for seconds, so all but the named ones are marked slow."""
-    cases = [(how, count) for how in MAPS for count in (1, 2, 4, 8)]
-    marked = [pytest.param(*case, marks=() if case in quick else pytest.mark.slow) for case in cases]
+    """Both maps on 1, 2, 4 and 8 devices; with named ones, all others are marked slow."""
+    marked = [pytest.param(*case, marks=() if case in quick or not quick else pytest.mark.slow) for case in CASES]
     return pytest.mark.parametrize(("how", "count"), marked)
 
 
@@ -25,40 +27,6 @@ def device_cases(*quick):
 def _fast_compile():
     with fast_compile():
         yield
-
-
-def start(config, dtype, one_block):
-    return state_of(network(config, None, one_block), optax.sgd(1.0), dtype)
-
-
-def on_one(config, dtype="float32", one_block=True, batch=None, augmentation=None):
-    """The step without any device axis; SGD of rate 1, so that parameters move by their gradient."""
-    step = jax.jit(step_of(config, one_block=one_block, augmentation=augmentation))
-    return jax.device_get(step(start(config, dtype, one_block), batch or batch_of(dtype)))
-
-
-def on_devices(config, how, count, dtype="float32", one_block=True, batch=None, augmentation=None):
-    devices = DeviceMap(pick_devices(count), how)
-    step = devices.map(step_of(config, axis_name=AXIS, one_block=one_block, augmentation=augmentation))
-    state = devices.replicate(start(config, dtype, one_block))
-    return jax.device_get(step(state, devices.split(batch or batch_of(dtype))))
-
-
-def assert_same(found, expected, before, tolerance):
-    """Metrics, gradients (what SGD of rate 1 moved) and statistics, each leaf relative to its size."""
-    (state, metrics), (want_state, want_metrics) = found, expected
-    pairs = {
-        "gradient": [jax.tree.map(np.subtract, s.params, before.params) for s in (state, want_state)],
-        "statistics": [state.batch_stats, want_state.batch_stats],
-        "metrics": [metrics, want_metrics],
-    }
-    for name, (have, want) in pairs.items():
-        flat, _ = jax.tree_util.tree_flatten_with_path(want)
-        largest = max(np.abs(x).max() for _, x in flat)
-        for (path, b), a in zip(flat, jax.tree.leaves(have), strict=True):
-            # A leaf of rounding noise alone (a bias before a norm) has no size of its own.
-            size = max(np.linalg.norm(b), 1e-4 * largest)
-            assert np.linalg.norm(a - b) <= tolerance * size, (name, jax.tree_util.keystr(path), a, b)
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +43,7 @@ def reference():
     return get
 
 
-@device_cases(("pmap", 1), ("pmap", 8), ("shard_map", 2), ("shard_map", 4))
+@device_cases()
 def test_devices_agree_in_float64(x64, reference, how, count):
     before, expected = reference("float64", True)
     found = on_devices(tiny_config("float64"), how, count, "float64")
@@ -84,21 +52,13 @@ def test_devices_agree_in_float64(x64, reference, how, count):
     assert_same_float64(found, expected, before)
 
 
-def assert_same_float64(found, expected, before):
-    shares = ("accuracy", "positive_intra", "positive_cross")  # float32 by design
-    for name in shares:
-        np.testing.assert_allclose(found[1][name], expected[1][name], rtol=1e-6)
-    exact = [(state, {k: v for k, v in metrics.items() if k not in shares}) for state, metrics in (found, expected)]
-    assert_same(*exact, before, 1e-10)
-
-
 @device_cases(("pmap", 4))
 def test_devices_agree_in_float64_on_a_resnet(x64, reference, how, count):
     before, expected = reference("float64", False)
     assert_same_float64(on_devices(tiny_config("float64"), how, count, "float64", False), expected, before)
 
 
-@device_cases(("pmap", 4), ("shard_map", 8))
+@device_cases()
 def test_devices_agree_in_float32(reference, how, count):
     before, expected = reference("float32", True)
     assert_same(on_devices(tiny_config(), how, count), expected, before, 1e-5)
@@ -106,7 +66,7 @@ def test_devices_agree_in_float32(reference, how, count):
 
 def test_devices_agree_with_batch_normed_keys_and_clues_in_blocks(x64):
     """The grid's columns come from other devices, in blocks that do not divide them."""
-    config = tiny_config("float64", affinity="correlation", filters="untied", clue_weight=0.3, block=3)
+    config = tiny_config("float64", affinity="correlation", filters="untied", clue_weight=0.3, pair_memory_mib=0.08)
     before = start(config, "float64", True)
     assert_same_float64(on_devices(config, "pmap", 4, "float64"), on_one(config, "float64"), before)
 
@@ -141,3 +101,46 @@ def test_impossible_devices_are_refused():
     with pytest.raises(UserError, match=r"config.devices: found 9, but this machine shows 8"):
         pick_devices(9)
     assert len(pick_devices(0)) == 8 and len(pick_devices(3)) == 3
+
+
+class _Device(NamedTuple):
+    """What is looked at of a device of another process."""
+
+    process_index: int
+    id: int
+    platform: str = "tpu"
+
+
+def test_devices_come_process_by_process_as_the_rows_of_a_batch_do(monkeypatch):
+    """A TPU slice numbers its chips by place: a host's own are not consecutive."""
+    chips = [
+        _Device(process, index) for process, index in ((0, 0), (0, 1), (1, 2), (1, 3), (0, 4), (0, 5), (1, 6), (1, 7))
+    ]
+    monkeypatch.setattr(jax, "devices", lambda: chips)
+    assert [device.id for device in pick_devices.__wrapped__(0)] == [0, 1, 4, 5, 2, 3, 6, 7]
+    assert [device.id for device in pick_devices.__wrapped__(2)] == [0, 1, 2, 3]
+    monkeypatch.setattr(jax, "devices", lambda: chips[:-1])
+    with pytest.raises(
+        UserError, match=r"processes with 3 to 4 devices, expected as many in each; set it to 3 or less"
+    ):
+        pick_devices.__wrapped__(0)
+
+
+def test_the_mesh_keeps_the_order_of_the_devices():
+    devices = pick_devices(4)
+    assert list(DeviceMap(devices[::-1]).mesh.devices.flat) == devices[::-1]
+    assert list(global_mesh(4).devices.flat) == devices and global_mesh().axis_names == (AXIS,)
+
+
+@pytest.mark.parametrize("how", MAPS)
+def test_the_states_memory_is_donated_and_the_step_compiled_once(how):
+    devices = DeviceMap(pick_devices(2), how)
+    step = devices.map(lambda state, rows: (state + jax.lax.pmean(rows.sum(), AXIS), rows.sum()))
+    state = devices.replicate(np.zeros(3, np.float32))
+    before = compilation.count()
+    for _ in range(3):
+        old = state
+        state, _ = step(state, devices.split(np.ones(4, np.float32)))
+        assert old.is_deleted() and devices.to_global(state) is state
+    np.testing.assert_array_equal(state, [6.0, 6.0, 6.0])
+    assert compilation.count() == before + 1

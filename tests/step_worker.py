@@ -1,0 +1,27 @@
+"""One process of several: one training step of the tiny network in both types and maps, written to a folder.
+
+python step_worker.py HOST:PORT PROCESSES PROCESS FOLDER
+"""
+
+import pickle
+import sys
+from pathlib import Path
+
+from cacenet_jax import processes
+
+if __name__ == "__main__":
+    processes.start(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), timeout=100)
+    import jax
+    from agreement import MAPS, on_devices
+    from tiny_training import fast_compile, tiny_config
+
+    results = {}
+    for dtype in ("float64", "float32"):
+        with fast_compile(), jax.enable_x64(dtype == "float64"):
+            for how in MAPS:
+                results[dtype, how] = on_devices(tiny_config(dtype), how, 0, dtype)
+    layout = [(device.process_index, device.id) for device in jax.devices()]
+    said = processes.exchange("greeting", f"process {jax.process_index()}")
+    number = processes.from_writer("number", 0.1 + jax.process_index())
+    told = {"results": results, "layout": layout, "said": said, "number": number, "writer": processes.is_writer()}
+    (Path(sys.argv[4]) / f"{sys.argv[3]}.pickle").write_bytes(pickle.dumps(told))

@@ -1,0 +1,284 @@
+"""Several processes are one run: the same numbers, one set of files, shared reading, and one end for all."""
+
+import json
+import os
+import pickle
+import signal
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from agreement import MAPS, assert_same, assert_same_float64, on_one, start
+from command import ROOT, TINY, Command, free_address
+from tiny_training import fast_compile, tiny_config
+
+from cacenet_jax import checkpoints, processes
+from cacenet_jax.command_line import check_distributed
+from cacenet_jax.errors import UserError
+
+TRAIN = (f"--config={TINY}", "--config.data.dir=prepared", "--config.data.val_share=0.25", "--config.eval_every=1",
+         "--config.epochs=3", "--config.checkpoint_every=1")  # fmt: skip
+STEPS = 12  # 3 epochs of floor(36 / 8) steps
+
+
+def pair(command: Command, *words: str, first=(), second=(), program=("-m", "cacenet_jax.main"), seconds=200):
+    """Two processes of one run, with words of their own behind those of both."""
+    where = ("--distributed", f"--coordinator={free_address()}", "--num_processes=2")
+    commands = [
+        (sys.executable, *program, *words, *where, f"--process_id={i}", *own) for i, own in enumerate((first, second))
+    ]
+    return command.together(*commands, seconds=seconds)
+
+
+def errors(done) -> list[str]:
+    return [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+
+
+# -- One step in two processes of four devices -------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def two_by_four(tmp_path_factory, request):
+    """What each of two processes found."""
+    folder = tmp_path_factory.mktemp("steps")
+    command = Command(folder, request.config.cache.mkdir("xla"))
+    worker, address = str(ROOT / "tests/step_worker.py"), free_address()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Command, "environment", _four_devices(Command.environment))
+        done = command.together(*[(sys.executable, worker, address, "2", str(i), str(folder)) for i in range(2)])
+    for process in done:
+        assert process.returncode == 0, process.stderr
+    return [pickle.loads((folder / f"{i}.pickle").read_bytes()) for i in range(2)]
+
+
+def _four_devices(environment):
+    def changed(self):
+        # Optimised as in the reference: the level of XLA would be another one than in this process.
+        ours = {"JAX_NUM_CPU_DEVICES": "4", "XLA_FLAGS": "", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+        return {**environment(self), **ours}
+
+    return changed
+
+
+@pytest.mark.parametrize("how", MAPS)
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_two_processes_of_four_devices_agree_with_one(two_by_four, dtype, how):
+    """Loss, gradients and statistics of one global batch, each leaf to 1e-10 in float64 and 1e-5 in float32."""
+    config = tiny_config(dtype)
+    with fast_compile(), jax.enable_x64(dtype == "float64"):
+        before, expected = start(config, dtype, True), on_one(config, dtype)
+        found = two_by_four[0]["results"][dtype, how]
+        if dtype == "float64":
+            assert found[1]["loss"].dtype == np.float64
+            assert_same_float64(found, expected, before)
+        else:
+            assert_same(found, expected, before, 1e-5)
+
+
+@pytest.mark.parametrize("how", MAPS)
+def test_both_processes_hold_the_same_to_the_last_bit(two_by_four, how):
+    one, two = (jax.tree.leaves(told["results"]["float32", how]) for told in two_by_four)
+    assert all(np.array_equal(a, b) for a, b in zip(one, two, strict=True))
+
+
+def test_processes_hear_each_other(two_by_four):
+    for told in two_by_four:
+        assert [process for process, _ in sorted(told["layout"])] == [0] * 4 + [1] * 4
+        assert told["said"] == ["process 0", "process 1"]
+        assert told["number"] == 0.1
+    assert [told["writer"] for told in two_by_four] == [True, False]
+
+
+# -- A training run in two processes -----------------------------------------------------------------------------------
+
+
+def rows(workdir: Path) -> list[dict]:
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def steps(workdir: Path) -> list[int]:
+    folder = workdir / "checkpoints"
+    return [int(path.name) for path in folder.iterdir() if path.name.isdigit()] if folder.is_dir() else []
+
+
+def assert_same_losses(found: list[dict], expected: list[dict]) -> None:
+    have, want = ({row["step"]: row["loss"] for row in part if "loss" in row} for part in (found, expected))
+    assert list(have) == list(want) == list(range(1, STEPS + 1))
+    np.testing.assert_allclose(list(have.values()), list(want.values()), rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, request):
+    """One process, then two that write what each of them read; the folder of both runs."""
+    command = Command(tmp_path_factory.mktemp("runs"), request.config.cache.mkdir("xla"))
+    done = command(*TRAIN, "--workdir=one")
+    assert done.returncode == 0, done.stderr
+    spy = ROOT / "tests/read_spy.py"
+    for process in pair(command, *TRAIN, "--workdir=two", program=(str(spy),)):
+        assert process.returncode == 0, process.stderr
+        command_out = process.stdout
+    assert "test split" not in command_out  # of process 1
+    return command.folder
+
+
+def test_two_processes_train_as_one_does_and_write_one_set_of_files(runs):
+    one, two = runs / "one", runs / "two"
+    assert_same_losses(rows(two), rows(one))
+    names = [{path.name for path in folder.iterdir()} for folder in (one, two)]
+    assert names[0] == names[1] == {
+        "config.json", "data.json", "metrics.jsonl", "tensorboard", "checkpoints", "results.json"
+    }  # fmt: skip
+    assert len(list((two / "tensorboard").iterdir())) == 1
+    assert [row["step"] for row in rows(two) if "val/individual_mAP" in row] == [4, 8, 12]
+    results = [json.loads((folder / "results.json").read_text()) for folder in (one, two)]
+    for ranking in ("individual", "conditional", "mixed"):
+        for metric, value in results[0][ranking].items():
+            assert results[1][ranking][metric] == pytest.approx(value, abs=0.02), (ranking, metric)
+    assert json.loads((one / "data.json").read_text()) == json.loads((two / "data.json").read_text())
+
+
+def test_each_process_reads_its_share_of_the_batch_alone(runs):
+    """The rows that were decoded for training, step by step: together the batches of one process, nothing twice."""
+    read = [json.loads((runs / f"read_{i}.json").read_text()) for i in range(2)]
+    assert all(set(told) == {str(step) for step in range(STEPS)} for told in read)
+    for step in map(str, range(STEPS)):
+        mine, his = read[0][step], read[1][step]
+        assert len(mine["decoded"]) == len(his["decoded"]) == 4
+        assert mine["decoded"] + his["decoded"] == mine["batch"] == his["batch"]
+
+
+def test_a_run_of_two_processes_that_was_killed_goes_on_in_one(runs, request):
+    """And the launcher ends both when one is killed."""
+    command = Command(runs, request.config.cache.mkdir("xla"))
+    address = free_address()
+    where = ("--distributed", f"--coordinator={address}", "--num_processes=2")
+    words = (*TRAIN, "--workdir=killed")
+    both = [command.start(*words, *where, f"--process_id={i}", stderr=os.open(os.devnull, os.O_WRONLY)) for i in (0, 1)]
+    deadline = time.monotonic() + 200
+    while max(steps(runs / "killed"), default=0) < 3:
+        assert all(process.poll() is None for process in both) and time.monotonic() < deadline
+        time.sleep(0.002)
+    for process in both:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert max(steps(runs / "killed")) < STEPS
+    done = command(*words)
+    assert done.returncode == 0, done.stderr
+    assert "continuing killed from step" in done.stdout
+    assert_same_losses(rows(runs / "killed"), rows(runs / "one"))
+    done = pair(command, *TRAIN, "--workdir=one", "--mode=evaluate")  # and evaluates in two what was trained in one
+    assert [process.returncode for process in done] == [0, 0], done[0].stderr + done[1].stderr
+
+
+# -- What goes wrong ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (
+            (True, "10.0.0.1:8476", None, None, 300),
+            "--coordinator=10.0.0.1:8476 without --num_processes and --process_id",
+        ),
+        ((True, None, 2, 0, 300), "--num_processes=2 --process_id=0 without --coordinator, expected all three"),
+        ((True, "10.0.0.1", 2, 0, 300), "--coordinator: found '10.0.0.1', expected HOST:PORT"),
+        ((True, "host:99999", 2, 0, 300), "--coordinator: found 'host:99999', expected HOST:PORT"),
+        ((True, "host:8476", 2, 2, 300), "--process_id: found 2 of --num_processes=2, expected 0 to one less"),
+        ((True, "host:8476", 0, 0, 300), "--process_id: found 0 of --num_processes=0"),
+        ((False, "host:8476", 2, 0, 300), "found without --distributed, expected both; add --distributed"),
+        ((True, None, None, None, 0), "--distributed_timeout: found 0, expected 1 second or more"),
+    ],
+)
+def test_flags_that_cannot_be(given, told):
+    with pytest.raises(UserError) as caught:
+        check_distributed(*given)
+    assert told in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_flags_that_can_be():
+    for given in ((False, None, None, None, 300), (True, None, None, None, 1), (True, "[::1]:8476", 2, 1, 300)):
+        check_distributed(*given)
+
+
+SLURM = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "localhost", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
+ALONE = {
+    "nothing detected": ((), {}, "no TPU, Slurm or Kubernetes cluster was detected"),
+    "one process detected": ((), {**SLURM, "SLURM_NTASKS": "1"}, "found 1 process, expected several"),
+    "partial flags": (("--num_processes=2",), {}, "--num_processes=2 without --coordinator and --process_id"),
+    "nobody answers": (
+        ("--coordinator=127.0.0.1:9", "--num_processes=2", "--process_id=1", "--distributed_timeout=1"), {},
+        "no answer within 1 s from 127.0.0.1:9",
+    ),
+    "nobody comes": (
+        ("--coordinator={address}", "--num_processes=2", "--process_id=0", "--distributed_timeout=1"), {},
+        "or from a process that should join it",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ALONE)
+def test_a_run_that_cannot_be_joined_ends_with_one_line(command, case):
+    """Never N runs in place of one."""
+    words, env, told = ALONE[case]
+    words = [word.format(address=free_address()) for word in words]
+    done = command(*TRAIN, "--workdir=run", "--distributed", *words, env=env)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1 and told in errors(done)[0], done.stderr
+    assert not (command.folder / "run").exists()
+
+
+def test_a_mistake_in_one_process_ends_both_with_its_line(command):
+    (command.folder / "a_file").write_text("")
+    done = pair(command, *TRAIN, "--workdir=run", second=("--config.data.dir=a_file/prepared",), seconds=100)
+    assert [process.returncode for process in done] == [2, 2], done
+    line = errors(done[1])[-1]
+    assert "a_file/prepared" in line and "cannot be written" in line
+    assert errors(done[0]) == [line.replace("error: ", "error: process 1 ended: ")]
+    assert "Traceback" not in done[0].stderr + done[1].stderr
+    assert not (command.folder / "run").exists()
+
+
+def test_processes_with_different_configs_are_no_run(command):
+    done = pair(command, *TRAIN, "--workdir=run", first=("--config.loss.margin=0.3",), seconds=100)
+    assert [process.returncode for process in done] == [2, 2], done
+    assert "config.loss.margin=0.5 in process 1, expected 0.3 as in process 0" in errors(done[1])[0]
+
+
+def test_a_killed_process_ends_the_other_soon(runs, request):
+    command = Command(runs, request.config.cache.mkdir("xla"))
+    where = ("--distributed", f"--coordinator={free_address()}", "--num_processes=2")
+    words = (*TRAIN, "--workdir=lost", "--config.epochs=5000", "--config.checkpoint_every=50")
+    log = runs / "lost.log"
+    first = command.start(*words, *where, "--process_id=0", stderr=os.open(log, os.O_WRONLY | os.O_CREAT))
+    second = command.start(*words, *where, "--process_id=1", stderr=os.open(os.devnull, os.O_WRONLY))
+    deadline = time.monotonic() + 200
+    while not steps(runs / "lost"):
+        assert first.poll() is None and second.poll() is None and time.monotonic() < deadline, log.read_text()
+        time.sleep(0.01)
+    os.killpg(second.pid, signal.SIGKILL)
+    second.wait()
+    assert first.wait(timeout=60) == 1
+    assert "error: process 0 lost the connection to another one" in log.read_text()
+    assert "Traceback" not in log.read_text()
+
+
+def test_a_workdir_that_is_not_shared_is_told(monkeypatch, tmp_path):
+    monkeypatch.setattr(checkpoints, "is_writer", lambda: False)
+    monkeypatch.setattr(checkpoints, "_SHARED_S", 0.1)
+    with pytest.raises(UserError, match=r"--workdir=.*run: found nothing of what process 0 wrote.*all hosts share"):
+        checkpoints.claim_workdir(tmp_path / "run", {}, {})
+
+
+def test_a_single_process_waits_for_nobody(monkeypatch):
+    processes.barrier("alone")
+    processes.check_same("alone", {"a": {"b": 1}})
+    assert processes.exchange("alone", "word") == ["word"] and processes.from_writer("alone", 0.1) == 0.1
+    assert processes.is_writer()
+    with processes.writer_first("alone"):
+        pass
+    with pytest.raises(SystemExit) as caught:
+        processes.leave(2, "a mistake")
+    assert caught.value.code == 2
