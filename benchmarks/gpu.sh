@@ -112,7 +112,7 @@ run() { local name="$1" seconds="$2"; shift 2; measure "$name" "$seconds" "$pyth
 torch=0
 if has torch; then torch=1; fi
 
-run pair_stage 90 benchmarks.pair_stage --dtype=bfloat16 --check
+run pair_stage 90 benchmarks.pair_stage --dtype=bfloat16 --check --literal-seconds=20 --out="$out"
 if ((torch)); then
   run torch_bfloat16 150 benchmarks.torch_step --dtype=bfloat16 --compile --limit=20 --out="$out"
 else
