@@ -17,7 +17,9 @@ from cacenet_jax import build, scoring
 from cacenet_jax.data.augment import normalise_images
 from cacenet_jax.data.pipeline import evaluation_batches
 from cacenet_jax.errors import UserError
+from cacenet_jax.parallel import global_mesh
 from cacenet_jax.retrieval import evaluate as evaluation
+from cacenet_jax.retrieval import extract, rescore
 from cacenet_jax.retrieval.rescore import Rescorer
 from cacenet_jax.retrieval.store import Store
 
@@ -165,3 +167,20 @@ def test_two_processes_give_the_result_of_one(tmp_path):
     expected.pop("mAP_by_mix")
     assert first["results"][1] == expected
     assert evaluation.METRICS == tuple(expected["mixed"])
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_lowers_for_accelerators_from_a_cpu(platform):
+    """So that those paths cannot rot unseen."""
+    net, values = state()
+    functions = build.scoring(net, True, "bfloat16")
+    variables = {"params": values.params, "batch_stats": values.batch_stats}
+    constants = jax.eval_shape(functions.compose, variables)
+    mesh = global_mesh(1)
+    images = jax.ShapeDtypeStruct((8, 6, 4, 3), np.uint8)
+    describe = extract._step(functions.describe, mesh).trace((variables, constants), images)
+    terms = jax.tree.map(lambda x: jax.ShapeDtypeStruct((2, *x.shape), x.dtype), describe.out_info.terms)
+    indices = (jax.ShapeDtypeStruct((1, 4), np.int32), jax.ShapeDtypeStruct((1, 4, 5), np.int32))
+    score = rescore._step(functions.distance, mesh, True).trace(constants, terms, terms, *indices)
+    for traced in (describe, score):
+        assert "stablehlo" in traced.lower(lowering_platforms=(platform,)).as_text()
