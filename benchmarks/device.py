@@ -31,11 +31,16 @@ def nominal_peak(kind: str, dtype: str) -> float | None:
 
 def measured_peak(dtype: str, size: int = 0, repeats: int = 5) -> float:
     """FLOP/s of one large product of random square matrices, the best of several runs."""
+    product, flops = large_product(dtype, size)
+    return flops / interleaved({"product": product}, jax.block_until_ready, repeats=repeats)["product"].low
+
+
+def large_product(dtype: str, size: int = 0) -> tuple[Callable[[], jax.Array], float]:
+    """A product of random square matrices that fills the device, and its operations."""
     size = size or (2048 if jax.default_backend() == "cpu" else 8192)
     left, right = jax.random.normal(jax.random.key(0), (2, size, size), jnp.dtype(dtype))
     product = jax.jit(jnp.matmul)
-    timed = interleaved({"product": lambda: product(left, right)}, jax.block_until_ready, repeats=repeats)
-    return 2 * size**3 / timed["product"].low
+    return lambda: product(left, right), 2.0 * size**3
 
 
 def cost_flops(compiled: Any) -> float | None:

@@ -117,7 +117,14 @@ def test_it_measures_and_fails_past_a_bound(one_block, tmp_path, capsys):
     assert code == 1
     assert "check: steps/s" in text and "pair stage over bare Gram" in text and "no such file" in text
     found = json.loads((tmp_path / "train_step_float32.json").read_text())
-    assert found["seconds"].keys() == {"step", "bare step", "step without pairs", "bare Gram", *train_step.SHARES}
+    assert found["seconds"].keys() == {
+        "step",
+        "bare step",
+        "step without pairs",
+        "bare Gram",
+        "large product",
+        *train_step.SHARES,
+    }
     assert found["torch_over_ours"] == pytest.approx(4.0 / found["seconds"]["bare step"]["median"])
     assert [row["part"] for row in found["parts"]][-1] == "rest"
     shares = [float(row["of step"].split()[0]) for row in found["parts"] if row["of step"]]
