@@ -67,12 +67,7 @@ def restore(config: ConfigDict, net: CACENet, checkpoints: Checkpoints) -> tuple
     optimizer = optim.optimizer(config, 1)
     shape = (config.data.height, config.data.width)
     like = jax.eval_shape(lambda key: create_state(net, optimizer, key, shape), jax.random.key(0))
-    return step, for_scoring(checkpoints.load(step, like, replicated(global_mesh())))
-
-
-def for_scoring(state: TrainState) -> TrainState:
-    """The state as scoring takes it: arrays of this process, whose devices need not be all that hold the state."""
-    return state if jax.process_count() == 1 else jax.device_get(state)
+    return step, checkpoints.load(step, like, replicated(global_mesh(config.devices)))
 
 
 def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
@@ -170,9 +165,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
                 pending = None
                 validation_map = None
                 if validates:
-                    result = score(
-                        config, net, for_scoring(device_map.to_global(state)), cut.query, cut.gallery, mixes=MIXES
-                    )
+                    result = score(config, net, device_map.to_global(state), cut.query, cut.gallery, mixes=MIXES)
                     rankings = [result[name] for name in ("individual", "conditional", "mixed") if name in result]
                     validation_map = from_writer("validation", max(ranking["mAP"] for ranking in rankings))
                     _report_validation(writer, step, result)
@@ -190,7 +183,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
         first_step, state = restore(config, net, checkpoints)
         checkpoints.close()
     else:
-        first_step, state = last_step, for_scoring(device_map.to_global(state))
+        first_step, state = last_step, device_map.to_global(state)
     return score_test(config, net, state, prepared, first_step, workdir)
 
 

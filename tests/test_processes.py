@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -282,3 +283,34 @@ def test_a_single_process_waits_for_nobody(monkeypatch):
     with pytest.raises(SystemExit) as caught:
         processes.leave(2, "a mistake")
     assert caught.value.code == 2
+
+
+# -- The main job ------------------------------------------------------------------------------------------------------
+
+
+def first_losses(command: Command, words: list[str], workdir: Path, count: int) -> np.ndarray:
+    """Losses of a run's first steps; the run is ended then."""
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "PYTHON": sys.executable}
+    env.pop("JAX_NUM_CPU_DEVICES", None)
+    process = subprocess.Popen(words, cwd=command.folder, env=env, stdout=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.monotonic() + 900
+    while not (workdir / "metrics.jsonl").exists() or len(rows(workdir)) < count:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    process.wait(timeout=60)
+    return np.array([row["loss"] for row in rows(workdir)[:count]])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2400)
+def test_two_processes_train_the_main_job_as_one_does(command):
+    """launch/local.sh with two processes of one device: the first 20 losses, relative and absolute to 1e-4."""
+    job = [f"--config={ROOT / 'configs/synthetic.py'}", "--config.log_every=1", "--config.data.dir=prepared"]
+    alone = [*command.line(*job), "--workdir=one"]
+    two = ["bash", str(ROOT / "launch/local.sh"), "--processes", "2", *job, "--workdir=two"]
+    expected = first_losses(command, alone, command.folder / "one", 20)
+    found = first_losses(command, two, command.folder / "two", 20)
+    difference = np.abs(found - expected)
+    print(f"largest difference of 20 losses: {difference.max():.2e}, relative {(difference / expected).max():.2e}")
+    assert difference.max() < 1e-4 and (difference / expected).max() < 1e-4, (found, expected)
