@@ -3,9 +3,11 @@
 python -m benchmarks.torch_step --parity
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import torch
 
@@ -50,6 +52,7 @@ def torch_names(params: Any) -> dict[str, np.ndarray]:
     return found
 
 
+@functools.cache  # it takes a compilation
 def ours(rate: float, seed: int) -> tuple[Found, dict[str, np.ndarray], np.ndarray]:
     """Losses, gradients and update of a small network of ours in float64; its parameters; the images (B, H, W, 3)."""
     from benchmarks import problem
@@ -58,17 +61,18 @@ def ours(rate: float, seed: int) -> tuple[Found, dict[str, np.ndarray], np.ndarr
     images = rng.standard_normal((len(LABELS), *SHAPE, 3))
     backbone = resnet.ResNet(STAGES, "bottleneck", WIDTH, dtype=np.float64)
     net = CACENet(backbone, num_identities=IDENTITIES, embed_dim=EMBED_DIM, dtype=np.float64)
-    variables = net.init(jax.random.key(seed), images, train=False)
+    variables = net.init(jax.random.key(seed), jnp.asarray(images), train=False)
     # Away from the start, where Theta is the identity and all affinities are positive; some nodes become isolated.
     moved = lambda x: np.asarray(x, np.float64) + 0.1 * rng.standard_normal(x.shape)
     params = jax.tree.map(moved, variables["params"])
     params["intra_weight"], params["cross_weight"] = rng.standard_normal((2, backbone.channels))
-    stats = jax.tree.map(lambda x: np.asarray(x, np.float64), variables["batch_stats"])
+    params = jax.tree.map(jnp.asarray, params)
+    stats = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), variables["batch_stats"])
 
     def loss_fn(params: Any) -> Any:
         tree = {"params": params, "batch_stats": stats}
-        (individual, grid), _ = net.apply(tree, images, train=True, mutable=["batch_stats"])
-        terms = loss_terms(individual, grid, LABELS, np.arange(len(LABELS)), LossWeights(), None)
+        (individual, grid), _ = net.apply(tree, jnp.asarray(images), train=True, mutable=["batch_stats"])
+        terms = loss_terms(individual, grid, jnp.asarray(LABELS), jnp.arange(len(LABELS)), LossWeights(), None)
         return sum(terms.values()), terms
 
     (_, terms), grads = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))(params)
