@@ -21,7 +21,7 @@ from cacenet_jax.parallel import global_mesh
 from cacenet_jax.retrieval import evaluate as evaluation
 from cacenet_jax.retrieval import extract, rescore
 from cacenet_jax.retrieval.rescore import Rescorer
-from cacenet_jax.retrieval.store import Store
+from cacenet_jax.retrieval.store import Store, bits_type
 
 STREAMED = 1e-5  # GiB, about ten images
 ROOT = Path(__file__).parents[1]
@@ -179,8 +179,10 @@ def test_lowers_for_accelerators_from_a_cpu(platform):
     mesh = global_mesh(1)
     images = jax.ShapeDtypeStruct((8, 6, 4, 3), np.uint8)
     describe = extract._step(functions.describe, mesh).trace((variables, constants), images)
-    terms = jax.tree.map(lambda x: jax.ShapeDtypeStruct((2, *x.shape), x.dtype), describe.out_info.terms)
+    found = describe.out_info.terms
+    terms = jax.tree.map(lambda x: jax.ShapeDtypeStruct((2, *x.shape), bits_type(x.dtype)), found)
+    types = tuple(np.dtype(x.dtype) for x in jax.tree.leaves(found))
     indices = (jax.ShapeDtypeStruct((1, 4), np.int32), jax.ShapeDtypeStruct((1, 4, 5), np.int32))
-    score = rescore._step(functions.distance, mesh, True).trace(constants, terms, terms, *indices)
+    score = rescore._step(functions.distance, types, mesh, True).trace(constants, terms, terms, *indices)
     for traced in (describe, score):
         assert "stablehlo" in traced.lower(lowering_platforms=(platform,)).as_text()

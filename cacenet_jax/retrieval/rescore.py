@@ -20,12 +20,13 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float, Int
 
 from cacenet_jax.errors import UserError
-from cacenet_jax.retrieval.store import Plan, Store, gather_all, global_array
+from cacenet_jax.retrieval.store import Plan, Store, gather_all, global_array, unpack
 
 # Constants, terms of one image and of C others to C distances; symmetric, so that either side may be the one.
 GroupDistance = Callable[[Any, Any, Any], Any]
 
 _LARGEST_GROUP = 32
+_CPU_PAIRS = 100  # computed at a time, whatever a call holds: more fall out of the caches and take half as long again
 _IN_FLIGHT = 8  # calls that the devices may be behind the host
 
 
@@ -97,7 +98,8 @@ class Rescorer:
         mesh, plan = self.gallery.mesh, self.plan
         num_query, top_k = candidates_QK.shape
         shape = choose_shape(candidates_QK.size, top_k, self.gallery, self.query, plan, self.pairs_per_call)
-        step = _step(self.distance, mesh, shape.by_query)
+        types = tuple(np.dtype(x.dtype) for x in jax.tree.leaves(self.gallery.like))
+        step = _step(self.distance, types, mesh, shape.by_query)
         out_P = np.zeros(candidates_QK.size, np.float32)
         gallery_P = candidates_QK.ravel()
         query_P = np.repeat(np.arange(num_query), top_k)
@@ -204,19 +206,27 @@ def _ahead(load: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
 
 
 @functools.lru_cache(maxsize=4)
-def _step(distance: GroupDistance, mesh: Mesh, by_query: bool) -> Any:
+def _step(distance: GroupDistance, types: tuple[np.dtype, ...], mesh: Mesh, by_query: bool) -> Any:
     """Scores of a call: each device takes its groups from the terms that it holds; all devices get all scores."""
     axis = mesh.axis_names[0]
 
     def step(constants: Any, anchors: Any, others: Any, anchor_1R: jax.Array, other_1RC: jax.Array) -> jax.Array:
         anchors, others = (jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree) for tree in (anchors, others))
 
+        like = jax.tree.unflatten(jax.tree.structure(anchors), [jax.ShapeDtypeStruct((), t) for t in types])
+
+        def take(tree: Any, index: jax.Array) -> Any:
+            return unpack(jax.tree.map(lambda x: x[index], tree), like)
+
         def group(indices: tuple[jax.Array, jax.Array]) -> jax.Array:
             anchor, other_C = indices
-            one = jax.tree.map(lambda x: x[anchor], anchors)
-            return distance(constants, one, jax.tree.map(lambda x: x[other_C], others))
+            one, those = take(anchors, anchor), take(others, other_C)
+            return distance(constants, one, those)
 
-        scores_RC = jax.vmap(group)((anchor_1R[0], other_1RC[0]))
+        rows, width = other_1RC.shape[1:]
+        at_once = max(_CPU_PAIRS // width, 1) if mesh.devices.flat[0].platform == "cpu" else rows
+        indices = (anchor_1R[0], other_1RC[0])
+        scores_RC = jax.vmap(group)(indices) if at_once >= rows else jax.lax.map(group, indices, batch_size=at_once)
         return jax.lax.all_gather(scores_RC, axis)
 
     whole, split, columns = PartitionSpec(), PartitionSpec(axis), PartitionSpec(None, axis)

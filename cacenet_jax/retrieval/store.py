@@ -3,6 +3,9 @@
 Image i stands in batch i // B at column i % B, and the columns of a batch are split over the devices of the mesh, so that
 what a device computes is stored where it was computed. A process holds the columns of its own devices alone.
 
+Half-precision numbers are kept as their bits, in uint16: XLA's CPU widens every bfloat16 operation to float32, even a copy,
+so that writing one batch or picking one image would convert whole arrays.
+
 Legend: n images, T batches of B images, L columns of this process.
 """
 
@@ -169,10 +172,25 @@ def tree_bytes(tree: Any) -> int:
     return sum(math.prod(x.shape) * np.dtype(x.dtype).itemsize for x in jax.tree.leaves(tree))
 
 
+def bits_type(dtype: Any) -> np.dtype:
+    """The type that numbers are kept as."""
+    return np.dtype(np.uint16 if np.dtype(dtype).itemsize == 2 else dtype)
+
+
+def unpack(tree: Any, like: Any) -> Any:
+    """Kept bits to numbers of the types of `like`; changes no memory."""
+
+    def numbers(x: jax.Array, one: Any) -> jax.Array:
+        return x if x.dtype == one.dtype else jax.lax.bitcast_convert_type(x, one.dtype)
+
+    return jax.tree.map(numbers, tree, like)
+
+
 class Store:
     """Terms of n images, written batch by batch and read in runs of batches.
 
     Attributes:
+        like: shape and type of each array for one image.
         count: n.
         batch: B.
         steps: T.
@@ -198,16 +216,16 @@ class Store:
             place: where to live.
             folder: for files.
         """
-        self.count, self.batch, self.steps, self.mesh = count, batch, -(-count // batch), mesh
+        self.like, self.count, self.batch, self.steps, self.mesh = like, count, batch, -(-count // batch), mesh
         self._columns = batch // mesh.size * len(mesh.local_devices)
         self._sharding = NamedSharding(mesh, PartitionSpec(None, mesh.axis_names[0]))
         self.resident = place == "device"
-        shapes = jax.tree.map(lambda x: (self.steps, batch, *x.shape), like)
+        columns = batch if place == "device" else self._columns
+        kept = jax.tree.map(lambda x: jax.ShapeDtypeStruct((self.steps, columns, *x.shape), bits_type(x.dtype)), like)
         if place == "device":
-            self._arrays = jax.tree.map(lambda x, s: _zeros(s, x.dtype, self._sharding)(), like, shapes)
+            self._arrays = jax.tree.map(lambda x: _zeros(x.shape, x.dtype, self._sharding)(), kept)
         else:
-            local = jax.tree.map(lambda x: jax.ShapeDtypeStruct((self.steps, self._columns, *x.shape), x.dtype), like)
-            self._arrays = allocate(local, place, folder)
+            self._arrays = allocate(kept, place, folder)
 
     def put(self, step: int, terms: Any) -> None:
         """Stores a batch: device arrays with leading axis B, split over the devices."""
@@ -218,10 +236,10 @@ class Store:
             shards = sorted(source.addressable_shards, key=lambda shard: shard.index[0].start or 0)
             size = self._columns // len(shards)
             for place, shard in enumerate(shards):
-                target[step, place * size : (place + 1) * size] = np.asarray(shard.data)
+                target[step, place * size : (place + 1) * size] = np.asarray(shard.data).view(target.dtype)
 
     def run(self, start: int, length: int) -> Any:
-        """Device arrays (length, B, ...), columns split over the devices; past the end they are 0."""
+        """Device arrays (length, B, ...), columns split over the devices, as bits; past the end they are 0."""
         if self.resident:
             if (start, length) != (0, self.steps):
                 raise ValueError("a store on the devices is read as a whole")
@@ -246,8 +264,12 @@ def _zeros(shape: tuple[int, ...], dtype: Any, sharding: NamedSharding) -> Any:
 def _write(mesh: Mesh) -> Any:
     """Writes a batch into arrays whose memory it takes over."""
 
+    def one(kept: jax.Array, batch: jax.Array, step: jax.Array) -> jax.Array:
+        bits = batch if batch.dtype == kept.dtype else jax.lax.bitcast_convert_type(batch, kept.dtype)
+        return jax.lax.dynamic_update_index_in_dim(kept, bits, step, 0)
+
     def write(arrays: Any, batch: Any, step: jax.Array) -> Any:
-        return jax.tree.map(lambda x, b: jax.lax.dynamic_update_index_in_dim(x, b, step, 0), arrays, batch)
+        return jax.tree.map(lambda x, b: one(x, b, step), arrays, batch)
 
     axis = mesh.axis_names[0]
     specs = PartitionSpec(None, axis), PartitionSpec(axis), PartitionSpec()

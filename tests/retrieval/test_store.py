@@ -12,7 +12,7 @@ import pytest
 
 from cacenet_jax.errors import UserError
 from cacenet_jax.parallel import global_mesh
-from cacenet_jax.retrieval.store import Plan, Room, Store, allocate, gather_all, make_plan, room, tree_bytes
+from cacenet_jax.retrieval.store import Plan, Room, Store, allocate, gather_all, make_plan, room, tree_bytes, unpack
 
 LIKE = {"map": jax.ShapeDtypeStruct((3, 2), ml_dtypes.bfloat16), "scale": jax.ShapeDtypeStruct((), np.float32)}
 IMAGE_BYTES = 16
@@ -36,9 +36,11 @@ def test_what_is_put_comes_back_in_order_filled_with_nothing(devices, place, tmp
         rows = slice(4 * step, 4 * step + 4)
         store.put(step, jax.tree.map(lambda x, rows=rows: jax.device_put(x[rows], split), values))
     found = store.run(0, 3)
-    assert found["map"].sharding.spec[1] == "data" and found["map"].dtype == jnp.bfloat16
+    assert found["map"].sharding.spec[1] == "data" and found["map"].dtype == jnp.uint16
+    numbers = unpack(found, LIKE)
+    assert numbers["map"].dtype == jnp.bfloat16 and numbers["scale"].dtype == jnp.float32
     for name in values:
-        np.testing.assert_array_equal(np.asarray(found[name]).reshape(12, *values[name].shape[1:]), values[name])
+        np.testing.assert_array_equal(np.asarray(numbers[name]).reshape(12, *values[name].shape[1:]), values[name])
     everywhere = gather_all(mesh)(found)
     assert everywhere["map"].is_fully_replicated
     np.testing.assert_array_equal(everywhere["map"], found["map"])
