@@ -5,6 +5,7 @@ import json
 import os
 import threading
 import time
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from orbax.checkpoint import v1 as ocp
 
 from cacenet_jax.config import differences
 from cacenet_jax.errors import UserError
-from cacenet_jax.parallel import barrier, is_writer
+from cacenet_jax.processes import barrier, exchange, is_writer
 from cacenet_jax.train_step import TrainState
 
 METRIC = "mAP"
@@ -56,13 +57,12 @@ def claim_workdir(workdir: Path, config: dict[str, Any], data: dict[str, Any]) -
         UserError: the run in the workdir was started on other data; a checkpoint's classes would mean other people. Or
             the folder is not the one that process 0 writes to.
     """
-    path = workdir / "data.json"
+    _need_shared(workdir)
     if not is_writer():
         barrier("workdir")
-        _need_shared(path)
-        barrier("workdir is shared")
         return
     check_workdir(workdir, config)
+    path = workdir / "data.json"
     recorded = _read_json(path)
     if recorded is not None and recorded != data:
         raise UserError(
@@ -72,19 +72,27 @@ def claim_workdir(workdir: Path, config: dict[str, Any], data: dict[str, Any]) -
     write_json(path, data)
     write_json(workdir / "config.json", config)
     barrier("workdir")
-    barrier("workdir is shared")
 
 
-def _need_shared(path: Path) -> None:
+def _need_shared(workdir: Path) -> None:
+    """Raises UserError where this process does not see what process 0 writes: a file that no other run has left."""
+    sign = workdir / exchange("sign", f".shared.{uuid.uuid4().hex}")[0]
+    if is_writer():
+        workdir.mkdir(parents=True, exist_ok=True)
+        sign.touch()
+    barrier("sign")
     deadline = time.monotonic() + _SHARED_S
-    while not path.exists():
+    while not sign.exists():
         if time.monotonic() > deadline:
             raise UserError(
-                f"--workdir={path.parent}: found nothing of what process 0 wrote there, expected one folder for all "
+                f"--workdir={workdir}: found nothing of what process 0 writes there, expected one folder for all "
                 "processes; choose a --workdir on a file system that all hosts share"
             )
-        os.listdir(path.parent) if path.parent.is_dir() else None  # makes a network file system look again
+        os.listdir(workdir) if workdir.is_dir() else None  # makes a network file system look again
         time.sleep(0.2)
+    barrier("sign was seen")
+    if is_writer():
+        sign.unlink()
 
 
 def _recorded(workdir: Path) -> dict[str, Any] | None:

@@ -51,14 +51,17 @@ def start(
         UserError: nothing was detected, or what was detected is one process: never N runs in place of one.
     """
     where = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS") or "the coordinator that this cluster names"
+    # Its preemption service would swallow SIGTERM, which is how Slurm, Kubernetes and people end a run.
+    jax.config.update("jax_enable_preemption_service", False)
     # JAX's own timeout ends the process with a stack of C++ calls that Python cannot catch, so ours comes before it.
     clock = threading.Timer(timeout, _give_up, (where, timeout))
     clock.daemon = True
     clock.start()
     try:
         jax.distributed.initialize(coordinator, num_processes, process_id, initialization_timeout=timeout + 60)
+        found = jax.process_count()  # starts the devices, for which the processes meet again
     except Exception as error:
-        reason = " ".join(str(error).split())
+        reason = " ".join(str(error).split()) or f"{type(error).__name__} while the devices were started"
         if "coordinator_address should be defined" in reason:
             reason = "no TPU, Slurm or Kubernetes cluster was detected"
         elif "RPC server" in reason:
@@ -70,9 +73,9 @@ def start(
     finally:
         clock.cancel()
     expected = num_processes or 0
-    if jax.process_count() != expected and (expected or jax.process_count() == 1):
+    if found != expected and (expected or found == 1):
         raise UserError(
-            f"--distributed: found {jax.process_count()} process, expected {expected or 'several'}; start it on every "
+            f"--distributed: found {found} process, expected {expected or 'several'}; start it on every "
             f"host with {_FLAGS}, or leave --distributed out for a single process"
         )
     stop = threading.Event()

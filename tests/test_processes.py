@@ -248,28 +248,33 @@ def test_processes_with_different_configs_are_no_run(command):
     assert "config.loss.margin=0.5 in process 1, expected 0.3 as in process 0" in errors(done[1])[0]
 
 
-def test_a_killed_process_ends_the_other_soon(runs, request):
+@pytest.mark.parametrize("how", ["SIGKILL", "SIGTERM"])
+def test_a_process_that_was_ended_ends_the_other_soon(runs, request, how):
+    """SIGTERM is what Slurm and Kubernetes send; JAX's preemption service must not swallow it."""
     command = Command(runs, request.config.cache.mkdir("xla"))
     where = ("--distributed", f"--coordinator={free_address()}", "--num_processes=2")
-    words = (*TRAIN, "--workdir=lost", "--config.epochs=5000", "--config.checkpoint_every=50")
-    log = runs / "lost.log"
+    words = (*TRAIN, f"--workdir={how}", "--config.epochs=5000", "--config.checkpoint_every=50")
+    log = runs / f"{how}.log"
     first = command.start(*words, *where, "--process_id=0", stderr=os.open(log, os.O_WRONLY | os.O_CREAT))
     second = command.start(*words, *where, "--process_id=1", stderr=os.open(os.devnull, os.O_WRONLY))
     deadline = time.monotonic() + 200
-    while not steps(runs / "lost"):
+    while not steps(runs / how):
         assert first.poll() is None and second.poll() is None and time.monotonic() < deadline, log.read_text()
         time.sleep(0.01)
-    os.killpg(second.pid, signal.SIGKILL)
-    second.wait()
+    os.killpg(second.pid, signal.Signals[how])
+    assert second.wait(timeout=20) == -signal.Signals[how]
     assert first.wait(timeout=60) == 1
     assert "error: process 0 lost the connection to another one" in log.read_text()
     assert "Traceback" not in log.read_text()
 
 
 def test_a_workdir_that_is_not_shared_is_told(monkeypatch, tmp_path):
+    """Also one where an earlier run on this machine left its files."""
+    checkpoints.claim_workdir(tmp_path / "run", {}, {})
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"config.json", "data.json"}
     monkeypatch.setattr(checkpoints, "is_writer", lambda: False)
     monkeypatch.setattr(checkpoints, "_SHARED_S", 0.1)
-    with pytest.raises(UserError, match=r"--workdir=.*run: found nothing of what process 0 wrote.*all hosts share"):
+    with pytest.raises(UserError, match=r"--workdir=.*run: found nothing of what process 0 writes.*all hosts share"):
         checkpoints.claim_workdir(tmp_path / "run", {}, {})
 
 
