@@ -66,7 +66,7 @@ def test_devices_agree_in_float32(reference, how, count):
 
 def test_devices_agree_with_batch_normed_keys_and_clues_in_blocks(x64):
     """The grid's columns come from other devices, in blocks that do not divide them."""
-    config = tiny_config("float64", affinity="correlation", filters="untied", clue_weight=0.3, pair_memory_mib=0.08)
+    config = tiny_config("float64", affinity="correlation", filters="untied", clue_weight=0.3, pair_memory_mib=0.12)
     before = start(config, "float64", True)
     assert_same_float64(on_devices(config, "pmap", 4, "float64"), on_one(config, "float64"), before)
 

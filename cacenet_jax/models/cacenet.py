@@ -175,8 +175,9 @@ class CACENet(nn.Module):
         keys_BNE = self._keys(nodes_BND, train)
         keys_BNE = nodes_BND if keys_BNE is None else keys_BNE
         axis_name = axis_name if columns > rows else None
-        budget = int(self.pair_memory_mib * 2**20) // (1 if self.clue_weight == 0 else 2)
-        how = plan(rows, columns, num_nodes, channels, budget, keys_BNE.dtype.itemsize, axis_name)
+        share = 1.0 if self.clue_weight == 0 else 0.5  # the clue distances take the rest
+        itemsize = keys_BNE.dtype.itemsize
+        how = plan(rows, columns, num_nodes, channels, self.pair_memory_mib, itemsize, axis_name, share)
         found = coefficients(how, keys_BNE, self._weight("intra"), self._weight("cross"))
         encoded = encoded_grid(how, nodes_BND, found, self.conditional_head.encoder(rows * columns))
         clues = self._clues(nodes_BND)
@@ -184,7 +185,8 @@ class CACENet(nn.Module):
             others = clues
             if axis_name is not None:
                 others = jax.tree.map(lambda x: jax.lax.all_gather(x, axis_name, tiled=True), clues)
-            clues = clue_grid(clues, others, max(budget // (12 * rows * num_nodes**2), 1))
+            block = int(share * self.pair_memory_mib * 2**20) // (12 * rows * num_nodes**2)
+            clues = clue_grid(clues, others, max(block, 1))
         conditional = self.conditional_head.finish(encoded, train=train)
         return PairGrid(conditional, clues, found.positive_intra, found.positive_cross, found.degree)
 

@@ -16,13 +16,15 @@ The way of the data, for the rows of one device; a panel is a few rows and all c
     keys -> S, degrees -> [panel: T -> roots r, T r_vu] -> own, given -> [rows: weighted sums of nodes -> Theta, encoder]
 
 Both brackets run a few rows at a time where the memory budget asks for it (`Plan`); past it T is computed again in the
-backward pass. No array has B^2 N D elements, and none B^2 D or B^2 N^2 unless the budget has room for it.
+backward pass. No array has B^2 N D elements; one of B^2 N^2 exists where the budget has room for it, one of B^2 D where
+it takes no more than 64 MiB.
 
 Legend: B images of the global batch, R rows (images of one device), P rows of a panel, N nodes of a map, D channels,
 E channels of keys, F embedding size; u target image, v contextual image.
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -37,6 +39,8 @@ from cacenet_jax.parallel import transpose_grid
 
 # Rows x nodes of a panel that a CPU holds in its cache (192 nodes, 2048 channels, two cores: 0.26 s against 0.28 s in one).
 _CACHED = 768
+# Bytes of mean neighbours that are encoded at a time, whatever the budget: more brings nothing.
+_ENCODED = 64 * 2**20
 
 
 class Plan(NamedTuple):
@@ -48,6 +52,8 @@ class Plan(NamedTuple):
         keep: whether the cross blocks stay for the backward pass; if not they are computed again.
         mirror: whether cross blocks are computed for one order of a pair and transposed for the other; one device, `keep`.
         encode: rows that are encoded at a time.
+        fused: whether a product of a cross block and a vector is written as a product and a sum, which GPUs and TPUs fuse
+            and compute in float32; a CPU is faster with matrix products.
     """
 
     axis_name: str | None
@@ -55,6 +61,7 @@ class Plan(NamedTuple):
     keep: bool
     mirror: bool
     encode: int
+    fused: bool = False
 
 
 class Coefficients(NamedTuple):
@@ -84,9 +91,11 @@ def plan(
     columns: int,
     nodes: int,
     channels: int,
-    budget_bytes: int,
+    memory_mib: float,
     itemsize: int = 4,
     axis_name: str | None = None,
+    share: float = 1.0,
+    backend: str | None = None,
 ) -> Plan:
     """Cuts a grid so that what lives beside the maps, their gradients and the encoded grid stays within a budget.
 
@@ -95,35 +104,38 @@ def plan(
         columns: B, images of the global batch.
         nodes: N.
         channels: D.
-        budget_bytes: memory of the temporaries.
+        memory_mib: config.model.pair_memory_mib, memory of the temporaries.
         itemsize: bytes of an element of the keys.
         axis_name: device axis of the rows.
+        share: the share of the memory that is for this.
+        backend: what will run it, "cpu", "gpu" or "tpu"; JAX's default for None.
 
     Raises:
         UserError: the smallest blocks do not fit.
     """
+    on_cpu = (backend or jax.default_backend()) == "cpu"
     grid = rows * columns
-    vectors = 10 * grid * nodes * 4 + 3 * rows * nodes * nodes * 4  # weights, roots, their cotangents; S
-    room = budget_bytes - vectors
-    panel_bytes = lambda p: p * columns * nodes * nodes * (8 + 2 * itemsize)
-    encode_bytes = lambda p: p * columns * channels * 20
-    kept = grid * nodes * nodes * itemsize
-    fits = [p for p in _divisors(rows) if panel_bytes(p) <= room]
-    encode = [p for p in _divisors(rows) if encode_bytes(p) <= room]
-    if not fits or not encode:
-        least = vectors + max(panel_bytes(1), encode_bytes(1))
+    vectors = 14 * grid * nodes * 4 + 3 * rows * nodes * nodes * 4  # weights, roots, both orders' cotangents; S
+    room = int(memory_mib * share * 2**20) - vectors
+    panel_bytes = lambda p: p * columns * nodes * nodes * (12 + 2 * itemsize)
+    encode_bytes = lambda p: 24 * p * columns * channels
+    least = max(panel_bytes(1), encode_bytes(1))
+    if room < least:
+        expected = math.ceil((vectors + least) / share / 2**20)
         raise UserError(
-            f"config.model.pair_memory_mib: found {budget_bytes / 2**20:.0f}, expected at least {least / 2**20:.0f} for "
-            f"{rows} x {columns} pairs of {nodes} nodes; raise it or lower config.data.num_ids"
+            f"config.model.pair_memory_mib: found {memory_mib:g}, expected at least {expected} for {rows} x {columns} pairs "
+            f"of {nodes} nodes; raise it or lower config.data.num_ids"
         )
-    on_cpu = jax.default_backend() == "cpu"
-    cached = [p for p in fits if p * nodes <= _CACHED] if on_cpu else fits
-    panel = cached[0] if cached else fits[-1]
-    if not on_cpu:  # one panel where the whole grid fits, with its cross blocks kept
-        panel = next((p for p in fits if kept + panel_bytes(p) <= room), panel)
-    keep = kept + panel_bytes(panel) <= room
-    mirror = keep and on_cpu and axis_name is None and panel < rows
-    return Plan(axis_name, panel, keep, mirror, encode[0])
+    kept = grid * nodes * nodes * itemsize
+    panels = [p for p in _divisors(rows) if panel_bytes(p) <= room]
+    if on_cpu:
+        panels = [p for p in panels if p * nodes <= _CACHED] or panels[-1:]
+    keeping = [p for p in panels if kept + max(panel_bytes(p), encode_bytes(1)) <= room]
+    keep, panel = bool(keeping), (keeping or panels)[0]
+    left = room - (kept if keep else 0)
+    encode = [p for p in _divisors(rows) if encode_bytes(p) <= left and 4 * p * columns * channels <= _ENCODED]
+    mirror = keep and on_cpu and rows == columns and panel < rows
+    return Plan(axis_name, panel, keep, mirror, (encode or [1])[0], not on_cpu)
 
 
 def _gather(x: Array, axis_name: str | None) -> Array:
@@ -137,12 +149,17 @@ def _cross(keys_PNE: Array, keys_BNE: Array, weight_E: Array) -> Array:
     return flat.astype(keys_PNE.dtype).reshape(panel, nodes, -1, nodes).swapaxes(1, 2)
 
 
-def _pair(cross_NM: Array, degree_u_N: Array, degree_v_M: Array) -> tuple[Array, Array, Array]:
+def _weigh(matrix_NM: Array, vector_M: Array, fused: bool) -> Array:
+    """A matrix times a vector in their own precision: GPUs and TPUs would round the factors of a matrix product."""
+    return (matrix_NM * vector_M).sum(axis=1) if fused else matrix_NM @ vector_M
+
+
+def _pair(fused: bool, cross_NM: Array, degree_u_N: Array, degree_v_M: Array) -> tuple[Array, Array, Array]:
     """r_uv, T_uv r_vu and the share of positive affinities of one pair."""
     wide_NM = cross_NM.astype(degree_u_N.dtype)
     root_u_N = inverse_sqrt_degree(degree_u_N + wide_NM.sum(axis=1))
     root_v_M = inverse_sqrt_degree(degree_v_M + wide_NM.sum(axis=0))
-    return root_u_N, wide_NM @ root_v_M, (cross_NM > 0).mean(dtype=jnp.float32)
+    return root_u_N, _weigh(wide_NM, root_v_M, fused), (cross_NM > 0).mean(dtype=jnp.float32)
 
 
 class _Side(NamedTuple):
@@ -158,19 +175,19 @@ def _through_root(root_N: Array, d_root_N: Array) -> Array:
     return -root_N * (root_N * (root_N * d_root_N)) / 2
 
 
-def _pair_backward(cross_NM: Array, uv: _Side, vu: _Side) -> tuple[Array, Array]:
+def _pair_backward(fused: bool, cross_NM: Array, uv: _Side, vu: _Side) -> tuple[Array, Array]:
     """Cotangents of T_uv, from both orders of the pair, and of u's degree, of one pair; 0 at isolated nodes (r = 0)."""
     wide_NM = cross_NM.astype(uv.root_N.dtype)
-    degree_u_N = _through_root(uv.root_N, uv.d_root_N + wide_NM @ vu.d_reach_N)
-    degree_v_M = _through_root(vu.root_N, vu.d_root_N + uv.d_reach_N @ wide_NM)
+    degree_u_N = _through_root(uv.root_N, uv.d_root_N + _weigh(wide_NM, vu.d_reach_N, fused))
+    degree_v_M = _through_root(vu.root_N, vu.d_root_N + _weigh(wide_NM.T, uv.d_reach_N, fused))
     sums_NM = degree_u_N[:, None] + degree_v_M[None]
     products_NM = uv.root_N[:, None] * vu.d_reach_N[None] + uv.d_reach_N[:, None] * vu.root_N[None]
     d_cross_NM = jnp.where(cross_NM > 0, sums_NM + products_NM, 0)
     return d_cross_NM.astype(cross_NM.dtype), degree_u_N
 
 
-_pairs = jax.vmap(jax.vmap(_pair, (0, None, 0)), (0, 0, None))
-_pairs_backward = jax.vmap(jax.vmap(_pair_backward))
+_pairs = jax.vmap(jax.vmap(_pair, (None, 0, None, 0)), (None, 0, 0, None))
+_pairs_backward = jax.vmap(jax.vmap(_pair_backward, (None, 0, 0, 0)), (None, 0, 0, 0))
 
 
 def _panels(function: Callable[[Any], Any], rows: Any, panel: int) -> Any:
@@ -201,7 +218,7 @@ def _mirrored_cross(keys_BNE: Array, weight_E: Array, panel: int) -> Array:
 
 def _own(intra_NN: Array, root_BN: Array) -> Array:
     """r_uv * (S_u r_uv) of one image u and all v."""
-    return root_BN * (root_BN @ intra_NN)
+    return root_BN * jnp.matmul(root_BN, intra_NN, precision="highest")
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -227,7 +244,7 @@ def coefficients(
 def _forward(
     how: Plan, keys_RNE: Array, intra_weight_E: Array, cross_weight_E: Array
 ) -> tuple[Coefficients, tuple[Any, ...]]:
-    intra_RNN = jax.vmap(lambda k: affinity(k, k, intra_weight_E))(keys_RNE)
+    intra_RNN = _panels(jax.vmap(lambda k: affinity(k, k, intra_weight_E)), keys_RNE, how.panel)
     degree_RN = intra_RNN.sum(axis=2)
     keys_BNE, degree_BN = _gather(keys_RNE, how.axis_name), _gather(degree_RN, how.axis_name)
 
@@ -235,7 +252,7 @@ def _forward(
         keys_PNE, degree_PN, cross_PBNN = rows
         if cross_PBNN is None:
             cross_PBNN = _cross(keys_PNE, keys_BNE, cross_weight_E)
-        found = _pairs(cross_PBNN, degree_PN, degree_BN)
+        found = _pairs(how.fused, cross_PBNN, degree_PN, degree_BN)
         return (*found, cross_PBNN) if how.keep and not how.mirror else found
 
     mirrored = _mirrored_cross(keys_BNE, cross_weight_E, how.panel) if how.mirror else None
@@ -264,7 +281,7 @@ def _backward(how: Plan, kept: tuple[Any, ...], cotangent: Coefficients) -> tupl
         keys_PNE, intra_PNN, d_intra_PNN, cross_PBNN, uv, vu = rows
         if cross_PBNN is None:
             cross_PBNN = _cross(keys_PNE, keys_BNE, cross_weight_E)
-        d_cross_PBNN, d_degree_PBN = _pairs_backward(cross_PBNN, uv, vu)
+        d_cross_PBNN, d_degree_PBN = _pairs_backward(how.fused, cross_PBNN, uv, vu)
         wide = d_degree_PBN.dtype
         flat = d_cross_PBNN.swapaxes(1, 2).reshape(-1, keys_BNE.shape[0] * keys_BNE.shape[1])
         through_cross = jnp.matmul(flat, keys_BNE.reshape(-1, channels), preferred_element_type=wide)

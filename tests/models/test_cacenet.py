@@ -66,7 +66,7 @@ def pooled_by_hand(nodes_BND, keys_BND, intra, cross):
     return grid
 
 
-@pytest.mark.parametrize("memory", [1024.0, 3300 / 2**20], ids=["at once", "row by row"])
+@pytest.mark.parametrize("memory", [1024.0, 4500 / 2**20], ids=["at once", "row by row"])
 @pytest.mark.parametrize("keys", ["raw", "l2", "standardised", "correlation"])
 def test_grid_equals_the_loop_over_pairs(x64, keys, memory):
     net, variables, images = network(keys=keys, pair_memory_mib=memory)

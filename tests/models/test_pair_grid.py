@@ -14,6 +14,8 @@ from cacenet_jax.models.graph import laplacian_conv
 from cacenet_jax.models.pair_grid import Plan, coefficients, encoded_grid, plan
 
 PLANS = {
+    "as on a GPU": Plan(None, 6, True, False, 6, True),
+    "as on a GPU, in blocks": Plan(None, 2, False, False, 3, True),
     "at once": Plan(None, 6, True, False, 6),
     "mirrored": Plan(None, 2, True, True, 3),
     "panels, kept": Plan(None, 3, True, False, 6),
@@ -116,36 +118,50 @@ def test_bfloat16_maps_give_float32_results_near_the_exact_ones():
 
 
 def test_plan_keeps_within_the_budget_and_says_what_it_needs():
-    everything = plan(16, 16, 192, 2048, 2**30)
+    everything = plan(16, 16, 192, 2048, 1024.0)
     assert everything.keep and everything.encode == 16
-    tight = plan(16, 16, 192, 2048, 40 * 2**20)
+    tight = plan(16, 16, 192, 2048, 40.0)
     assert not tight.keep and tight.panel < 16
-    with pytest.raises(UserError, match=r"pair_memory_mib: found 16, expected at least \d+ for 256 x 256 pairs of 192"):
-        plan(256, 256, 192, 2048, 2**24)
-    assert plan(2, 16, 192, 2048, 2**30, axis_name="data").mirror is False  # the other order is on another device
+    assert plan(2, 16, 192, 2048, 1024.0, axis_name="data").mirror is False  # the other order is on another device
+    gpu = plan(16, 16, 192, 2048, 1024.0, 2, backend="gpu")
+    assert gpu == Plan(None, 16, True, False, 16, True)  # one panel: large products
 
 
-def compiled(size, budget_mib, nodes=48, channels=256, dtype=jnp.float32, embed=64):
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_a_budget_that_is_too_small_is_refused_and_the_advice_works(share):
+    with pytest.raises(
+        UserError, match=r"pair_memory_mib: found 16, expected at least .* for 256 x 256 pairs of 192"
+    ) as error:
+        plan(256, 256, 192, 2048, 16.0, share=share)
+    advised = float(re.search(r"at least (\d+)", str(error.value)).group(1))
+    plan(256, 256, 192, 2048, advised, share=share)
+    with pytest.raises(UserError):
+        plan(256, 256, 192, 2048, advised - 1, share=share)
+
+
+def compiled(size, budget_mib, nodes=48, channels=256, embed=64, backend=None):
     """The grid, forward and backward, as XLA would run it; nothing is run."""
     shapes = [(size, nodes, channels), (channels,), (channels,), (channels, embed), (size, size, embed)]
-    types = [dtype, jnp.float32, jnp.float32, jnp.float32, jnp.float32]
-    how = plan(size, size, nodes, channels, int(budget_mib * 2**20), jnp.dtype(dtype).itemsize)
+    how = plan(size, size, nodes, channels, budget_mib, backend=backend)
 
     def both(*inputs):
         value, back = jax.vjp(lambda *x: exact(how, *x), *inputs[:-1])
         return value, back(inputs[-1])
 
-    arguments = [jax.ShapeDtypeStruct(s, t) for s, t in zip(shapes, types, strict=True)]
-    return jax.jit(both).lower(*arguments).compile()
+    return jax.jit(both).lower(*(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes)).compile()
 
 
-@pytest.mark.parametrize("size", [16, 64, 256])
-def test_temporaries_stay_within_the_budget_from_batch_16_to_256(size):
-    """Besides the budget: the maps with their gradients, and what is encoded with its own."""
-    nodes, channels, embed, budget = 48, 256, 64, 192
-    found = compiled(size, budget, nodes, channels, embed=embed).memory_analysis().temp_size_in_bytes
-    aside = 4 * (3 * size * nodes * channels + 2 * size**2 * embed)
-    assert found <= budget * 2**20 + aside
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+@pytest.mark.parametrize(
+    ("size", "nodes", "channels", "budget"),
+    [(16, 48, 256, 4.0), (64, 48, 256, 48.0), (112, 32, 512, 64.0), (256, 48, 256, 192.0), (256, 12, 512, 64.0)],
+)
+def test_temporaries_stay_within_the_budget_from_batch_16_to_256(size, nodes, channels, budget, backend):
+    """A copy of the maps and their gradients through keys, own and given weights aside; so cut that it is not trivial."""
+    found = compiled(size, budget, nodes, channels, backend=backend).memory_analysis().temp_size_in_bytes
+    assert found <= budget * 2**20 + 4 * (4 * size * nodes * channels)
+    at_once = Plan(None, size, True, False, size)
+    assert plan(size, size, nodes, channels, budget, backend="gpu") != at_once._replace(fused=True)
 
 
 def arrays_of(text):
@@ -156,7 +172,7 @@ def arrays_of(text):
 
 def test_compiled_blocks_hold_no_array_of_the_whole_grid():
     size, nodes, channels = 64, 48, 256
-    text = compiled(size, 24, nodes, channels).as_text()
+    text = compiled(size, 24.0, nodes, channels).as_text()
     largest = max(arrays_of(text))
     assert largest[0] < size**2 * nodes * nodes / 2, largest  # B^2 N^2, and so B^2 N D
     assert not [shape for count, shape in arrays_of(text) if count == size**2 * channels and str(channels) in shape]
