@@ -110,16 +110,23 @@ fi
 run() { local name="$1" seconds="$2"; shift 2; measure "$name" "$seconds" "$python" -m "$@"; }
 
 torch=0
-if has torch; then torch=1; fi
+compare_bfloat16=()
+compare_float32=()
+if has torch; then
+  torch=1
+  compare_bfloat16=(--torch "$out/torch_step_bfloat16.json")
+  compare_float32=(--torch "$out/torch_step_float32.json")
+fi
 
 run pair_stage 90 benchmarks.pair_stage --dtype=bfloat16 --check --literal-seconds=20 --out="$out"
 if ((torch)); then
+  ((dry_run)) || rm -f "$out"/torch_step_*.json # what an earlier run left is not this run's
   run torch_bfloat16 150 benchmarks.torch_step --dtype=bfloat16 --compile --limit=20 --out="$out"
 else
   skip torch_bfloat16 "PyTorch is not installed"
 fi
 run train_bfloat16 260 benchmarks.train_step --dtype=bfloat16 --limit=40 --check --out="$out" \
-  --torch "$out/torch_step_bfloat16.json"
+  ${compare_bfloat16[@]+"${compare_bfloat16[@]}"}
 run profile 60 benchmarks.train_step --dtype=bfloat16 --profile="$out/trace" --out="$out"
 run retrieval 90 benchmarks.retrieval --market --check --out="$out"
 if has grain tensorflow_datasets array_record; then
@@ -135,7 +142,7 @@ else
   skip torch_float32 "PyTorch is not installed"
 fi
 run train_float32 90 benchmarks.train_step --dtype=float32 --no-shares --limit=15 --out="$out" \
-  --torch "$out/torch_step_float32.json"
+  ${compare_float32[@]+"${compare_float32[@]}"}
 if ((torch)); then
   measure parity 60 env JAX_PLATFORMS=cpu "$python" -m benchmarks.torch_step --parity
 else

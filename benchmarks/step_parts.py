@@ -155,10 +155,10 @@ def analytic_flops(size: problem.Size) -> dict[str, float]:
     stem = 2 * -(-size.height // 2) * -(-size.width // 2) * 49 * net.backbone.width
     traced = device.matrix_flops(forward, variables, images) - stem * (4 if net.backbone.cpu_stem else 3)
     dense = 2 * channels * size.embed_dim + 2 * size.embed_dim * size.identities
-    product = 3 * 2.0 * nodes**2 * channels
+    product = 3 * 2.0 * nodes**2 * channels  # the pair stage needs two of the three: its cross blocks are symmetric
     return {
         "backbone": size.batch * (3.0 * traced + 2 * 3 * stem),
-        "pair stage": product + 3.0 * size.batch**2 * (2 * channels**2 + dense),
+        "pair stage": product * 2 / 3 + 3.0 * size.batch**2 * (2 * channels**2 + dense),
         "individual": 3.0 * size.batch * dense,
         "bare Gram": product,
     }

@@ -131,14 +131,15 @@ class Report:
 def verdict(report: Report, bounds: Sequence[tuple[str, float | None, str, float | None]]) -> int:
     """Says of each (what, found, ">=" or "<=", bound) whether it holds; 1 if one does not, else 0.
 
-    A bound of None is not checked; a value of None was not measured, which is said and is no failure.
+    A bound of None is not checked; a value of None was not measured and holds no bound.
     """
     failed = 0
     for what, found, relation, bound in bounds:
         if bound is None:
             continue
         if found is None:
-            report.say(f"check: {what} was not measured (bound {relation} {bound:g})")
+            report.say(f"check: {what} was not measured, bound {relation} {bound:g}: MISSED")
+            failed = 1
             continue
         holds = found >= bound if relation == ">=" else found <= bound
         report.say(f"check: {what} {found:.4g}, bound {relation} {bound:g}: {'holds' if holds else 'MISSED'}")

@@ -57,9 +57,7 @@ def paper() -> ml_collections.ConfigDict:
     config.model.filters = "tied"  # or untied
     config.model.affinity = "raw"  # between maps (the paper); or of l2, standardised nodes, correlation
     config.model.clue_weight = 0.0  # share of the clue distance in a pair's distance; 0: the paper's distance
-    config.model.pair_memory_mib = (
-        1024.0  # of the pair grid of a training step on a device; past it blocks are recomputed
-    )
+    config.model.pair_memory_mib = 1024.0  # of a training step's pair grid on a device; past it blocks are recomputed
     config.model.dtype = "float32"  # or bfloat16
 
     config.loss = ml_collections.ConfigDict()
