@@ -25,11 +25,13 @@ need_tool() {
   [[ $dry_run == true ]] || command -v "$1" >/dev/null || fail "$1: not found on this machine, expected the program; $2"
 }
 
-# need_run_flags WORD...: the flags of cacenet_jax.main that every run has.
+# need_run_flags WORD...: the flags of cacenet_jax.main that every run has; leaves their values in `config` and `workdir`.
+config="" workdir=""
 need_run_flags() {
-  local word config="" workdir=""
+  local word
   for word in "$@"; do
     case $word in
+      --config | --workdir) fail "$word: found it without =, expected $word=VALUE as one word; put a = in place of the space" ;;
       --config=*) config=${word#*=} ;;
       --workdir=*) workdir=${word#*=} ;;
       --distributed* | --nodistributed | --coordinator* | --num_processes* | --process_id*)
@@ -39,6 +41,13 @@ need_run_flags() {
   done
   [[ -n $config ]] || fail "--config: not given, expected --config=FILE, for example --config=configs/synthetic.py"
   [[ -n $workdir ]] || fail "--workdir: not given, expected --workdir=DIR, for example --workdir=workdirs/synthetic"
+}
+
+# need_file FOLDER: the file of --config, seen from a folder.
+need_file() {
+  local file=${config%%:*}
+  [[ $file == /* ]] || file=$1/$file
+  [[ -f $file ]] || fail "--config: found no file $file, expected a Python file, for example --config=configs/synthetic.py"
 }
 
 # quoted WORD...: a command line that can be pasted into a shell.

@@ -55,6 +55,7 @@ if [[ -n $port ]]; then
   ((port < 65536)) || fail "--port: found $port, expected 1 to 65535; choose another"
 fi
 need_run_flags "$@"
+need_file "$PWD"
 python=${PYTHON:-$(command -v python || command -v python3 || true)}
 command -v "${python:-nothing}" >/dev/null ||
   fail "PYTHON: found '$python', expected a Python interpreter; set PYTHON, for example PYTHON=.venv/bin/python"

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# One run on a GKE cluster: gke_jobset.yaml filled in and given to kubectl, or the same run as an xpk workload.
+# One run on a GKE cluster: gke_jobset.yaml filled in and given to kubectl.
 set -euo pipefail
 
 usage() {
   cat <<'TEXT'
 launch/xpk.sh [options] -- --config=FILE --workdir=DIR [flags of cacenet_jax.main]
 
-Fills in launch/gke_jobset.yaml and submits it with kubectl, or with --with xpk creates an xpk workload.
+Fills in launch/gke_jobset.yaml and submits it with kubectl; the tool xpk is not needed. The cluster has the JobSet controller.
 
   --name NAME         name of the run in the cluster, lower-case letters, digits and dashes
   --image IMAGE       container image with this repository as its working folder and its requirements installed,
@@ -18,8 +18,6 @@ Fills in launch/gke_jobset.yaml and submits it with kubectl, or with --with xpk 
   --claim NAME        volume claim, ReadWriteMany, mounted at /share for data, workdir and compiled programs (default
                       cacenet-share)
   --restarts N        how often a run that lost a pod starts again (default 3)
-  --with kubectl|xpk  what submits it (default kubectl)
-  --cluster NAME      xpk: the cluster;  --tpu-type TYPE  xpk: for example v5p-32
   --dry-run           show the manifest and the command, submit nothing
   --help              this text
 
@@ -33,10 +31,10 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 # shellcheck source=launch/common.sh
 source "$root/launch/common.sh"
 
-name="" image="" hosts="" accelerator="" topology="" chips="" claim=cacenet-share restarts=3 with=kubectl cluster="" tpu_type=""
+name="" image="" hosts="" accelerator="" topology="" chips="" claim=cacenet-share restarts=3
 while (($#)); do
   case $1 in
-    --name | --image | --hosts | --accelerator | --topology | --chips | --claim | --restarts | --with | --cluster | --tpu-type)
+    --name | --image | --hosts | --accelerator | --topology | --chips | --claim | --restarts)
       need_value "$1" $#
       case $1 in
         --name) name=$2 ;;
@@ -47,9 +45,6 @@ while (($#)); do
         --chips) chips=$2 ;;
         --claim) claim=$2 ;;
         --restarts) restarts=$2 ;;
-        --with) with=$2 ;;
-        --cluster) cluster=$2 ;;
-        --tpu-type) tpu_type=$2 ;;
       esac
       shift 2
       ;;
@@ -60,45 +55,40 @@ while (($#)); do
   esac
 done
 
-[[ $with == kubectl || $with == xpk ]] || fail "--with: found '$with', expected kubectl or xpk; choose one"
 # Names of pods are the run's with -workers-0-N-xxxxx, at most 63 characters.
 [[ $name =~ ^[a-z]([a-z0-9-]{0,38}[a-z0-9])?$ ]] ||
   fail "--name: found '$name', expected up to 40 lower-case letters, digits and dashes, a letter first; choose another"
 [[ $image =~ ^[A-Za-z0-9][A-Za-z0-9._/:@-]*$ ]] || fail "--image: found '$image', expected a container image; build one from this repository"
 need_run_flags "$@"
 
-if [[ $with == xpk ]]; then
-  [[ -n $cluster ]] || fail "--cluster: not given, expected the cluster's name; 'xpk cluster list' lists them"
-  [[ -n $tpu_type ]] || fail "--tpu-type: not given, expected the slice's type, for example --tpu-type v5p-32"
-  need_tool xpk "install it with 'pip install xpk', or take --with kubectl"
-  run xpk workload create "--cluster=$cluster" "--workload=$name" "--tpu-type=$tpu_type" --num-slices=1 \
-    "--docker-image=$image" "--max-restarts=$restarts" "--command=$(quoted python -m cacenet_jax.main --distributed "$@")"
-  echo "stop it with: xpk workload delete --cluster=$cluster --workload=$name"
-  exit 0
-fi
-
+[[ $workdir == /share/* ]] || fail "--workdir: found $workdir, expected a folder below /share, which pods keep; for example --workdir=/share/run"
+[[ $config == /* ]] || need_file "$root"
 need_whole --hosts "$hosts"
 [[ $restarts =~ ^[0-9]{1,4}$ ]] || fail "--restarts: found '$restarts', expected a whole number; correct it"
 [[ $claim =~ ^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$ ]] || fail "--claim: found '$claim', expected the name of a volume claim; correct it"
-command_line=$(quoted python -m cacenet_jax.main --distributed)
+command_line=$(quoted python -m cacenet_jax.main) env_indent='                    '
 case $accelerator in
   tpu-*)
     # On TPU the process ids are those of the runtime, which JAX reads; flags of ours could contradict them.
-    [[ $topology =~ ^[0-9]+x[0-9]+(x[0-9]+)?$ ]] || fail "--topology: found '$topology', expected for example 2x2x4; give that of the slice"
+    [[ $topology =~ ^[1-9][0-9]{0,3}(x[1-9][0-9]{0,3}){1,2}$ ]] || fail "--topology: found '$topology', expected for example 2x2x4; give that of the slice"
     resource=google.com/tpu chips=${chips:-4}
     need_whole --chips "$chips"
     total=$((${topology//x/ * }))
     ((total == hosts * chips)) ||
       fail "--hosts x --chips: found $hosts x $chips, expected the $total chips of --topology $topology; correct one of them"
     selector="{cloud.google.com/gke-tpu-accelerator: $accelerator, cloud.google.com/gke-tpu-topology: $topology}"
-    ((hosts > 1)) || command_line=$(quoted python -m cacenet_jax.main)
+    device_env="{name: JAX_PLATFORMS, value: 'tpu,cpu'}"
+    ((hosts == 1)) || command_line+=" --distributed"
     ;;
   nvidia-*)
     [[ -z $topology ]] || fail "--topology: found $topology with GPUs, expected it for TPU alone; leave it out"
     resource=nvidia.com/gpu chips=${chips:-8}
     need_whole --chips "$chips"
     selector="{cloud.google.com/gke-accelerator: $accelerator}"
-    command_line+=" --coordinator=$name-workers-0-0.$name:8476 --num_processes=$hosts --process_id=\$JOB_COMPLETION_INDEX"
+    # The driver's libraries, where GKE mounts them.
+    device_env="{name: JAX_PLATFORMS, value: 'cuda,cpu'}"$'\n'"$env_indent- {name: LD_LIBRARY_PATH, value: /usr/local/nvidia/lib64}"
+    ((hosts == 1)) ||
+      command_line+=" --distributed --coordinator=$name-workers-0-0.$name:8476 --num_processes=$hosts --process_id=\$JOB_COMPLETION_INDEX"
     ;;
   *) fail "--accelerator: found '$accelerator', expected GKE's name, tpu-... or nvidia-...; see --help" ;;
 esac
@@ -117,6 +107,7 @@ fill RESOURCE "$resource"
 fill CHIPS "$chips"
 fill IMAGE "$image"
 fill CLAIM "$claim"
+fill DEVICE_ENV "$device_env"
 fill COMMAND "|-"$'\n'"$indent$command_line"
 
 echo "$manifest"
@@ -126,8 +117,10 @@ if [[ $dry_run == false ]]; then
     fail "cluster: found no JobSet (jobsets.jobset.x-k8s.io), expected its controller; install JobSet, and check 'kubectl config current-context'"
   kubectl get pvc "$claim" >/dev/null 2>&1 ||
     fail "--claim: found no volume claim $claim in the cluster, expected one with ReadWriteMany; create it or name another"
+  ! kubectl get jobset "$name" >/dev/null 2>&1 ||
+    fail "--name: found a jobset $name in the cluster, expected none; 'kubectl delete jobset $name' first, or choose another name"
 fi
-echo "+ kubectl apply -f -"
-[[ $dry_run == true ]] || kubectl apply -f - <<<"$manifest"
-echo "follow it with: kubectl logs --follow --selector=jobset.sigs.k8s.io/jobset-name=$name --prefix"
+echo "+ kubectl create -f -"
+[[ $dry_run == true ]] || kubectl create -f - <<<"$manifest"
+echo "follow it with: kubectl logs --follow --selector=jobset.sigs.k8s.io/jobset-name=$name --prefix --max-log-requests=$hosts"
 echo "stop it with: kubectl delete jobset $name"

@@ -18,6 +18,9 @@ from command import ROOT, TINY, Command
 LAUNCH = ROOT / "launch"
 SCRIPTS = ("local.sh", "tpu_pod.sh", "slurm.sbatch", "xpk.sh")
 RUN = (f"--config={TINY}", "--workdir=run")
+POD_RUN = ("--config=configs/market1501.py", "--workdir=/mnt/share/run")
+SHARE_RUN = (f"--config={TINY}", "--workdir=/share/run")
+SPACE = ("--config", str(TINY), "--workdir=run")
 POD = ("--name", "pod", "--zone", "us-east5-a")
 GPU = ("--name", "cacenet", "--image", "me/cacenet:1", "--hosts", "2", "--accelerator", "nvidia-h100-80gb")
 TPU = (
@@ -84,6 +87,8 @@ MISTAKES = {
         ("--workdir=run",): ("--config: not given", "configs/synthetic.py"),
         (f"--config={TINY}",): ("--workdir: not given",),
         (*RUN, "--num_processes=3"): ("--num_processes=3", "sets itself"),
+        SPACE: ("--config: found it without =", "--config=VALUE"),
+        ("--config=configs/none.py", "--workdir=run"): ("--config: found no file", "configs/none.py"),
     },
     "tpu_pod.sh": {
         (): ("command", "create-env, start, follow or stop"),
@@ -92,6 +97,10 @@ MISTAKES = {
         ("stop", "--name", "pod"): ("--zone: not given",),
         ("start", *POD): ("--config: not given",),
         ("start", *POD, *RUN): ("--config=", "after --"),
+        ("start", *POD, "--", *SPACE): ("--config: found it without =",),
+        ("start", *POD, "--", *RUN): ("--workdir: found run", "absolute path"),
+        ("start", *POD, "--", *POD_RUN, "--config.data.dir=data/prepared"): ("--config.data.dir=", "absolute"),
+        ("start", *POD, "--", "--config=configs/none.py", POD_RUN[1]): ("configs/none.py", "committed files"),
         ("follow", *POD, "--worker", "x"): ("--worker", "'x'"),
         ("stop", *POD, "--", *RUN): ("none for stop",),
     },
@@ -101,17 +110,21 @@ MISTAKES = {
         ("--dry-run", "--nodes", "0", *RUN): ("--nodes", "'0'"),
         ("--dry-run", "--config=none.py", "--workdir=run"): ("--config", "none.py"),
         ("--dry-run", f"--config={TINY}"): ("--workdir: not given",),
+        ("--dry-run", *SPACE): ("--config: found it without =",),
     },
     "xpk.sh": {
-        (*GPU[2:], "--", *RUN): ("--name", "lower-case"),
-        (*GPU, "--image", "", "--", *RUN): ("--image", "container image"),
-        (*GPU, "--hosts", "x", "--", *RUN): ("--hosts", "'x'"),
-        (*GPU, "--accelerator", "h100", "--", *RUN): ("--accelerator", "'h100'", "nvidia-"),
-        (*TPU, "--topology", "2x2", "--", *RUN): ("--hosts x --chips", "4 x 4", "the 4 chips"),
-        (*GPU, "--topology", "2x2", "--", *RUN): ("--topology", "TPU alone"),
-        (*GPU, "--with", "helm", "--", *RUN): ("--with", "'helm'", "kubectl or xpk"),
-        (*GPU, "--with", "xpk", "--", *RUN): ("--cluster: not given",),
-        (*GPU, *RUN): ("--config=", "after --"),
+        (*GPU[2:], "--", *SHARE_RUN): ("--name", "lower-case"),
+        (*GPU, "--image", "", "--", *SHARE_RUN): ("--image", "container image"),
+        (*GPU, "--hosts", "x", "--", *SHARE_RUN): ("--hosts", "'x'"),
+        (*GPU, "--accelerator", "h100", "--", *SHARE_RUN): ("--accelerator", "'h100'", "nvidia-"),
+        (*TPU, "--topology", "2x2", "--", *SHARE_RUN): ("--hosts x --chips", "4 x 4", "the 4 chips"),
+        (*GPU, "--topology", "2x2", "--", *SHARE_RUN): ("--topology", "TPU alone"),
+        (*TPU, "--topology", "08x2", "--", *SHARE_RUN): ("--topology", "'08x2'"),
+        (*GPU, "--with", "xpk", "--", *SHARE_RUN): ("--with", "not known"),
+        (*GPU, "--", *SPACE): ("--config: found it without =",),
+        (*GPU, "--", "--config=configs/none.py", SHARE_RUN[1]): ("--config: found no file", "configs/none.py"),
+        (*GPU, "--", *RUN): ("--workdir: found run", "below /share"),
+        (*GPU, *SHARE_RUN): ("--config=", "after --"),
     },
 }
 
@@ -130,7 +143,7 @@ def test_programs_that_are_missing_are_named(tmp_path):
     """A machine with bash and its tools, without gcloud and kubectl."""
     for tool in ("bash", "dirname", "env"):
         (tmp_path / tool).symlink_to(shutil.which(tool))
-    cases = {"tpu_pod.sh": ("stop", *POD), "xpk.sh": (*GPU, "--", *RUN)}
+    cases = {"tpu_pod.sh": ("stop", *POD), "xpk.sh": (*GPU, "--", *SHARE_RUN)}
     for (script, words), tool in zip(cases.items(), ("gcloud", "kubectl"), strict=True):
         done = launch(script, *words, env={"PATH": str(tmp_path)})
         assert done.returncode == 2 and f"error: {tool}: not found on this machine" in done.stderr
@@ -167,8 +180,22 @@ def test_slurm_takes_nodes_and_gpus_from_its_job():
     }  # fmt: skip
     [command] = shown(launch("slurm.sbatch", "--dry-run", *RUN, env=job))
     assert {"--nodes=4", "--ntasks=32", "--cpus-per-task=12"} <= set(command)
-    done = launch("slurm.sbatch", "--dry-run", *RUN, env={**job, "SLURM_SUBMIT_DIR": "/"})
-    assert done.returncode == 2 and "submit the job from it" in done.stderr
+    mistakes = {
+        ("SLURM_SUBMIT_DIR", "/"): "submit the job from it",
+        ("SLURM_GPUS_PER_NODE", "h100:4,a100:2"): "found 'h100:4,a100:2', expected GPUs of one type",
+        ("SLURM_CPUS_ON_NODE", "4"): "found 4 CPUs on a node for 8 tasks",
+    }
+    for (name, value), told in mistakes.items():
+        done = launch("slurm.sbatch", "--dry-run", *RUN, env={**job, name: value})
+        assert done.returncode == 2 and told in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("gpus", [("--gpus-per-node", "1"), ("--per", "node", "--gpus-per-node", "8")])
+def test_slurm_joins_nothing_for_one_task(gpus):
+    """--distributed refuses a single process."""
+    [command] = shown(launch("slurm.sbatch", "--dry-run", "--nodes", "1", *gpus, *RUN))
+    assert "--ntasks=1" in command and command[-3:] == ["cacenet_jax.main", *RUN]
+    assert not any(word.startswith("JAX_LOCAL_DEVICE_IDS") for word in command)
 
 
 def test_tpu_pod_dry_runs():
@@ -177,9 +204,9 @@ def test_tpu_pod_dry_runs():
         assert len(commands) == count
         cloud = [command for command in commands if command[0] == "gcloud"]
         assert all({"pod", "--zone=us-east5-a", "--project=p"} <= set(command) or "scp" in command for command in cloud)
-    [command] = shown(launch("tpu_pod.sh", "start", *POD, "--dry-run", "--", *RUN))
+    [command] = shown(launch("tpu_pod.sh", "start", *POD, "--dry-run", "--", *POD_RUN))
     assert "--worker=all" in command and "cacenet_jax.main --distributed --config=" in command[-1]
-    [command] = shown(launch("tpu_pod.sh", "start", *POD, "--one-host", "--dry-run", "--", *RUN))
+    [command] = shown(launch("tpu_pod.sh", "start", *POD, "--one-host", "--dry-run", "--", *POD_RUN))
     assert "--distributed" not in command[-1]
 
 
@@ -197,8 +224,8 @@ done
 """
 PYTHON = """#!/usr/bin/env bash
 case "$*" in
-  *cacenet_jax.main*) echo "run: $*"; pwd; exec sleep 1000 ;;
-  "-m venv venv") mkdir -p venv/bin; cp "$0" venv/bin/python ;;
+  *cacenet_jax.main*) echo "run: $*"; pwd; exec -a cacenet_jax.main sleep 1000 ;;
+  "-m venv venv.new") mkdir -p venv.new/bin; cp "$0" venv.new/bin/python ;;
 esac
 """
 
@@ -219,6 +246,16 @@ def test_tpu_pod_makes_an_environment_starts_follows_and_stops(tmp_path):
     done = pod("create-env")
     assert done.returncode == 0, done.stderr
     homes = [tmp_path / "workers" / str(i) / "cacenet_jax_run" for i in (0, 1)]
+    for home in homes:
+        (home / "run.pid").write_text(str(os.getpid()))  # of a run long ago; another process has its number by now
+        (home / "run.log").write_text("run: an earlier one\n")
+        (home / "code/old.py").touch()
+        (home / "code/data/prepared").mkdir(parents=True)
+    assert "no run on" in pod("stop").stdout
+    assert pod("create-env").returncode == 0
+    assert not any((home / "code/old.py").exists() for home in homes)
+    assert all((home / "code/data/prepared").is_dir() for home in homes)
+    assert {path.name for path in homes[0].iterdir()} == {"code", "code.tar.gz", "venv", "run.log"}
     assert all((home / "code/cacenet_jax/main.py").is_file() for home in homes)
     try:
         done = pod("start", "--", *words)
@@ -232,14 +269,15 @@ def test_tpu_pod_makes_an_environment_starts_follows_and_stops(tmp_path):
             "-m cacenet_jax.main --distributed --config=configs/market1501.py --workdir=/mnt/a b"
             in (homes[1] / "run.log").read_text()
         )
-        again = pod("start", "--", *words)
-        assert again.returncode == 2 and "a run is going on" in again.stderr
+        for again in (pod("start", "--", *words), pod("create-env")):
+            assert again.returncode == 2 and "found a run on" in again.stderr
+        assert (homes[0] / "run.log").read_text().startswith("run: an earlier one\n")
         follow = subprocess.Popen(
             ["bash", str(LAUNCH / "tpu_pod.sh"), "follow", *POD, "--worker", "1"], env={**os.environ, **env},
             stdout=subprocess.PIPE, text=True, start_new_session=True,
         )  # fmt: skip
         lines = iter(follow.stdout.readline, "")
-        assert any(line.startswith("run: ") for line in lines)
+        assert any(line.startswith("run: -m") for line in lines)
         os.killpg(follow.pid, signal.SIGKILL)
         follow.communicate()
     finally:
@@ -273,7 +311,7 @@ def pods(found: dict) -> dict:
 
 def test_the_manifest_for_gpus_numbers_the_processes_itself():
     awkward = '--config.data.root=/share/it\'s "1"; $(x) ${NAME} #: \\'
-    found = manifest(*GPU, "--", *RUN, awkward)
+    found = manifest(*GPU, "--", *SHARE_RUN, awkward)
     job, pod = found["spec"]["replicatedJobs"][0]["template"]["spec"], pods(found)
     assert job["parallelism"] == job["completions"] == 2 and job["completionMode"] == "Indexed"
     [container] = pod["containers"]
@@ -282,34 +320,58 @@ def test_the_manifest_for_gpus_numbers_the_processes_itself():
     text = container["args"][0].replace("$JOB_COMPLETION_INDEX", "1")
     assert shlex.split(text) == [
         "python", "-m", "cacenet_jax.main", "--distributed", "--coordinator=cacenet-workers-0-0.cacenet:8476",
-        "--num_processes=2", "--process_id=1", *RUN, awkward,
+        "--num_processes=2", "--process_id=1", *SHARE_RUN, awkward,
     ]  # fmt: skip
+    variables = {variable["name"]: variable["value"] for variable in container["env"]}
+    assert variables["JAX_PLATFORMS"] == "cuda,cpu" and variables["LD_LIBRARY_PATH"] == "/usr/local/nvidia/lib64"
     assert found["spec"]["network"]["subdomain"] == "cacenet"  # what the coordinator's name ends with
 
 
 def test_the_manifest_for_tpus_leaves_the_numbers_to_the_runtime():
-    found = manifest(*TPU, "--", *RUN)
+    found = manifest(*TPU, "--", *SHARE_RUN)
     [container] = pods(found)["containers"]
     assert container["resources"]["limits"] == {"google.com/tpu": 4}
+    variables = {variable["name"]: variable["value"] for variable in container["env"]}
+    assert variables["JAX_PLATFORMS"] == "tpu,cpu" and "LD_LIBRARY_PATH" not in variables
     assert pods(found)["nodeSelector"]["cloud.google.com/gke-tpu-topology"] == "2x2x4"
-    assert shlex.split(container["args"][0]) == ["python", "-m", "cacenet_jax.main", "--distributed", *RUN]
+    assert shlex.split(container["args"][0]) == ["python", "-m", "cacenet_jax.main", "--distributed", *SHARE_RUN]
 
 
 def test_the_schema_refuses_misspelt_fields():
-    found = manifest(*GPU, "--", *RUN)
+    found = manifest(*GPU, "--", *SHARE_RUN)
     found["spec"]["replicatedJobs"][0]["template"]["spec"]["paralelism"] = 2
     schema = json.loads((Path(__file__).parent / "jobset.schema.json").read_text())
     with pytest.raises(jsonschema.ValidationError, match="paralelism"):
         jsonschema.validate(found, schema)
 
 
-def test_xpk_creates_a_workload():
-    words = ("--name", "run1", "--image", "me/i:1", "--with", "xpk", "--cluster", "c", "--tpu-type", "v5p-32")
-    [command] = shown(launch("xpk.sh", "--dry-run", *words, "--", *RUN))
-    assert (
-        command[:3] == ["xpk", "workload", "create"] and "--workload=run1" in command and "--tpu-type=v5p-32" in command
-    )
-    assert any(word.startswith("--command=python -m cacenet_jax.main --distributed") for word in command)
+KUBECTL = """#!/usr/bin/env bash
+# A cluster with the controller, the claim and the run `old`.
+echo "$*" >>"$CALLS"
+case "$*" in "get jobset "*) [[ $3 == old ]] ;; "create -f -") cat >"$CALLS.yaml" ;; get*) ;; *) exit 1 ;; esac
+"""
+
+
+def test_xpk_creates_a_run_and_refuses_the_name_of_another(tmp_path):
+    """`kubectl apply` of a run that has finished would change nothing and report success."""
+    (tmp_path / "kubectl").write_text(KUBECTL)
+    (tmp_path / "kubectl").chmod(0o755)
+    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "CALLS": str(tmp_path / "calls")}
+    done = launch("xpk.sh", *GPU, "--", *SHARE_RUN, env=env)
+    assert done.returncode == 0, done.stderr
+    assert yaml.safe_load((tmp_path / "calls.yaml").read_text())["metadata"]["name"] == "cacenet"
+    assert "--max-log-requests=2" in done.stdout
+    (tmp_path / "calls").unlink()
+    done = launch("xpk.sh", *GPU, "--name", "old", "--", *SHARE_RUN, env=env)
+    assert done.returncode == 2 and "'kubectl delete jobset old' first" in done.stderr
+    assert "create" not in (tmp_path / "calls").read_text()
+
+
+@pytest.mark.parametrize("of", ["GPU", "TPU"])
+def test_a_single_host_has_nothing_to_join(of):
+    words = (*GPU, "--hosts", "1") if of == "GPU" else (*TPU, "--hosts", "1", "--topology", "2x2x1")
+    [container] = pods(manifest(*words, "--", *SHARE_RUN))["containers"]
+    assert shlex.split(container["args"][0]) == ["python", "-m", "cacenet_jax.main", *SHARE_RUN]
 
 
 # -- local.sh for real -------------------------------------------------------------------------------------------------
