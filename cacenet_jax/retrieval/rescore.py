@@ -25,8 +25,10 @@ from cacenet_jax.retrieval.store import Plan, Store, gather_all, global_array, u
 # Constants, terms of one image and of C others to C distances; symmetric, so that either side may be the one.
 GroupDistance = Callable[[Any, Any, Any], Any]
 
-_LARGEST_GROUP = 32
-_CPU_PAIRS = 100  # computed at a time, whatever a call holds: more fall out of the caches and take half as long again
+_LARGEST_GROUP = {"cpu": 8}  # pairs; 32 on other platforms
+# On a CPU a loop takes two groups at a time: a working set that stays in the caches, in memory that the loop uses again.
+# A whole call at once is half as fast, and one group at a time a tenth (XLA then fuses conversions into the products).
+_CPU_GROUPS = 2
 _IN_FLIGHT = 8  # calls that the devices may be behind the host
 
 
@@ -54,14 +56,18 @@ def choose_shape(num_pairs: int, top_k: int, gallery: Store, query: Store, plan:
     parts = chunks * gallery.mesh.size
     of_query, of_image = top_k / parts, num_pairs / blocks / gallery.count
     by_query = of_query >= of_image
+    platform = gallery.mesh.devices.flat[0].platform
+    largest = _LARGEST_GROUP.get(platform, 32)
     if parts == 1 and by_query:
-        width = -(-top_k // -(-top_k // _LARGEST_GROUP))  # every query has top_k pairs: nothing is filled
+        width = -(-top_k // -(-top_k // largest))  # every query has top_k pairs: next to nothing is filled
         groups = query.count / blocks * -(-top_k // width)
     else:
         # Lists of uneven length: larger groups read fewer anchors, and half a group of each list is filling.
-        width = min(max(round((1.5 * max(of_query, of_image)) ** 0.5), 1), _LARGEST_GROUP)
+        # Groups of one are slow on a CPU, slower than twice as many pairs in groups of two.
+        width = min(max(round((1.5 * max(of_query, of_image)) ** 0.5), 2), largest)
         groups = num_pairs / (blocks * parts) / width / 4  # several calls, so that the last one fills little
-    return Shape(by_query, max(min(pairs_per_call // width, int(np.ceil(groups))), 1), width)
+    rows = max(min(pairs_per_call // width, int(np.ceil(groups))), 1)
+    return Shape(by_query, rows + (rows % _CPU_GROUPS if platform == "cpu" else 0), width)
 
 
 class Rescorer:
@@ -73,7 +79,7 @@ class Rescorer:
         query: terms of the queries.
         gallery: terms of the gallery, on the same mesh.
         plan: how much of both is on the devices at a time.
-        pairs_per_call: pairs of one call on one device, which bounds the memory.
+        pairs_per_call: pairs of one call on one device, which bounds the memory (a group or two at least).
     """
 
     def __init__(
@@ -223,8 +229,8 @@ def _step(distance: GroupDistance, types: tuple[np.dtype, ...], mesh: Mesh, by_q
             one, those = take(anchors, anchor), take(others, other_C)
             return distance(constants, one, those)
 
-        rows, width = other_1RC.shape[1:]
-        at_once = max(_CPU_PAIRS // width, 1) if mesh.devices.flat[0].platform == "cpu" else rows
+        rows = other_1RC.shape[1]
+        at_once = _CPU_GROUPS if mesh.devices.flat[0].platform == "cpu" else rows
         indices = (anchor_1R[0], other_1RC[0])
         scores_RC = jax.vmap(group)(indices) if at_once >= rows else jax.lax.map(group, indices, batch_size=at_once)
         return jax.lax.all_gather(scores_RC, axis)

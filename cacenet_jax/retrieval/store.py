@@ -247,12 +247,21 @@ class Store:
         stop = min(start + length, self.steps)
 
         def load(x: np.ndarray) -> jax.Array:
-            part = np.zeros((length, *x.shape[1:]), x.dtype)  # a copy: the disk is read here, not by the device
-            part[: stop - start] = x[start:stop]
+            part = _aligned((length, *x.shape[1:]), x.dtype)
+            part[: stop - start] = x[start:stop]  # a copy: the disk is read here, not by the device
+            part[stop - start :] = 0
             shape = (length, self.batch, *x.shape[2:])
             return jax.make_array_from_process_local_data(self._sharding, part, shape)
 
         return jax.tree.map(load, self._arrays)
+
+
+def _aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """An array of undefined content that a CPU device takes over without copying it."""
+    size, edge = math.prod(shape) * np.dtype(dtype).itemsize, 64
+    room = np.empty(size + edge, np.uint8)
+    offset = -room.ctypes.data % edge
+    return room[offset : offset + size].view(dtype).reshape(shape)
 
 
 @functools.lru_cache(maxsize=64)

@@ -74,10 +74,10 @@ def test_images_that_no_query_wants_and_those_that_all_want():
         np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
-def test_a_call_holds_no_more_pairs_than_allowed_and_nothing_is_filled_on_one_device():
+def test_a_call_holds_no_more_pairs_than_allowed_and_anchors_are_the_longer_lists():
     found = rescorer(1, 64, "device", 0, 0, 1000)
     shape = choose_shape(Q * 100, 100, found.gallery, found.query, found.plan, 512)
-    assert shape.by_query and 100 % shape.width == 0 and shape.rows * shape.width <= 512
+    assert shape.by_query and shape.width == 8 and shape.rows * shape.width <= 512
     streamed = Plan("file", 1, 1)
     found = rescorer(8, 8, "memory", 1, 1, 1000)
     shape = choose_shape(8 * 100, 2, found.gallery, found.query, streamed, 512)
