@@ -14,7 +14,7 @@ from orbax.checkpoint import v1 as ocp
 
 from cacenet_jax.config import differences
 from cacenet_jax.errors import UserError
-from cacenet_jax.processes import barrier, exchange, is_writer
+from cacenet_jax.processes import barrier, exchange, from_writer, is_writer
 from cacenet_jax.train_step import TrainState
 
 METRIC = "mAP"
@@ -167,6 +167,24 @@ class Checkpoints:
         """The step with the highest validation mAP, None if no checkpoint carries one."""
         scored = [(c.metrics[METRIC], c.step) for c in self._checkpointer.checkpoints if c.metrics]
         return max(scored)[1] if scored else None
+
+    def agreed(self, step: int) -> int:
+        """The step that process 0 means, 0 for none; waited for where a network file system shows it late.
+
+        Raises:
+            UserError: this process does not see it.
+        """
+        step = int(from_writer("checkpoint", step))
+        deadline = time.monotonic() + _SHARED_S
+        while step and step not in self.steps():
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"{self._directory}: found no step {step} in process {jax.process_index()}, expected what process 0 "
+                    "sees; choose a --workdir on a file system that all hosts share"
+                )
+            time.sleep(0.2)
+            self._checkpointer.reload()
+        return step
 
     def num_identities(self) -> int:
         """Training identities of the network in the newest checkpoint, from the shape of its classifier."""

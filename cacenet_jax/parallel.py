@@ -15,12 +15,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from cacenet_jax.errors import UserError
-from cacenet_jax.processes import barrier, is_writer
-
-__all__ = [
-    "AXIS", "DeviceMap", "How", "barrier", "check_divisible", "global_mesh", "is_writer", "pick_devices", "replicated",
-    "transpose_grid",
-]  # fmt: skip
+from cacenet_jax.processes import barrier
 
 AXIS = "data"
 How = Literal["pmap", "shard_map"]

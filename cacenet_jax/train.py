@@ -17,8 +17,8 @@ from cacenet_jax.data.sampler import PKSampler
 from cacenet_jax.data.splits import TrainVal, cut_validation
 from cacenet_jax.errors import UserError
 from cacenet_jax.models.cacenet import CACENet
-from cacenet_jax.parallel import AXIS, DeviceMap, check_divisible, global_mesh, is_writer, pick_devices, replicated
-from cacenet_jax.processes import check_same, from_writer, writer_first
+from cacenet_jax.parallel import AXIS, DeviceMap, check_divisible, global_mesh, pick_devices, replicated
+from cacenet_jax.processes import check_same, from_writer, is_writer, writer_first
 from cacenet_jax.reporting import MetricWriter, Progress, Silent
 from cacenet_jax.scoring import MIXES, check_splits, score, score_test
 from cacenet_jax.train_step import TrainState, create_state, make_train_step
@@ -63,7 +63,7 @@ def check_finite(step: int, metrics: dict[str, float]) -> None:
 def restore(config: ConfigDict, net: CACENet, checkpoints: Checkpoints) -> tuple[int, TrainState]:
     """The step that config.eval.checkpoint names and its state; there is at least one checkpoint."""
     best = checkpoints.best_step() if config.eval.checkpoint == "best" else None
-    step = checkpoints.steps()[-1] if best is None else best
+    step = checkpoints.agreed(max(checkpoints.steps(), default=0) if best is None else best)
     optimizer = optim.optimizer(config, 1)
     shape = (config.data.height, config.data.width)
     like = jax.eval_shape(lambda key: create_state(net, optimizer, key, shape), jax.random.key(0))
@@ -119,7 +119,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     # -- Where we stopped ---------------------------------------------------------------------------------------------
     claim_workdir(workdir, to_dict(config), cut.train.summary())
     checkpoints = Checkpoints(workdir)
-    first_step = max(checkpoints.steps(), default=0)
+    first_step = checkpoints.agreed(max(checkpoints.steps(), default=0))
     if first_step:
         state = checkpoints.load(first_step, state, replicated(device_map.mesh))
         _say(f"continuing {workdir} from step {first_step} of {last_step}")
