@@ -3,9 +3,12 @@
 python -m cacenet_jax.main --config=configs/<name>.py --workdir=DIR [--mode=...] [--config.field=value ...]
 """
 
+import contextlib
 import logging as standard_logging
 import os
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Sequence
 
@@ -59,23 +62,63 @@ def _joined() -> bool:
     return flags.FLAGS.is_parsed() and _DISTRIBUTED.value and "cacenet_jax.processes" in sys.modules
 
 
+def _interrupted(code: int, word: str) -> None:
+    """Ends at once with one line, which the other processes of the run hear too."""
+    line = f"{word}; the same command continues from the newest checkpoint"
+    with contextlib.suppress(OSError):  # a terminal that is gone
+        print(line, file=sys.stderr, flush=True)
+    if _joined():
+        from cacenet_jax import processes
+
+        processes.tell_others(code, line)
+    os._exit(code)  # a save that was cut off would complain at length; like after a kill, it is no checkpoint
+
+
+def _end_on_sigterm() -> None:
+    """Makes SIGTERM end the run at once, also as the first process of a container, where its default does nothing.
+
+    A handler in Python waits until the main thread is out of a step or a compilation, minutes perhaps; so a thread hears
+    of the signal.
+    """
+    hear, tell = os.pipe()
+    os.set_blocking(tell, False)
+    signal.set_wakeup_fd(tell, warn_on_full_buffer=False)
+    signal.signal(signal.SIGTERM, lambda number, frame: None)
+
+    def listen() -> None:
+        while number := os.read(hear, 1):
+            if number[0] == signal.SIGTERM:
+                with contextlib.suppress(OSError):
+                    print(end="\n" if sys.stderr.isatty() else "", file=sys.stderr)  # below the bar
+                _interrupted(128 + signal.SIGTERM, "terminated")
+
+    def forget() -> None:  # a fork's signals are not ours
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    os.register_at_fork(after_in_child=forget)
+    threading.Thread(target=listen, name="hear SIGTERM", daemon=True).start()
+
+
 def main() -> None:
-    """Parses, runs, and ends with one line and exit code 2 on a mistake that the user can mend."""
+    """Parses, runs, and ends with one line; exit code 2 on a mistake that the user can mend, 1 where a retry may help."""
     logging.use_absl_handler()
     logging.set_verbosity(logging.WARNING)
     logging.get_absl_handler().setFormatter(standard_logging.Formatter("%(levelname)s: %(message)s"))
     app.define_help_flags()
+    _end_on_sigterm()
     try:
         run(parse(sys.argv))
     except UserError as error:
+        code = getattr(error, "exit_code", 2)
         if "--debug" in sys.argv:
             traceback.print_exc()
         print(f"error: {error}", file=sys.stderr, flush=True)
         if _joined():
             from cacenet_jax import processes
 
-            processes.leave(2, str(error))
-        sys.exit(2)
+            processes.leave(code, str(error))
+        sys.exit(code)
     except Exception as error:
         if not _joined():
             raise
@@ -83,8 +126,7 @@ def main() -> None:
 
         processes.crash(error, debug="--debug" in sys.argv)
     except KeyboardInterrupt:
-        print("interrupted; the same command continues from the newest checkpoint", file=sys.stderr, flush=True)
-        os._exit(130)  # a save that was cut off would complain at length; like after a kill, it is no checkpoint
+        _interrupted(128 + signal.SIGINT, "interrupted")
 
 
 if __name__ == "__main__":

@@ -28,9 +28,16 @@ _POLL_S = 0.5
 _GRACE_S = 5.0  # how long a failed process waits for the others to hear of it
 _LONGEST_S = 24 * 3600  # of a wait at a barrier: process 0 may be preparing a large data set
 _LOST = re.compile(r"Gloo|NCCL|[Cc]onnection|UNAVAILABLE|[Hh]eartbeat|[Bb]arrier|DEADLINE_EXCEEDED|ABORTED")
+_joined = threading.Event()
 _leaving = threading.Event()
 _calls: Counter[str] = Counter()
 _FLAGS = "--coordinator=HOST:PORT --num_processes=N --process_id=I"
+
+
+class NotJoinedError(UserError):
+    """The processes of a cluster did not come together; the same command may succeed later."""
+
+    exit_code = 1
 
 
 def start(
@@ -49,6 +56,7 @@ def start(
 
     Raises:
         UserError: nothing was detected, or what was detected is one process: never N runs in place of one.
+        NotJoinedError: the others or the devices could not be reached.
     """
     where = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS") or "the coordinator that this cluster names"
     # Its preemption service would swallow SIGTERM, which is how Slurm, Kubernetes and people end a run.
@@ -57,16 +65,22 @@ def start(
     clock = threading.Timer(timeout, _give_up, (where, timeout))
     clock.daemon = True
     clock.start()
+    kind: type[UserError] = NotJoinedError
+    # Flags say it all: a Slurm shell that they are typed in would choose this process's GPU.
+    detection = None if coordinator is None else "deactivate"
     try:
-        jax.distributed.initialize(coordinator, num_processes, process_id, initialization_timeout=timeout + 60)
+        jax.distributed.initialize(
+            coordinator, num_processes, process_id,
+            cluster_detection_method=detection, initialization_timeout=timeout + 60,
+        )  # fmt: skip
         found = jax.process_count()  # starts the devices, for which the processes meet again
     except Exception as error:
         reason = " ".join(str(error).split()) or f"{type(error).__name__} while the devices were started"
         if "coordinator_address should be defined" in reason:
-            reason = "no TPU, Slurm or Kubernetes cluster was detected"
+            kind, reason = UserError, "no TPU, Slurm or Kubernetes cluster was detected"
         elif "RPC server" in reason:
             reason = f"the port of {where} cannot be opened on this machine, perhaps it is taken"
-        raise UserError(
+        raise kind(
             f"--distributed: found that processes cannot be joined ({reason}), expected a cluster that JAX detects or "
             f"{_FLAGS}; give the three flags, or leave --distributed out for a single process"
         ) from error
@@ -78,6 +92,7 @@ def start(
             f"--distributed: found {found} process, expected {expected or 'several'}; start it on every "
             f"host with {_FLAGS}, or leave --distributed out for a single process"
         )
+    _joined.set()
     stop = threading.Event()
     watcher = threading.Thread(target=_watch, args=(stop,), name="watch the other processes", daemon=True)
     watcher.start()
@@ -92,7 +107,7 @@ def _give_up(where: str, timeout: int) -> None:
         file=sys.stderr,
         flush=True,
     )
-    os._exit(2)
+    os._exit(NotJoinedError.exit_code)
 
 
 def is_writer() -> bool:
@@ -152,17 +167,25 @@ def leave(code: int, reason: str) -> None:
         code: exit code.
         reason: the line that the others show.
     """
-    client = _client()
-    if client is None:
+    if _client() is None:
         sys.exit(code)
+    tell_others(code, reason)
+    _exit(code)
+
+
+def tell_others(code: int, reason: str) -> None:
+    """Lets the others end with this code and reason, and waits until they have heard it; the caller then ends too."""
+    if not _joined.is_set() or _leaving.is_set():  # nobody is there yet, or they were told
+        return
     _leaving.set()
+    client = _client()
     with contextlib.suppress(Exception):  # nothing is left to tell it to
         client.key_value_set(f"{_ROOM}/failed/{jax.process_index()}", f"{code} {reason}")
         deadline = time.monotonic() + _GRACE_S
         others = jax.process_count() - 1
         while time.monotonic() < deadline and len(client.key_value_dir_get(f"{_ROOM}/heard")) < others:
             time.sleep(_POLL_S / 5)
-    _exit(code)
+        _let_others_go_first()
 
 
 def crash(error: Exception, *, debug: bool = False) -> None:
@@ -210,8 +233,13 @@ def _watch(stop: threading.Event) -> None:
             return
         if failure:
             print(f"error: {failure[1]}", file=sys.stderr, flush=True)
-            time.sleep(0 if jax.process_index() else 4 * _POLL_S)  # who loses the coordinator aborts with a C++ stack
+            _let_others_go_first()
             _exit(failure[0])
+
+
+def _let_others_go_first() -> None:
+    """Process 0 has the coordinator: who loses it aborts with a C++ stack."""
+    time.sleep(0 if jax.process_index() else 4 * _POLL_S)
 
 
 def _exit(code: int) -> None:

@@ -223,7 +223,8 @@ def test_a_workdir_of_another_config_and_a_finished_one(command):
     assert kept and all(after[name] == before[name] for name in kept)
 
 
-def test_control_c_ends_with_one_line_and_keeps_the_checkpoint(command):
+@pytest.mark.parametrize(("how", "code", "word"), [("SIGINT", 130, "interrupted"), ("SIGTERM", 143, "terminated")])
+def test_a_signal_ends_with_one_line_and_keeps_the_checkpoint(command, how, code, word):
     terminal, stderr = pty.openpty()
     termios.tcsetwinsize(terminal, (24, 200))
     process = command.start(*SYNTHETIC, "--config.epochs=5000", stderr=stderr)
@@ -236,15 +237,15 @@ def test_control_c_ends_with_one_line_and_keeps_the_checkpoint(command):
         shown += read(terminal)
         assert process.poll() is None and time.monotonic() < deadline, shown
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.Signals[how])
     while process.poll() is None:
         shown += read(terminal)
         time.sleep(0.05)
     text = (shown + read(terminal)).decode()
     os.close(terminal)
-    assert process.returncode == 130, text
+    assert process.returncode == code, text
     assert "Traceback" not in text and "img/s" in text and "%|" in text  # a bar on a terminal
-    assert text.strip().splitlines()[-1].startswith("interrupted; the same command continues")
+    assert text.strip().splitlines()[-1].startswith(f"{word}; the same command continues")
     assert any(path.name.isdigit() for path in checkpoints.iterdir())
 
 

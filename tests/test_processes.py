@@ -205,16 +205,16 @@ def test_flags_that_can_be():
 
 
 SLURM = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "localhost", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
-ALONE = {
-    "nothing detected": ((), {}, "no TPU, Slurm or Kubernetes cluster was detected"),
-    "one process detected": ((), {**SLURM, "SLURM_NTASKS": "1"}, "found 1 process, expected several"),
-    "partial flags": (("--num_processes=2",), {}, "--num_processes=2 without --coordinator and --process_id"),
+ALONE = {  # 1 where the same command may succeed later
+    "nothing detected": ((), {}, 2, "no TPU, Slurm or Kubernetes cluster was detected"),
+    "one process detected": ((), {**SLURM, "SLURM_NTASKS": "1"}, 2, "found 1 process, expected several"),
+    "partial flags": (("--num_processes=2",), {}, 2, "--num_processes=2 without --coordinator and --process_id"),
     "nobody answers": (
-        ("--coordinator=127.0.0.1:9", "--num_processes=2", "--process_id=1", "--distributed_timeout=1"), {},
+        ("--coordinator=127.0.0.1:9", "--num_processes=2", "--process_id=1", "--distributed_timeout=1"), {}, 1,
         "no answer within 1 s from 127.0.0.1:9",
     ),
     "nobody comes": (
-        ("--coordinator={address}", "--num_processes=2", "--process_id=0", "--distributed_timeout=1"), {},
+        ("--coordinator={address}", "--num_processes=2", "--process_id=0", "--distributed_timeout=1"), {}, 1,
         "or from a process that should join it",
     ),
 }  # fmt: skip
@@ -223,10 +223,10 @@ ALONE = {
 @pytest.mark.parametrize("case", ALONE)
 def test_a_run_that_cannot_be_joined_ends_with_one_line(command, case):
     """Never N runs in place of one."""
-    words, env, told = ALONE[case]
+    words, env, code, told = ALONE[case]
     words = [word.format(address=free_address()) for word in words]
     done = command(*TRAIN, "--workdir=run", "--distributed", *words, env=env)
-    assert done.returncode == 2
+    assert done.returncode == code
     assert len(done.stderr.splitlines()) == 1 and told in errors(done)[0], done.stderr
     assert not (command.folder / "run").exists()
 
@@ -245,27 +245,68 @@ def test_a_mistake_in_one_process_ends_both_with_its_line(command):
 def test_processes_with_different_configs_are_no_run(command):
     done = pair(command, *TRAIN, "--workdir=run", first=("--config.loss.margin=0.3",), seconds=100)
     assert [process.returncode for process in done] == [2, 2], done
+    assert all(len(process.stderr.splitlines()) == 1 for process in done), done  # no stack of who lost the coordinator
     assert "config.loss.margin=0.5 in process 1, expected 0.3 as in process 0" in errors(done[1])[0]
 
 
-@pytest.mark.parametrize("how", ["SIGKILL", "SIGTERM"])
+LOST = "error: process 0 lost the connection to another one"
+ENDED = {
+    "SIGKILL": (-signal.SIGKILL, 1, LOST),
+    "SIGTERM": (143, 143, "error: process 1 ended: terminated; the same command continues"),
+    "SIGINT": (130, 130, "error: process 1 ended: interrupted; the same command continues"),
+}
+
+
+@pytest.mark.parametrize("how", ENDED)
 def test_a_process_that_was_ended_ends_the_other_soon(runs, request, how):
     """SIGTERM is what Slurm and Kubernetes send; JAX's preemption service must not swallow it."""
+    code, others_code, told = ENDED[how]
     command = Command(runs, request.config.cache.mkdir("xla"))
     where = ("--distributed", f"--coordinator={free_address()}", "--num_processes=2")
     words = (*TRAIN, f"--workdir={how}", "--config.epochs=5000", "--config.checkpoint_every=50")
-    log = runs / f"{how}.log"
+    log, his = runs / f"{how}.log", runs / f"{how}_1.log"
     first = command.start(*words, *where, "--process_id=0", stderr=os.open(log, os.O_WRONLY | os.O_CREAT))
-    second = command.start(*words, *where, "--process_id=1", stderr=os.open(os.devnull, os.O_WRONLY))
+    second = command.start(*words, *where, "--process_id=1", stderr=os.open(his, os.O_WRONLY | os.O_CREAT))
     deadline = time.monotonic() + 200
     while not steps(runs / how):
         assert first.poll() is None and second.poll() is None and time.monotonic() < deadline, log.read_text()
         time.sleep(0.01)
     os.killpg(second.pid, signal.Signals[how])
-    assert second.wait(timeout=20) == -signal.Signals[how]
-    assert first.wait(timeout=60) == 1
-    assert "error: process 0 lost the connection to another one" in log.read_text()
+    assert second.wait(timeout=20) == code
+    assert first.wait(timeout=60) == others_code
+    assert told in log.read_text()
     assert "Traceback" not in log.read_text()
+    assert len(his.read_text().splitlines()) == (how != "SIGKILL"), his.read_text()  # nor a stack of C++
+
+
+def test_flags_keep_a_cluster_that_is_detected_out(monkeypatch):
+    """In a shell of Slurm JAX would choose the GPU of the shell's task."""
+    given = {}
+
+    def initialize(*words, **named):
+        given.update(named)
+        raise RuntimeError("enough")
+
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    for flags, expected in ((("host:1", 2, 0), "deactivate"), ((None, None, None), None)):
+        with pytest.raises(processes.NotJoinedError, match="enough"):
+            processes.start(*flags)
+        assert given["cluster_detection_method"] == expected
+
+
+def test_the_step_to_load_is_the_writers_and_waited_for(monkeypatch, tmp_path):
+    """A network file system shows a process the newest checkpoint later than its writer."""
+    shown, late = iter([[3], [3], [3, 5]]), []
+    found = checkpoints.Checkpoints(tmp_path)
+    monkeypatch.setattr(checkpoints, "from_writer", lambda name, value: 5.0)
+    monkeypatch.setattr(found, "steps", lambda: next(shown))
+    monkeypatch.setattr(found._checkpointer, "reload", lambda: late.append(1))
+    assert found.agreed(3) == 5 and len(late) == 2
+    monkeypatch.setattr(found, "steps", lambda: [3])
+    monkeypatch.setattr(checkpoints, "_SHARED_S", 0.1)
+    with pytest.raises(UserError, match=r"found no step 5 in process 0, expected what process 0 sees.*all hosts share"):
+        found.agreed(3)
+    found.close()
 
 
 def test_a_workdir_that_is_not_shared_is_told(monkeypatch, tmp_path):
