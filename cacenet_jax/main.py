@@ -113,12 +113,14 @@ def main() -> None:
         code = getattr(error, "exit_code", 2)
         if "--debug" in sys.argv:
             traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        if _joined():
-            from cacenet_jax import processes
+        if not _joined():
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            sys.exit(code)
+        from cacenet_jax import processes
 
-            processes.leave(code, str(error))
-        sys.exit(code)
+        if not processes.said_by_first(code, str(error)):
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        processes.leave(code, str(error))
     except Exception as error:
         if not _joined():
             raise

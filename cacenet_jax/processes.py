@@ -29,7 +29,8 @@ _GRACE_S = 5.0  # how long a failed process waits for the others to hear of it
 _LONGEST_S = 24 * 3600  # of a wait at a barrier: process 0 may be preparing a large data set
 _LOST = re.compile(r"Gloo|NCCL|[Cc]onnection|UNAVAILABLE|[Hh]eartbeat|[Bb]arrier|DEADLINE_EXCEEDED|ABORTED")
 _joined = threading.Event()
-_leaving = threading.Event()
+_ending = threading.Event()  # with a line of its own
+_leaving = threading.Event()  # and the others are told
 _calls: Counter[str] = Counter()
 _FLAGS = "--coordinator=HOST:PORT --num_processes=N --process_id=I"
 
@@ -173,10 +174,22 @@ def leave(code: int, reason: str) -> None:
     _exit(code)
 
 
+def said_by_first(code: int, reason: str) -> bool:
+    """Whether process 0 ends alike, so that its line is enough; waits a moment for it. To be followed by `leave`."""
+    if not _joined.is_set() or is_writer():
+        return False
+    _ending.set()
+    with contextlib.suppress(Exception):  # it says nothing
+        said = _client().blocking_key_value_get(f"{_ROOM}/failed/0", int(2000 * _POLL_S))
+        return said == f"{code} {reason}"
+    return False
+
+
 def tell_others(code: int, reason: str) -> None:
     """Lets the others end with this code and reason, and waits until they have heard it; the caller then ends too."""
     if not _joined.is_set() or _leaving.is_set():  # nobody is there yet, or they were told
         return
+    _ending.set()
     _leaving.set()
     client = _client()
     with contextlib.suppress(Exception):  # nothing is left to tell it to
@@ -229,7 +242,7 @@ def _watch(stop: threading.Event) -> None:
                 _client().key_value_set(f"{_ROOM}/heard/{jax.process_index()}", "")
         except Exception:  # the run is ending, or the coordinator is gone and JAX ends this process
             return
-        if failure and _leaving.is_set():
+        if failure and _ending.is_set():
             return
         if failure:
             print(f"error: {failure[1]}", file=sys.stderr, flush=True)

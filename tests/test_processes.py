@@ -6,6 +6,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -317,6 +318,27 @@ def test_a_workdir_that_is_not_shared_is_told(monkeypatch, tmp_path):
     monkeypatch.setattr(checkpoints, "_SHARED_S", 0.1)
     with pytest.raises(UserError, match=r"--workdir=.*run: found nothing of what process 0 writes.*all hosts share"):
         checkpoints.claim_workdir(tmp_path / "run", {}, {})
+
+
+def test_processes_that_fail_alike_say_it_once(monkeypatch):
+    class Client:
+        def blocking_key_value_get(self, key, milliseconds):
+            assert key == "cacenet_jax/failed/0" and milliseconds == 1000
+            return "2 a mistake"
+
+    for name in ("_joined", "_ending"):
+        monkeypatch.setattr(processes, name, threading.Event())
+    assert not processes.said_by_first(2, "a mistake")  # before the processes are joined
+    processes._joined.set()
+    monkeypatch.setattr(processes, "_client", Client)
+    monkeypatch.setattr(processes, "is_writer", lambda: False)
+    assert processes.said_by_first(2, "a mistake") and processes._ending.is_set()
+    assert not processes.said_by_first(2, "another one")
+    monkeypatch.setattr(processes, "is_writer", lambda: True)
+    assert not processes.said_by_first(2, "a mistake")
+    monkeypatch.setattr(processes, "is_writer", lambda: False)
+    monkeypatch.setattr(processes, "_client", lambda: None)
+    assert not processes.said_by_first(2, "a mistake")  # nobody answers
 
 
 def test_a_single_process_waits_for_nobody(monkeypatch):
