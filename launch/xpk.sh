@@ -77,7 +77,7 @@ case $accelerator in
     ((total == hosts * chips)) ||
       fail "--hosts x --chips: found $hosts x $chips, expected the $total chips of --topology $topology; correct one of them"
     selector="{cloud.google.com/gke-tpu-accelerator: $accelerator, cloud.google.com/gke-tpu-topology: $topology}"
-    device_env="{name: JAX_PLATFORMS, value: 'tpu,cpu'}"
+    device_env="{name: JAX_PLATFORMS, value: tpu}"
     ((hosts == 1)) || command_line+=" --distributed"
     ;;
   nvidia-*)
@@ -86,7 +86,7 @@ case $accelerator in
     need_whole --chips "$chips"
     selector="{cloud.google.com/gke-accelerator: $accelerator}"
     # The driver's libraries, where GKE mounts them.
-    device_env="{name: JAX_PLATFORMS, value: 'cuda,cpu'}"$'\n'"$env_indent- {name: LD_LIBRARY_PATH, value: /usr/local/nvidia/lib64}"
+    device_env="{name: JAX_PLATFORMS, value: cuda}"$'\n'"$env_indent- {name: LD_LIBRARY_PATH, value: /usr/local/nvidia/lib64}"
     ((hosts == 1)) ||
       command_line+=" --distributed --coordinator=$name-workers-0-0.$name:8476 --num_processes=$hosts --process_id=\$JOB_COMPLETION_INDEX"
     ;;

@@ -323,7 +323,7 @@ def test_the_manifest_for_gpus_numbers_the_processes_itself():
         "--num_processes=2", "--process_id=1", *SHARE_RUN, awkward,
     ]  # fmt: skip
     variables = {variable["name"]: variable["value"] for variable in container["env"]}
-    assert variables["JAX_PLATFORMS"] == "cuda,cpu" and variables["LD_LIBRARY_PATH"] == "/usr/local/nvidia/lib64"
+    assert variables["JAX_PLATFORMS"] == "cuda" and variables["LD_LIBRARY_PATH"] == "/usr/local/nvidia/lib64"
     assert found["spec"]["network"]["subdomain"] == "cacenet"  # what the coordinator's name ends with
 
 
@@ -332,7 +332,7 @@ def test_the_manifest_for_tpus_leaves_the_numbers_to_the_runtime():
     [container] = pods(found)["containers"]
     assert container["resources"]["limits"] == {"google.com/tpu": 4}
     variables = {variable["name"]: variable["value"] for variable in container["env"]}
-    assert variables["JAX_PLATFORMS"] == "tpu,cpu" and "LD_LIBRARY_PATH" not in variables
+    assert variables["JAX_PLATFORMS"] == "tpu" and "LD_LIBRARY_PATH" not in variables
     assert pods(found)["nodeSelector"]["cloud.google.com/gke-tpu-topology"] == "2x2x4"
     assert shlex.split(container["args"][0]) == ["python", "-m", "cacenet_jax.main", "--distributed", *SHARE_RUN]
 
