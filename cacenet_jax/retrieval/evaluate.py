@@ -78,9 +78,13 @@ class _Ranked(NamedTuple):
 def cosine_distance(
     query_QF: Float[np.ndarray, "Q F"], gallery_GF: Float[np.ndarray, "G F"]
 ) -> Float[np.ndarray, "Q G"]:
-    """1 - cosine similarity of L2-normalised embeddings, in their own type on the host."""
-    distance_QG = query_QF @ gallery_GF.T
-    return np.subtract(1, distance_QG, out=distance_QG)
+    """1 - cosine similarity of L2-normalised embeddings, rounded to the type of the queries.
+
+    With the gallery in float64 the sums are exact to that rounding, so that a distance does not depend on which images are
+    compared at a time: a BLAS sums the edge of a block in another order, and equal images would part.
+    """
+    cosine_QG = (query_QF.astype(gallery_GF.dtype) @ gallery_GF.T).astype(query_QF.dtype, copy=False)
+    return np.subtract(1, cosine_QG, out=cosine_QG)
 
 
 def check_sizes(num_query: int, num_gallery: int) -> None:
@@ -142,11 +146,12 @@ def _rank(query: Labelled, gallery: Labelled, settings: Settings, top_k: int) ->
     num_query = len(query.pids)
     size = settings.query_block or max(1, _BLOCK_ELEMENTS // len(gallery.pids))
     mine = _share(num_query)
+    embedding_GF = gallery.embedding.astype(np.float64)
 
     def block(start: int) -> Any:
         rows = slice(start, min(start + size, mine.stop))
         return own_places(
-            cosine_distance(query.embedding[rows], gallery.embedding),
+            cosine_distance(query.embedding[rows], embedding_GF),
             query.pids[rows], gallery.pids, query.camids[rows], gallery.camids,
             camera_filter=settings.camera_filter, first_query=start, top_k=top_k,
         )  # fmt: skip

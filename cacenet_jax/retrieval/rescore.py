@@ -57,7 +57,7 @@ def choose_shape(num_pairs: int, top_k: int, gallery: Store, query: Store, plan:
     of_query, of_image = top_k / parts, num_pairs / blocks / gallery.count
     by_query = of_query >= of_image
     platform = gallery.mesh.devices.flat[0].platform
-    largest = _LARGEST_GROUP.get(platform, 32)
+    largest = min(_LARGEST_GROUP.get(platform, 32), pairs_per_call)
     if parts == 1 and by_query:
         width = -(-top_k // -(-top_k // largest))  # every query has top_k pairs: next to nothing is filled
         groups = query.count / blocks * -(-top_k // width)

@@ -20,6 +20,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from cacenet_jax.errors import UserError
@@ -59,7 +60,7 @@ class Plan(NamedTuple):
 
 
 def room(mesh: Mesh, device_gib: float, memory_gib: float, folder: str | os.PathLike) -> Room:
-    """The room that a config gives; the same in every process where their devices are alike.
+    """The room that a config gives: of all processes the smallest, because they make the same plan.
 
     Args:
         mesh: the devices.
@@ -72,11 +73,17 @@ def room(mesh: Mesh, device_gib: float, memory_gib: float, folder: str | os.Path
     device = mesh.local_devices[0]
     if device.platform == "cpu":
         given = host / len(mesh.local_devices)
-        return Room(round(min(device_gib * 2**30, given) if device_gib else given), host // 4, folder)
-    if not device_gib:
-        stats = device.memory_stats() or {}
-        device_gib = 0.6 * stats.get("bytes_limit", 8 * 2**30) / 2**30
-    return Room(round(device_gib * 2**30), host, folder)
+        found = Room(round(min(device_gib * 2**30, given) if device_gib else given), host // 4, folder)
+    else:
+        if not device_gib:
+            stats = device.memory_stats() or {}
+            device_gib = 0.6 * stats.get("bytes_limit", 8 * 2**30) / 2**30
+        found = Room(round(device_gib * 2**30), host, folder)
+    if jax.process_count() == 1:
+        return found
+    mib = np.asarray([found.device_bytes >> 20, found.host_bytes >> 20], np.int32)
+    device_mib, host_mib = np.min(multihost_utils.process_allgather(mib), axis=0)
+    return Room(int(device_mib) << 20, int(host_mib) << 20, folder)
 
 
 def make_plan(image_bytes: int, num_query: int, num_gallery: int, batch: int, mesh: Mesh, room: Room) -> Plan:
@@ -97,7 +104,7 @@ def make_plan(image_bytes: int, num_query: int, num_gallery: int, batch: int, me
     if need <= room.device_bytes:
         return Plan("device", queries, gallery)
     mine = split * len(mesh.local_devices) * (queries + gallery)
-    block = min(max(room.device_bytes // 2 // whole, 1), queries)
+    block = min(max(room.device_bytes // 4 // whole, 1), queries)  # the next block comes while this one is still there
     chunk = min(max(min(room.device_bytes // 8, _CHUNK_LIMIT) // split, 1), gallery)
     # Equal parts, so that the last one is not mostly filling.
     place = "memory" if mine <= room.host_bytes else "file"

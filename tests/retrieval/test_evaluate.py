@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cacenet_jax.errors import UserError
-from cacenet_jax.retrieval.evaluate import METRICS, Labelled, Settings, evaluate, table
+from cacenet_jax.retrieval.evaluate import METRICS, Labelled, Settings, cosine_distance, evaluate, table
 
 
 def images(count, seed):
@@ -120,3 +120,18 @@ def test_table_shows_per_cent_of_every_ranking():
     assert [line.split()[0] for line in lines[1:4]] == ["individual", "conditional", "mixed"]
     assert float(lines[2].split()[1]) == round(100 * found["conditional"]["mAP"], 2)
     assert "7 queries" in lines[4] and "top 5 re-scored" in lines[4]
+
+
+def test_distances_do_not_depend_on_what_is_compared_at_a_time():
+    """Equal images stay equal and blocks of any size agree to the last bit: a BLAS alone gives neither."""
+    rng = np.random.default_rng(0)
+    gallery = np.maximum(rng.standard_normal((1003, 96)), 0).astype(np.float32)
+    gallery[1000:] = gallery[:3]
+    gallery /= np.linalg.norm(gallery, axis=1, keepdims=True)
+    query = gallery[100:164]
+    whole = cosine_distance(query, gallery.astype(np.float64))
+    assert whole.dtype == np.float32
+    np.testing.assert_array_equal(whole[:, 1000:], whole[:, :3])
+    for size in (1, 7, 33):
+        blocks = [cosine_distance(query[i : i + size], gallery.astype(np.float64)) for i in range(0, 64, size)]
+        np.testing.assert_array_equal(np.concatenate(blocks), whole)

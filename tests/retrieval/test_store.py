@@ -90,9 +90,9 @@ def test_plan_takes_the_nearest_place_with_room():
     # Eight devices: an eighth of 3200 each, and all 640 bytes of the queries beside it.
     assert plan(1040, 0, eight) == Plan("device", 5, 20)
     assert plan(1039, 10**6, eight).place == "memory"
-    # Half of 512 holds 2 batches of queries (of 5: three blocks of 2), an eighth 1 batch shared by eight devices is 4.
-    assert plan(512, 0) == Plan("file", 2, 1)
-    assert plan(512, 0, eight) == Plan("file", 2, 4)
+    # A quarter of 1024 holds 2 batches of queries (of 5: three blocks of 2), an eighth 1; shared by eight devices, 4 in 512.
+    assert plan(1024, 0) == Plan("file", 2, 1)
+    assert plan(512, 0, eight) == Plan("file", 1, 4)
     assert plan(1, 0) == Plan("file", 1, 1)  # never less than one batch
 
 
