@@ -202,3 +202,19 @@ def test_rows_on_several_devices_give_the_grid_of_one(x64, devices, panel, keep,
     )  # fmt: skip
     for have, want in zip(jax.jit(mapped)(*inputs, jnp.asarray(weigh)), expected, strict=True):
         np.testing.assert_allclose(have, want, rtol=0, atol=1e-11 * max(1, np.abs(want).max()))
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_grid_of_the_papers_size_lowers_for_accelerators_as_they_run_it(platform):
+    how = plan(16, 16, 192, 2048, 1024.0, 2, backend="gpu")
+
+    def both(cotangent, *inputs):
+        value, back = jax.vjp(lambda *x: exact(how, *x), *inputs)
+        return value, *back(cotangent.astype(value.dtype))
+
+    shapes = [(16, 16, 768), (16, 192, 2048), (2048,), (2048,), (2048, 768)]
+    types = [jnp.float32, jnp.bfloat16, jnp.float32, jnp.float32, jnp.float32]
+    arguments = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in zip(shapes, types, strict=True)]
+    text = jax.export.export(jax.jit(both), platforms=(platform,))(*arguments).mlir_module()
+    grams = re.findall(r"dot_general.*tensor<3072x\d+xbf16>, tensor<\d+x\d+xbf16>\) -> tensor<3072x\d+xf32>", text)
+    assert len(grams) == 2  # forward and backward one product each, bfloat16 summed in float32
