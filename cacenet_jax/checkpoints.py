@@ -174,7 +174,7 @@ class Checkpoints:
         Raises:
             UserError: this process does not see it.
         """
-        step = int(from_writer("checkpoint", step))
+        step = int(from_writer("checkpoint", float(step)))
         deadline = time.monotonic() + _SHARED_S
         while step and step not in self.steps():
             if time.monotonic() > deadline:
