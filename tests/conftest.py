@@ -1,6 +1,11 @@
 """Settings that must hold before any backend starts: eight CPU devices, types checked at run time."""
 
 import os
+import signal
+
+# A shell's background job ignores Ctrl-C and hands that on; the runs that tests start must hear it.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
