@@ -1,8 +1,6 @@
-"""The launchers: help, dry runs, inputs that cannot be, a manifest that a cluster takes, and local.sh for real."""
+"""The launchers: help, dry runs, inputs that cannot be, and a pod of stand-ins."""
 
-import json
 import os
-import shlex
 import shutil
 import signal
 import subprocess
@@ -10,55 +8,9 @@ import sys
 import time
 from pathlib import Path
 
-import jsonschema
 import pytest
-import yaml
-from command import ROOT, TINY, Command
-
-LAUNCH = ROOT / "launch"
-SCRIPTS = ("local.sh", "tpu_pod.sh", "slurm.sbatch", "xpk.sh")
-RUN = (f"--config={TINY}", "--workdir=run")
-POD_RUN = ("--config=configs/market1501.py", "--workdir=/mnt/share/run")
-SHARE_RUN = (f"--config={TINY}", "--workdir=/share/run")
-SPACE = ("--config", str(TINY), "--workdir=run")
-POD = ("--name", "pod", "--zone", "us-east5-a")
-GPU = ("--name", "cacenet", "--image", "me/cacenet:1", "--hosts", "2", "--accelerator", "nvidia-h100-80gb")
-TPU = (
-    "--name",
-    "cacenet",
-    "--image",
-    "me/cacenet:1",
-    "--hosts",
-    "4",
-    "--accelerator",
-    "tpu-v5p-slice",
-    "--topology",
-    "2x2x4",
-)
-
-
-def launch(script: str, *words: str, folder: Path = ROOT, env=None, timeout=60) -> subprocess.CompletedProcess:
-    """As a user runs it; nothing of Slurm or of a cluster is around."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
-    return subprocess.run(
-        ["bash", str(LAUNCH / script), *words], cwd=folder, env={**clean, "PYTHON": sys.executable, **(env or {})},
-        capture_output=True, text=True, check=False, timeout=timeout,
-    )  # fmt: skip
-
-
-def shown(done: subprocess.CompletedProcess) -> list[list[str]]:
-    """The words of each command that a launcher shows, as a shell reads them."""
-    assert done.returncode == 0, done.stderr
-    return [
-        json.loads(
-            subprocess.run(
-                ["bash", "-c", f"{sys.executable} -c 'import json, sys; print(json.dumps(sys.argv[1:]))' {line[2:]}"],
-                capture_output=True, text=True, check=True,
-            ).stdout
-        )
-        for line in done.stdout.splitlines()
-        if line.startswith("+ ")
-    ]  # fmt: skip
+from command import ROOT, TINY
+from launching import GPU, LAUNCH, POD, POD_RUN, RUN, SCRIPTS, SHARE_RUN, SPACE, TPU, launch, shown
 
 
 def test_shellcheck_finds_nothing():
@@ -289,123 +241,3 @@ def test_tpu_pod_makes_an_environment_starts_follows_and_stops(tmp_path):
 
 def _alive(pid: int) -> bool:
     return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-
-
-# -- The Kubernetes manifest -------------------------------------------------------------------------------------------
-
-
-def manifest(*words: str) -> dict:
-    done = launch("xpk.sh", "--dry-run", *words)
-    assert done.returncode == 0, done.stderr
-    text = done.stdout.split("\n+ kubectl")[0]
-    found = yaml.safe_load(text)
-    jsonschema.Draft202012Validator(json.loads((Path(__file__).parent / "jobset.schema.json").read_text())).validate(
-        found
-    )
-    return found
-
-
-def pods(found: dict) -> dict:
-    return found["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
-
-
-def test_the_manifest_for_gpus_numbers_the_processes_itself():
-    awkward = '--config.data.root=/share/it\'s "1"; $(x) ${NAME} #: \\'
-    found = manifest(*GPU, "--", *SHARE_RUN, awkward)
-    job, pod = found["spec"]["replicatedJobs"][0]["template"]["spec"], pods(found)
-    assert job["parallelism"] == job["completions"] == 2 and job["completionMode"] == "Indexed"
-    [container] = pod["containers"]
-    assert container["resources"]["limits"] == {"nvidia.com/gpu": 8}
-    assert pod["nodeSelector"] == {"cloud.google.com/gke-accelerator": "nvidia-h100-80gb"}
-    text = container["args"][0].replace("$JOB_COMPLETION_INDEX", "1")
-    assert shlex.split(text) == [
-        "python", "-m", "cacenet_jax.main", "--distributed", "--coordinator=cacenet-workers-0-0.cacenet:8476",
-        "--num_processes=2", "--process_id=1", *SHARE_RUN, awkward,
-    ]  # fmt: skip
-    variables = {variable["name"]: variable["value"] for variable in container["env"]}
-    assert variables["JAX_PLATFORMS"] == "cuda" and variables["LD_LIBRARY_PATH"] == "/usr/local/nvidia/lib64"
-    assert found["spec"]["network"]["subdomain"] == "cacenet"  # what the coordinator's name ends with
-
-
-def test_the_manifest_for_tpus_leaves_the_numbers_to_the_runtime():
-    found = manifest(*TPU, "--", *SHARE_RUN)
-    [container] = pods(found)["containers"]
-    assert container["resources"]["limits"] == {"google.com/tpu": 4}
-    variables = {variable["name"]: variable["value"] for variable in container["env"]}
-    assert variables["JAX_PLATFORMS"] == "tpu" and "LD_LIBRARY_PATH" not in variables
-    assert pods(found)["nodeSelector"]["cloud.google.com/gke-tpu-topology"] == "2x2x4"
-    assert shlex.split(container["args"][0]) == ["python", "-m", "cacenet_jax.main", "--distributed", *SHARE_RUN]
-
-
-def test_the_schema_refuses_misspelt_fields():
-    found = manifest(*GPU, "--", *SHARE_RUN)
-    found["spec"]["replicatedJobs"][0]["template"]["spec"]["paralelism"] = 2
-    schema = json.loads((Path(__file__).parent / "jobset.schema.json").read_text())
-    with pytest.raises(jsonschema.ValidationError, match="paralelism"):
-        jsonschema.validate(found, schema)
-
-
-KUBECTL = """#!/usr/bin/env bash
-# A cluster with the controller, the claim and the run `old`.
-echo "$*" >>"$CALLS"
-case "$*" in "get jobset "*) [[ $3 == old ]] ;; "create -f -") cat >"$CALLS.yaml" ;; get*) ;; *) exit 1 ;; esac
-"""
-
-
-def test_xpk_creates_a_run_and_refuses_the_name_of_another(tmp_path):
-    """`kubectl apply` of a run that has finished would change nothing and report success."""
-    (tmp_path / "kubectl").write_text(KUBECTL)
-    (tmp_path / "kubectl").chmod(0o755)
-    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "CALLS": str(tmp_path / "calls")}
-    done = launch("xpk.sh", *GPU, "--", *SHARE_RUN, env=env)
-    assert done.returncode == 0, done.stderr
-    assert yaml.safe_load((tmp_path / "calls.yaml").read_text())["metadata"]["name"] == "cacenet"
-    assert "--max-log-requests=2" in done.stdout
-    (tmp_path / "calls").unlink()
-    done = launch("xpk.sh", *GPU, "--name", "old", "--", *SHARE_RUN, env=env)
-    assert done.returncode == 2 and "'kubectl delete jobset old' first" in done.stderr
-    assert "create" not in (tmp_path / "calls").read_text()
-
-
-@pytest.mark.parametrize("of", ["GPU", "TPU"])
-def test_a_single_host_has_nothing_to_join(of):
-    words = (*GPU, "--hosts", "1") if of == "GPU" else (*TPU, "--hosts", "1", "--topology", "2x2x1")
-    [container] = pods(manifest(*words, "--", *SHARE_RUN))["containers"]
-    assert shlex.split(container["args"][0]) == ["python", "-m", "cacenet_jax.main", *SHARE_RUN]
-
-
-# -- local.sh for real -------------------------------------------------------------------------------------------------
-
-
-def local(command: Command, *words: str) -> subprocess.Popen:
-    env = {**command.environment(), "PYTHON": sys.executable}
-    return subprocess.Popen(
-        ["bash", str(LAUNCH / "local.sh"), *words], cwd=command.folder, env=env, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
-
-
-def test_local_ends_all_when_one_fails_and_passes_the_code_on(command):
-    process = local(command, *RUN, "--config.data.dir=prepared", "--config.model.backbone=vgg")
-    out, err = process.communicate(timeout=100)
-    assert process.returncode == 2
-    told = [line for line in err.splitlines() if "config.model.backbone" in line]
-    # Both fail alike: one line is enough, but one that is a second later than the other has its own.
-    assert told and {line[:3] for line in told} <= {"[0]", "[1]"}, err
-    assert out.count("+ env") == 2 and not (command.folder / "run").exists()
-
-
-def test_local_trains_and_ctrl_c_ends_all(command):
-    process = local(command, *RUN, "--config.data.dir=prepared", "--config.epochs=5000")
-    checkpoints = command.folder / "run/checkpoints"
-    deadline = time.monotonic() + 200
-    while not (checkpoints.is_dir() and any(path.name.isdigit() for path in checkpoints.iterdir())):
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
-    assert {line[:3] for line in err.splitlines() if "interrupted; the same command" in line} == {"[0]", "[1]"}, err
-    assert "[0] synthetic_pedestrians: 48 images" in out and "2 cpu device(s) in 2 processes" in out
-    with pytest.raises(ProcessLookupError):
-        os.killpg(process.pid, 0)
