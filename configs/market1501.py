@@ -11,12 +11,13 @@ Paper: https://arxiv.org/abs/2009.05250
 
 from ml_collections import ConfigDict
 
+from cacenet_jax.ablation import apply
 from cacenet_jax.config import paper
 
 
-def get_config() -> ConfigDict:
+def get_config(row: str = "full") -> ConfigDict:
     config = paper()
     config.data.name = "market1501"
     config.data.root = "data"
     config.data.options = ConfigDict({"check_counts": True})
-    return config
+    return apply(config, row)

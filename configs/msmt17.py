@@ -10,12 +10,13 @@ Measured with this package: nothing yet.
 
 from ml_collections import ConfigDict
 
+from cacenet_jax.ablation import apply
 from cacenet_jax.config import paper
 
 
-def get_config() -> ConfigDict:
+def get_config(row: str = "full") -> ConfigDict:
     config = paper()
     config.data.name = "msmt17"
     config.data.root = "data"
     config.data.options = ConfigDict({"check_counts": True, "train_val": False})
-    return config
+    return apply(config, row)

@@ -9,12 +9,13 @@ Measured with this package: nothing yet.
 
 from ml_collections import ConfigDict
 
+from cacenet_jax.ablation import apply
 from cacenet_jax.config import paper
 
 
-def get_config() -> ConfigDict:
+def get_config(row: str = "full") -> ConfigDict:
     config = paper()
     config.data.name = "occluded_dukemtmc"
     config.data.root = "data"
     config.data.options = ConfigDict({"check_counts": True})
-    return config
+    return apply(config, row)
