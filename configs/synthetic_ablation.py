@@ -1,6 +1,6 @@
 """The paper's ablations on synthetic pedestrians: each row of tables 1 to 3 in about 100 s on one CPU core.
 
-    python -m cacenet_jax.main --config=configs/synthetic_ablation.py --workdir=workdirs/ablation --mode=reproduce --table=all
+    python -m cacenet_jax.main --mode=reproduce --table=all --config=configs/synthetic_ablation.py --workdir=workdirs/tables
     python -m cacenet_jax.main --config=configs/synthetic_ablation.py:normal --workdir=workdirs/normal    # one row
 
 cacenet_jax/ablation.py lists the rows. The full model is the paper's, on a small network and more test images than in
