@@ -3,7 +3,7 @@
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -16,7 +16,7 @@ from cacenet_jax.data.splits import Subset, TrainVal, whole
 from cacenet_jax.models.cacenet import CACENet
 from cacenet_jax.parallel import global_mesh
 from cacenet_jax.processes import from_writer, is_writer
-from cacenet_jax.retrieval.evaluate import Labelled, Settings, check_sizes, evaluate, table
+from cacenet_jax.retrieval.evaluate import Labelled, Rescore, Settings, check_sizes, evaluate, table
 from cacenet_jax.retrieval.extract import extract, image_shapes, my_rows, round_up
 from cacenet_jax.retrieval.ranking import check_rankable
 from cacenet_jax.retrieval.rescore import Rescorer
@@ -25,6 +25,22 @@ from cacenet_jax.train_step import TrainState
 
 # Weights of the pair distance that are compared on validation data, to choose config.eval.mix.
 MIXES = tuple(round(0.1 * i, 1) for i in range(1, 10))
+
+
+class Rankable(NamedTuple):
+    """What `retrieval.evaluate` ranks: described images, their distances and how.
+
+    Attributes:
+        query: query images.
+        gallery: gallery images.
+        rescore: distances of each query and its candidates; None without the pair stage.
+        settings: how to rank.
+    """
+
+    query: Labelled
+    gallery: Labelled
+    rescore: Rescore | None
+    settings: Settings
 
 
 def score(
@@ -46,6 +62,11 @@ def score(
     Raises:
         UserError: nothing to rank, or no room for the maps.
     """
+    return evaluate(*describe(config, net, state, query, gallery), mixes)
+
+
+def describe(config: ConfigDict, net: CACENet, state: TrainState, query: Subset, gallery: Subset) -> Rankable:
+    """Everything that a ranking needs; arguments, errors and calls as in `score`."""
     settings, data = config.eval, config.data
     num_query, num_gallery = len(query.indices), len(gallery.indices)
     check_sizes(num_query, num_gallery)
@@ -79,7 +100,7 @@ def score(
     if functions.distance:
         rescore = Rescorer(functions.distance, constants, query_store, gallery_store, plan, settings.pairs_per_call)
     how = Settings(top_k=settings.top_k, camera_filter=settings.camera_filter, mix=settings.mix)
-    return evaluate(query_set, gallery_set, rescore, how, mixes)
+    return Rankable(query_set, gallery_set, rescore, how)
 
 
 def check_splits(config: ConfigDict, prepared: Prepared, cut: TrainVal | None = None) -> None:

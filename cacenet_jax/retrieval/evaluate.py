@@ -61,12 +61,24 @@ class Labelled(NamedTuple):
     camids: Int[np.ndarray, "n"]
 
 
+class RankedLists(NamedTuple):
+    """The beginning of every query's ranking, and what the whole of it is worth.
+
+    Attributes:
+        order_QL: gallery images, the best first, without those that the camera filter removes; -1 past the last one.
+        statistics: of the whole ranking.
+    """
+
+    order_QL: Int[np.ndarray, "Q L"]
+    statistics: QueryStatistics
+
+
 class _Ranked(NamedTuple):
     """The individual ranking.
 
     Attributes:
         places: of this process's queries.
-        candidates_QK: of all queries, in every process.
+        candidates_QK: the first K images of all queries, in every process.
         distance_QK: individual distances of the candidates, of all queries.
     """
 
@@ -116,20 +128,15 @@ def evaluate(
         UserError: there is no query or no gallery image, or no query has a match left.
     """
     num_query, num_gallery = len(query.pids), len(gallery.pids)
-    check_sizes(num_query, num_gallery)
-    top_k = min(settings.top_k, num_gallery)
-    if top_k < settings.top_k and jax.process_index() == 0:
-        logging.warning("config.eval.top_k: found %d, cut to the %d images of the gallery", settings.top_k, num_gallery)
+    top_k = _candidates(settings, num_query, num_gallery)
     ranked = _rank(query, gallery, settings, top_k)
     summaries = {"individual": _summary(ranked.places, num_query)}
     weights = {"conditional": 1.0, "mixed": settings.mix, **{f"mix={m}": m for m in mixes}}
     if rescore is not None:
         pair_QK = rescore(ranked.candidates_QK)
         for name, weight in weights.items():
-            score_QK = (weight * pair_QK + (1 - weight) * ranked.distance_QK)[_share(num_query)]
-            order_QK = np.argsort(score_QK, axis=1, kind="stable")  # equal scores keep the individual order
-            places = [rescored(before, order_K) for before, order_K in zip(ranked.places, order_QK, strict=True)]
-            summaries[name] = _summary(places, num_query)
+            order_QK = _reorder(pair_QK, ranked.distance_QK, weight)
+            summaries[name] = _summary(_rescored(ranked.places, order_QK), num_query)
     result: dict[str, Any] = {
         name: {metric: summaries[name][metric] for metric in METRICS}
         for name in ("individual", "conditional", "mixed")
@@ -141,8 +148,73 @@ def evaluate(
     return result | counts | {"num_valid": summaries["individual"]["num_valid"]}
 
 
+def ranked_lists(
+    query: Labelled, gallery: Labelled, rescore: Rescore | None, settings: Settings, length: int
+) -> dict[str, RankedLists]:
+    """The first images of every query's ranking, for whoever shows them; every process gets all of them.
+
+    Args:
+        query: query images.
+        gallery: gallery images.
+        rescore: as in `evaluate`, as everything else: the lists are those that it scores.
+        settings: how to rank.
+        length: L, images of a list.
+
+    Returns:
+        "individual" and, with `rescore`, "conditional" and "mixed".
+
+    Raises:
+        UserError: there is no query or no gallery image.
+    """
+    num_query, num_gallery = len(query.pids), len(gallery.pids)
+    top_k = _candidates(settings, num_query, num_gallery)
+    # What the filter may remove from a list is read on top of its length; what is re-scored is read in any case.
+    seen = np.unique(np.stack([gallery.pids, gallery.camids]), axis=1, return_counts=True)[1]
+    spare = int(seen.max()) if settings.camera_filter else 0
+    ranked = _rank(query, gallery, settings, min(max(top_k, length + spare), num_gallery))
+
+    def lists(order_QK: np.ndarray, places: list[Places]) -> RankedLists:
+        own_QK = gallery.pids[order_QK] == query.pids[:, None]
+        removed_QK = settings.camera_filter & own_QK & (gallery.camids[order_QK] == query.camids[:, None])
+        kept_QK = np.take_along_axis(order_QK, np.argsort(removed_QK, axis=1, kind="stable"), axis=1)
+        past_QK = np.arange(order_QK.shape[1]) >= (~removed_QK).sum(axis=1, keepdims=True)
+        cut_QL = np.where(past_QK, -1, kept_QK)[:, :length]
+        return RankedLists(np.pad(cut_QL, ((0, 0), (0, length - cut_QL.shape[1])), constant_values=-1),
+                           _statistics(places, num_query))  # fmt: skip
+
+    found = {"individual": lists(ranked.candidates_QK, ranked.places)}
+    if rescore is not None:
+        first_QK, rest_QR = ranked.candidates_QK[:, :top_k], ranked.candidates_QK[:, top_k:]
+        pair_QK = rescore(first_QK)
+        for name, weight in {"conditional": 1.0, "mixed": settings.mix}.items():
+            order_QK = _reorder(pair_QK, ranked.distance_QK[:, :top_k], weight)
+            whole_QN = np.concatenate([np.take_along_axis(first_QK, order_QK, axis=1), rest_QR], axis=1)
+            found[name] = lists(whole_QN, _rescored(ranked.places, order_QK))
+    return found
+
+
+def _candidates(settings: Settings, num_query: int, num_gallery: int) -> int:
+    """How many images of each query are re-scored."""
+    check_sizes(num_query, num_gallery)
+    if settings.top_k > num_gallery and jax.process_index() == 0:
+        logging.warning("config.eval.top_k: found %d, cut to the %d images of the gallery", settings.top_k, num_gallery)
+    return min(settings.top_k, num_gallery)
+
+
+def _reorder(pair_QK: np.ndarray, distance_QK: np.ndarray, weight: float) -> np.ndarray:
+    """Which place each of the first K places takes its image from, of all queries."""
+    score_QK = weight * pair_QK + (1 - weight) * distance_QK
+    return np.argsort(score_QK, axis=1, kind="stable")  # equal scores keep the individual order
+
+
+def _rescored(places: list[Places], order_QK: np.ndarray) -> list[Places]:
+    """The places of this process's queries after re-scoring."""
+    mine_QK = order_QK[_share(len(order_QK))]
+    return [rescored(before, order_K) for before, order_K in zip(places, mine_QK, strict=True)]
+
+
 def _rank(query: Labelled, gallery: Labelled, settings: Settings, top_k: int) -> _Ranked:
-    """The individual ranking of this process's share of the queries, the candidates of all."""
+    """The individual ranking of this process's share of the queries, the first images of all."""
     num_query = len(query.pids)
     size = settings.query_block or max(1, _BLOCK_ELEMENTS // len(gallery.pids))
     mine = _share(num_query)
@@ -167,9 +239,14 @@ def _rank(query: Labelled, gallery: Labelled, settings: Settings, top_k: int) ->
     )
 
 
+def _statistics(places: list[Places], num_query: int) -> QueryStatistics:
+    """Of all queries from the places of this process's."""
+    return QueryStatistics(*(_join(field, num_query) for field in place_statistics(places)))
+
+
 def _summary(places: list[Places], num_query: int) -> dict[str, float | int]:
     """Metrics of all queries from the places of this process's."""
-    return summarise(QueryStatistics(*(_join(field, num_query) for field in place_statistics(places))))
+    return summarise(_statistics(places, num_query))
 
 
 def _share(num_query: int) -> slice:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cacenet_jax.errors import UserError
-from cacenet_jax.retrieval.evaluate import METRICS, Labelled, Settings, cosine_distance, evaluate, table
+from cacenet_jax.retrieval.evaluate import METRICS, Labelled, Settings, cosine_distance, evaluate, ranked_lists, table
 
 
 def images(count, seed):
@@ -25,17 +25,21 @@ def rescore(candidates):
     return np.take_along_axis(PAIR, candidates, axis=1)
 
 
+def order_by_hand(q, weight, top_k, camera_filter):
+    """One query's gallery images, best first; weight None is the individual ranking."""
+    cosine = [float(1 - QUERY.embedding[q] @ g) for g in GALLERY.embedding]
+    order = sorted(range(len(cosine)), key=lambda g: (cosine[g], g))
+    if weight is not None:
+        scored = sorted(order[:top_k], key=lambda g: weight * PAIR[q, g] + (1 - weight) * cosine[g])
+        order = scored + order[top_k:]
+    return [g for g in order if not (camera_filter and is_junk(q, g))]  # after the candidates were taken
+
+
 def metrics_by_hand(weight, top_k, camera_filter):
-    """Rank one query after another; weight None is the individual ranking."""
+    """Rank one query after another."""
     ap, first, inp = [], [], []
     for q in range(len(QUERY.pids)):
-        cosine = [float(1 - QUERY.embedding[q] @ g) for g in GALLERY.embedding]
-        order = sorted(range(len(cosine)), key=lambda g: (cosine[g], g))
-        if weight is not None:
-            scored = sorted(order[:top_k], key=lambda g: weight * PAIR[q, g] + (1 - weight) * cosine[g])
-            order = scored + order[top_k:]
-        if camera_filter:  # after the candidates were taken
-            order = [g for g in order if not is_junk(q, g)]
+        order = order_by_hand(q, weight, top_k, camera_filter)
         hits = [rank for rank, g in enumerate(order, 1) if GALLERY.pids[g] == QUERY.pids[q]]
         if hits:
             ap.append(np.mean([i / rank for i, rank in enumerate(hits, 1)]))
@@ -63,6 +67,20 @@ def test_all_three_rankings_equal_the_loop(top_k, query_block, camera_filter):
     assert (found["top_k"], found["num_query"], found["num_gallery"]) == (top_k, 7, 20)
     expected = [found[name]["mAP"] for name in ("individual", "mixed", "conditional")]
     assert list(found["mAP_by_mix"].values()) == expected
+
+
+@pytest.mark.parametrize("camera_filter", [True, False])
+@pytest.mark.parametrize(("top_k", "length"), [(3, 8), (12, 2), (20, 25)])
+def test_lists_equal_the_loop_and_are_those_that_are_scored(top_k, length, camera_filter):
+    settings = Settings(top_k, camera_filter, 0.3)
+    found = ranked_lists(QUERY, GALLERY, rescore, settings, length)
+    scored = evaluate(QUERY, GALLERY, rescore, settings)
+    for name, weight in {"individual": None, "conditional": 1.0, "mixed": 0.3}.items():
+        for q, order_L in enumerate(found[name].order_QL.tolist()):
+            expected = order_by_hand(q, weight, top_k, camera_filter)[:length]
+            assert order_L == expected + [-1] * (length - len(expected))
+        assert np.nanmean(found[name].statistics.ap) == pytest.approx(scored[name]["mAP"], rel=1e-12)
+    assert set(ranked_lists(QUERY, GALLERY, None, settings, length)) == {"individual"}
 
 
 def test_rankings_of_the_test_differ():
