@@ -3,7 +3,7 @@
 import math
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from ml_collections import ConfigDict
@@ -187,17 +187,28 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     return score_test(config, net, state, prepared, first_step, workdir)
 
 
-def evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
-    """Scores the checkpoint of a workdir on the test split of config.data and writes results.json.
+class Trained(NamedTuple):
+    """A trained network and the data of its config.
 
-    The data set may be another than the one that was trained on: a cross-domain test.
+    Attributes:
+        net: the network.
+        step: of the checkpoint.
+        state: of the network at that step.
+        prepared: the data set of config.data.
+    """
+
+    net: CACENet
+    step: int
+    state: TrainState
+    prepared: Prepared
+
+
+def load(config: ConfigDict, workdir: str | Path) -> Trained:
+    """The network in a workdir, at the checkpoint that config.eval.checkpoint names.
 
     Args:
         config: the config of the run; eval fields and the data set may differ.
         workdir: of a run that has a checkpoint.
-
-    Returns:
-        What results.json holds.
 
     Raises:
         UserError: no checkpoint, one that does not fit the config, or broken data.
@@ -213,7 +224,26 @@ def evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     net = build.model(config, num_identities)
     step, state = restore(config, net, checkpoints)
     checkpoints.close()
-    return score_test(config, net, state, prepared, step, workdir)
+    return Trained(net, step, state, prepared)
+
+
+def evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
+    """Scores the checkpoint of a workdir on the test split of config.data and writes results.json.
+
+    The data set may be another than the one that was trained on: a cross-domain test.
+
+    Args:
+        config: the config of the run; eval fields and the data set may differ.
+        workdir: of a run that has a checkpoint.
+
+    Returns:
+        What results.json holds.
+
+    Raises:
+        UserError: no checkpoint, one that does not fit the config, or broken data.
+    """
+    trained = load(config, workdir)
+    return score_test(config, trained.net, trained.state, trained.prepared, trained.step, Path(workdir))
 
 
 def _report_validation(writer: MetricWriter | Silent, step: int, result: dict[str, Any]) -> None:
