@@ -14,7 +14,7 @@ from cacenet_jax.errors import UserError
 # What may differ when a run continues: where things are, how often they are reported, how they are computed and scored.
 NOT_OF_THE_RUN = (
     "eval", "devices", "parallel", "log_every", "checkpoint_every", "data.root", "data.dir", "data.workers",
-    "model.pair_memory_mib",
+    "model.pair_memory_mib", "visualize",
 )  # fmt: skip
 
 
@@ -89,6 +89,11 @@ def paper() -> ml_collections.ConfigDict:
     config.eval.device_gib = 0.0  # of a device for these maps, 0 for 0.6 of it; more are streamed from the host
     config.eval.memory_gib = 4.0  # of a process's host for these maps; more lie in temporary files under data.dir
     config.eval.checkpoint = "last"  # or best, by validation mAP
+
+    config.visualize = ml_collections.ConfigDict()  # of --mode=visualize
+    config.visualize.num_queries = 4
+    config.visualize.ranks = 10  # of a ranked list
+    config.visualize.lines = 12  # strongest correspondences of two images
     config.lock()  # a misspelt field in a config file is an error, not a new field
     config.data.options.unlock()
     return config
@@ -123,7 +128,8 @@ def validate(config: ml_collections.ConfigDict) -> None:
     _need(data.num_ids >= 2, "data.num_ids", data.num_ids, "at least 2", "the triplet loss needs two identities")
     positive = ("epochs", "data.height", "data.width", "model.embed_dim", "model.last_stride", "log_every",
                 "optim.learning_rate", "optim.reference_batch", "eval.top_k", "eval.memory_gib", "eval.batch_size",
-                "eval.pairs_per_call", "model.pair_memory_mib")  # fmt: skip
+                "eval.pairs_per_call", "visualize.num_queries", "visualize.ranks", "visualize.lines",
+                "model.pair_memory_mib")  # fmt: skip
     for field in positive:
         _need(_lookup(config, field) > 0, field, _lookup(config, field), "more than 0", "raise it")
     not_negative = (
