@@ -88,17 +88,17 @@ def random_batch(one: StoredTerms, batch: int, mesh: Mesh) -> Any:
     def make(seed: jax.Array) -> StoredTerms:
         keys = iter(jax.random.split(jax.random.key(seed), 8))
         draw = lambda like: jax.random.normal(next(keys), (batch, *like.shape), jnp.float32)
-        key_BND, value_BNF, own_BF = draw(one.keys_ND), draw(one.values_NF), draw(one.own_F)
+        key_BND, value_BNF, own_BF = draw(one.keys_NE), draw(one.values_NF), draw(one.own_F)
         intra_BNN = jax.nn.relu(draw(one.intra_NN))
         clues = None
         if one.clues is not None:
             region_BNF = draw(one.clues.direction_NF)
             region_BNF /= jnp.linalg.norm(region_BNF, axis=-1, keepdims=True)
-            salience_BN = jnp.full((batch, *one.clues.salience_N.shape), 1 / one.keys_ND.shape[0])
+            salience_BN = jnp.full((batch, *one.clues.salience_N.shape), 1 / one.keys_NE.shape[0])
             clues = Clues(region_BNF.astype(one.clues.direction_NF.dtype), salience_BN)
-        dtype = one.keys_ND.dtype
-        scaled = (key_BND / one.keys_ND.shape[1] ** 0.25).astype(dtype)
-        value_BNF = (value_BNF / one.keys_ND.shape[0]).astype(dtype)
+        dtype = one.keys_NE.dtype
+        scaled = (key_BND / one.keys_NE.shape[1] ** 0.25).astype(dtype)
+        value_BNF = (value_BNF / one.keys_NE.shape[0]).astype(dtype)
         return StoredTerms(scaled, value_BNF, own_BF, intra_BNN.astype(dtype), intra_BNN.sum(axis=2), clues)
 
     return jax.jit(make, out_shardings=NamedSharding(mesh, PartitionSpec(mesh.axis_names[0])))

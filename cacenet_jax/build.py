@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from cacenet_jax.data.augment import Augment, normalise_images
+from cacenet_jax.data.parts import PartLabels
 from cacenet_jax.models import inference, resnet
 from cacenet_jax.models.cacenet import CACENet
 from cacenet_jax.retrieval.extract import Features
@@ -27,6 +28,9 @@ def model(config: ConfigDict, num_identities: int, axis_name: str | None = None)
         num_identities=num_identities,
         embed_dim=settings.embed_dim,
         pairs=settings.pairs,
+        pair_score=settings.pair_score,
+        alignment=settings.alignment,
+        neighbours=settings.neighbours,
         kind=settings.kind,
         filters=settings.filters,
         keys=settings.affinity,
@@ -35,6 +39,12 @@ def model(config: ConfigDict, num_identities: int, axis_name: str | None = None)
         dtype=dtype,
         axis_name=axis_name,
     )
+
+
+def part_labels(config: ConfigDict) -> PartLabels | None:
+    """What reads part labels; None for a network that needs none."""
+    needed = config.model.pairs and config.model.alignment == "semantic"
+    return PartLabels(config.data.parts) if needed else None
 
 
 def loss_weights(config: ConfigDict) -> LossWeights:
@@ -52,7 +62,7 @@ class Scoring(NamedTuple):
 
     Attributes:
         compose: variables to the constants of the pair stage; None in a network without it.
-        describe: (variables, constants) and uint8 images (B, H, W, 3) to what retrieval keeps of them.
+        describe: (variables, constants) and uint8 images (B, H, W, image_channels) to what retrieval keeps of them.
         distance: constants, terms of one image and of C others to C distances; None without the pair stage.
     """
 
@@ -73,15 +83,16 @@ def scoring(net: CACENet, flip: bool, map_dtype: str) -> Scoring:
 
     def describe(given: Any, images: jax.Array) -> Features:
         variables, constants = given
-        pixels = normalise_images(images)
+        pixels = normalise_images(images[..., :3])
         maps = net.apply(variables, pixels, train=False, method="maps")
         if flip:
             mirrored = net.apply(variables, pixels[:, :, ::-1], train=False, method="maps")
             maps = (maps + mirrored[:, :, ::-1]) / 2
-        return Features(*inference.describe(net, variables, constants, maps, jnp.dtype(map_dtype)))
+        parts = net.parts(images, *maps.shape[1:3])
+        return Features(*inference.describe(net, variables, constants, maps, jnp.dtype(map_dtype), parts))
 
     def distance(constants: Any, one: Any, others: Any) -> jax.Array:
-        return inference.group_distance(constants, one, others, net.clue_weight)
+        return inference.group_distance(constants, one, others, net.clue_weight, net.nearest)
 
     if not net.pairs:
         return Scoring(None, describe, None)

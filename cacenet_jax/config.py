@@ -40,6 +40,7 @@ def paper() -> ml_collections.ConfigDict:
     config.data.images_per_id = 4  # K
     config.data.val_share = 0.0  # share of the training identities held out for validation
     config.data.val_seed = 0
+    config.data.parts = placeholder(str)  # folder of part labels, for data without their own (semantic alignment)
     config.data.workers = 0  # worker processes; 0 is faster on small machines
 
     config.augment = ml_collections.ConfigDict()
@@ -53,6 +54,9 @@ def paper() -> ml_collections.ConfigDict:
     config.model.last_stride = 1
     config.model.embed_dim = 768  # F
     config.model.pairs = True  # False: the individual baseline of table 1
+    config.model.pair_score = "conditional"  # of f(u|v) and f(v|u); or keypoints: no graph convolution (table 1, row 2)
+    config.model.alignment = "attention"  # or individual, none, part, similarity, full, semantic (tables 1 and 2)
+    config.model.neighbours = 1  # K of the similarity alignment
     config.model.kind = "discrepancy"  # or normal
     config.model.filters = "tied"  # or untied
     config.model.affinity = "raw"  # between maps (the paper); or of l2, standardised nodes, correlation
@@ -106,12 +110,15 @@ def _need(ok: bool, field: str, found: Any, expected: str, remedy: str) -> None:
 
 def validate(config: ml_collections.ConfigDict) -> None:
     """Raises UserError, one line, for the first field whose value cannot be."""
+    from cacenet_jax.models.alignment import STRATEGIES
     from cacenet_jax.models.resnet import STAGES  # here, so that a typo in a flag need not wait for jax
 
     data, optim, evaluation = config.data, config.optim, config.eval
     choices = {
         "parallel": ("pmap", "shard_map"),
         "model.backbone": tuple(STAGES),
+        "model.pair_score": ("conditional", "keypoints"),
+        "model.alignment": STRATEGIES,
         "model.kind": ("discrepancy", "normal"),
         "model.filters": ("tied", "untied"),
         "model.affinity": ("raw", "l2", "standardised", "correlation"),
@@ -123,13 +130,19 @@ def validate(config: ml_collections.ConfigDict) -> None:
     for field, allowed in choices.items():
         found = _lookup(config, field)
         _need(found in allowed, field, found, "one of " + ", ".join(allowed), "choose one of them")
+    if config.model.pair_score == "keypoints":
+        _need(config.model.alignment == "attention", "model.alignment", config.model.alignment, "'attention' with "
+              "model.pair_score=keypoints", "key-point pairs are those of the correspondence attention")  # fmt: skip
+        _need(config.model.clue_weight == 0, "model.clue_weight", config.model.clue_weight, "0 with "
+              "model.pair_score=keypoints", "choose one of the two distances")  # fmt: skip
     _need(data.images_per_id >= 2, "data.images_per_id", data.images_per_id, "at least 2",
           "the triplet loss needs two images of an identity")  # fmt: skip
     _need(data.num_ids >= 2, "data.num_ids", data.num_ids, "at least 2", "the triplet loss needs two identities")
     positive = ("epochs", "data.height", "data.width", "model.embed_dim", "model.last_stride", "log_every",
                 "optim.learning_rate", "optim.reference_batch", "eval.top_k", "eval.memory_gib", "eval.batch_size",
                 "eval.pairs_per_call", "visualize.num_queries", "visualize.ranks", "visualize.lines",
-                "model.pair_memory_mib")  # fmt: skip
+                "model.pair_memory_mib",
+                "model.neighbours")  # fmt: skip
     for field in positive:
         _need(_lookup(config, field) > 0, field, _lookup(config, field), "more than 0", "raise it")
     not_negative = (

@@ -75,7 +75,7 @@ def describe(config: ConfigDict, net: CACENet, state: TrainState, query: Subset,
     functions = build.scoring(net, settings.flip, settings.map_dtype)
     variables = replicate({"params": state.params, "batch_stats": state.batch_stats}, mesh)
     constants = functions.compose(variables) if functions.compose else None
-    given, image_shape = (variables, constants), (data.height, data.width, 3)
+    given, image_shape = (variables, constants), (data.height, data.width, net.image_channels)
     like = image_shapes(functions.describe, given, image_shape).terms
     space = room(mesh, settings.device_gib, settings.memory_gib, data.dir)
     plan = make_plan(tree_bytes(like), num_query, num_gallery, batch, mesh, space)
@@ -88,7 +88,7 @@ def describe(config: ConfigDict, net: CACENet, state: TrainState, query: Subset,
     def features(subset: Subset, store: Store | None) -> Labelled:
         count = len(subset.indices)
         mine = subset._replace(indices=subset.indices[my_rows(count, batch, mesh)])
-        size = {"height": data.height, "width": data.width}
+        size = {"height": data.height, "width": data.width, "parts": build.part_labels(config)}
         size["batch_size"] = batch // mesh.size * len(mesh.local_devices)
         images = (images for images, _ in evaluation_batches(mine, **size))
         how = {"image_shape": image_shape, "batch": batch, "mesh": mesh, "store": store}
@@ -104,13 +104,18 @@ def describe(config: ConfigDict, net: CACENet, state: TrainState, query: Subset,
 
 
 def check_splits(config: ConfigDict, prepared: Prepared, cut: TrainVal | None = None) -> None:
-    """Raises UserError, before any training, where the test split or the validation identities cannot be ranked."""
+    """Raises UserError, before any training, where the test split or the validation identities cannot be ranked.
+
+    Also where a network that needs part labels would miss some.
+    """
     pairs = {"test split": tuple(whole(open_split(prepared, split)) for split in ("query", "gallery"))}
     if cut is not None and len(cut.query.indices):
         pairs["validation split, cut from train by config.data.val_share"] = (cut.query, cut.gallery)
     for where, (query, gallery) in pairs.items():
         labels = (query.pids, gallery.pids, query.camids, gallery.camids)
         check_rankable(*labels, camera_filter=config.eval.camera_filter, where=f"{config.data.name}, {where}")
+    if parts := build.part_labels(config):
+        parts.check({split: open_split(prepared, split) for split in ("train", "query", "gallery")})
 
 
 def score_test(

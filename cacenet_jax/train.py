@@ -138,6 +138,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     batches = training_batches(
         cut.train, sampler, height=data.height, width=data.width, first_step=first_step, last_step=last_step,
         workers=data.workers, process=jax.process_index(), processes=jax.process_count(),
+        parts=build.part_labels(config),
     )  # fmt: skip
 
     def report(step: int, device_metrics: dict[str, jax.Array]) -> None:

@@ -60,7 +60,7 @@ def create_state(
     model: CACENet, optimizer: optax.GradientTransformation, key: jax.Array, image_shape: tuple[int, int]
 ) -> TrainState:
     """Freshly initialised parameters, statistics and optimiser state; image_shape is (height, width)."""
-    images = jnp.zeros((2, *image_shape, 3))
+    images = jnp.zeros((2, *image_shape, model.image_channels))
     variables = jax.jit(lambda key: model.init(key, images, train=False))(key)
     params = variables["params"]
     return TrainState(jnp.zeros((), jnp.int32), params, variables.get("batch_stats", {}), optimizer.init(params))
@@ -87,7 +87,7 @@ def loss_terms(
 
     Args:
         individual: f(I) and logits of this device's images.
-        grid: conditional embeddings of this device's images given all images; None without the pair stage.
+        grid: pairs of this device's images and all images; None without the pair stage.
         labels_R: identities of this device's images.
         index_R: their positions in the global batch.
         weights: weights and constants.
@@ -106,14 +106,16 @@ def loss_terms(
     identity = _mean(losses.cross_entropy(individual.logits, labels_R).mean(), axis_name)
     terms = {"identity": weights.identity * identity, "triplet": weights.triplet * over_rows(triplet)}
     if grid is not None:
-        mixup_R = losses.mixup_rows(grid.conditional.logits, labels_R, labels_B, weights.alpha)
-        target_RBF = normalise(grid.conditional.embedding)
-        pair_RB = losses.euclidean(target_RBF, transpose_grid(target_RBF, axis_name))
-        if grid.clues is not None:
-            clue_RB = 2 * clue_weight * grid.clues
-            pair_RB = losses.safe_sqrt((1 - clue_weight) * pair_RB**2 + clue_RB)
+        pair_RB = grid.points
+        if grid.conditional is not None:
+            mixup_R = losses.mixup_rows(grid.conditional.logits, labels_R, labels_B, weights.alpha)
+            terms["pair_identity"] = weights.pair_identity * _mean(mixup_R.mean(), axis_name)
+            target_RBF = normalise(grid.conditional.embedding)
+            pair_RB = losses.euclidean(target_RBF, transpose_grid(target_RBF, axis_name))
+            if grid.clues is not None:
+                clue_RB = 2 * clue_weight * grid.clues
+                pair_RB = losses.safe_sqrt((1 - clue_weight) * pair_RB**2 + clue_RB)
         pair_triplet = losses.batch_hard_rows(pair_RB, labels_R, labels_B, index_R, weights.margin)
-        terms["pair_identity"] = weights.pair_identity * _mean(mixup_R.mean(), axis_name)
         terms["pair_triplet"] = weights.pair_triplet * over_rows(pair_triplet)
     return terms
 
@@ -132,7 +134,7 @@ def make_train_step(
         model: the network, with the same axis_name.
         optimizer: as optim.optimizer builds it.
         weights: weights and constants of the loss.
-        augmentation: what happens to an image; None takes `Batch.images` as normalised floats.
+        augmentation: what happens to an image; None takes `Batch.images` as they are, normalised floats.
         key: seed of the augmentation; step and image position are folded in, so a resumed run draws the same.
         axis_name: device axis for collectives, None on one device.
 
@@ -163,9 +165,8 @@ def make_train_step(
         hits = (individual.logits.argmax(axis=-1) == labels_R).mean(dtype=jnp.float32)
         metrics["accuracy"] = _mean(hits, axis_name)
         if grid is not None:
-            metrics["positive_intra"] = _mean(grid.positive_intra, axis_name)
-            metrics["positive_cross"] = _mean(grid.positive_cross, axis_name)
-            metrics["degree"] = _mean(grid.degree, axis_name)
+            health = {name: getattr(grid, name) for name in ("positive_intra", "positive_cross", "degree")}
+            metrics |= {name: _mean(value, axis_name) for name, value in health.items() if value is not None}
         params = optax.apply_updates(state.params, updates)
         metrics["param_norm"] = optax.tree.norm(params)  # not finite where the update broke them
         return TrainState(state.step + 1, params, batch_stats, opt_state), metrics

@@ -1,6 +1,6 @@
 """Augmentation on the device: flip, pad and crop, normalise, random erasing; pure, one key an image.
 
-Legend: B images, H x W pixels, 3 colours.
+Legend: B images, H x W pixels, C channels: 3 colours, perhaps labels.
 """
 
 from typing import NamedTuple
@@ -57,8 +57,12 @@ def _erase(key: Array, image_HWC: Array, erase: float, area: tuple[float, float]
     return jnp.where((inside_HW & use)[..., None], 0, image_HWC)
 
 
-def augment_one(key: Array, image_HWC: UInt8[Array, "H W 3"], settings: Augment) -> Float[Array, "H W 3"]:
-    """Flip, pad and crop, normalise, erase one image; the same key gives the same image."""
+def augment_one(key: Array, image_HWC: UInt8[Array, "H W C"], settings: Augment) -> Float[Array, "H W C"]:
+    """Flip, pad and crop, normalise, erase one image; the same key gives the same image.
+
+    Channels after the colours are labels: they move with the pixels, are not normalised, and 0 where those are padding or
+    erased.
+    """
     key_flip, key_top, key_left, key_erase = jax.random.split(key, 4)
     mirrored = jax.random.uniform(key_flip) < settings.flip
     image_HWC = jnp.where(mirrored, image_HWC[:, ::-1], image_HWC)
@@ -68,23 +72,25 @@ def augment_one(key: Array, image_HWC: UInt8[Array, "H W 3"], settings: Augment)
         top = jax.random.randint(key_top, (), 0, 2 * pad + 1)
         left = jax.random.randint(key_left, (), 0, 2 * pad + 1)
         image_HWC = jax.lax.dynamic_slice(padded, (top, left, 0), image_HWC.shape)
-    return _erase(key_erase, normalise_images(image_HWC), settings.erase, settings.erase_area, settings.erase_aspect)
+    pixels_HW3, labels_HWL = normalise_images(image_HWC[..., :3]), image_HWC[..., 3:].astype(jnp.float32)
+    normalised_HWC = jnp.concatenate([pixels_HW3, labels_HWL], axis=-1)
+    return _erase(key_erase, normalised_HWC, settings.erase, settings.erase_area, settings.erase_aspect)
 
 
 def augment(
-    key: Array, index_B: Array, images_BHWC: UInt8[Array, "B H W 3"], settings: Augment
-) -> Float[Array, "B H W 3"]:
+    key: Array, index_B: Array, images_BHWC: UInt8[Array, "B H W C"], settings: Augment
+) -> Float[Array, "B H W C"]:
     """Augments a batch, one key an image.
 
     Args:
         key: key of the step.
         index_B: position of each image in the global batch; its key is folded from it, so that the result does not depend
             on how the batch is split over devices.
-        images_BHWC: uint8 pixels.
+        images_BHWC: uint8 pixels: three colours, then channels of labels.
         settings: what happens to an image.
 
     Returns:
-        Normalised float32 images.
+        float32 images, the colours normalised.
     """
     keys_B = jax.vmap(lambda i: jax.random.fold_in(key, i))(index_B)
     return jax.vmap(lambda k, image: augment_one(k, image, settings))(keys_B, images_BHWC)

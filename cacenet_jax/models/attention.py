@@ -27,8 +27,10 @@ class Adjacency(NamedTuple):
     cross: Array
 
 
-def affinity(left_ND: Float[AnyArray, "N D"], right_MD: Float[AnyArray, "M D"], weight_D: Float[AnyArray, "D"]):
-    """ReLU(X diag(w) X'^T): the importance of every pair of nodes, negative importance cut off.
+def affinity_scores(
+    left_ND: Float[AnyArray, "N D"], right_MD: Float[AnyArray, "M D"], weight_D: Float[AnyArray, "D"]
+) -> Float[Array, "N M"]:
+    """X diag(w) X'^T: the importance of every pair of nodes, of either sign.
 
     Products run in the nodes' type and accumulate in at least float32, the type of the result.
 
@@ -36,15 +38,18 @@ def affinity(left_ND: Float[AnyArray, "N D"], right_MD: Float[AnyArray, "M D"], 
         left_ND: nodes of one image.
         right_MD: nodes of the same image (equation 2) or of another one (equation 3).
         weight_D: learned weight of each channel, the diagonal of W or W'.
-
-    Returns:
-        (N, M) affinities, none negative.
     """
     left_ND, right_MD = jnp.asarray(left_ND), jnp.asarray(right_MD)
     weighted_ND = left_ND * jnp.asarray(weight_D).astype(left_ND.dtype)
     accumulate = jnp.promote_types(left_ND.dtype, jnp.float32)
-    scores_NM = jnp.einsum("nd,md->nm", weighted_ND, right_MD, preferred_element_type=accumulate)
-    return jax.nn.relu(scores_NM)
+    return jnp.einsum("nd,md->nm", weighted_ND, right_MD, preferred_element_type=accumulate)
+
+
+def affinity(
+    left_ND: Float[AnyArray, "N D"], right_MD: Float[AnyArray, "M D"], weight_D: Float[AnyArray, "D"]
+) -> Float[Array, "N M"]:
+    """ReLU(X diag(w) X'^T): `affinity_scores` with negative importance cut off, (N, M)."""
+    return jax.nn.relu(affinity_scores(left_ND, right_MD, weight_D))
 
 
 def correspondence(

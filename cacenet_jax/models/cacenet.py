@@ -1,7 +1,7 @@
 """CACE-Net: backbone, individual head, correspondence graph and conditional head as one Linen module.
 
-Legend: B images, H x W positions of a map (N = H W), D channels, F embedding size, I training identities, R x C pairs
-of target images u (rows) and contextual images v (columns).
+Legend: B images, H x W positions of a map (N = H W), D channels, E channels of keys, F embedding size, I training
+identities, R x C pairs of target images u (rows) and contextual images v (columns).
 """
 
 from typing import Any, Literal, NamedTuple
@@ -9,11 +9,14 @@ from typing import Any, Literal, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int, Shaped
 
-from cacenet_jax.models.clues import Clues, clue_distance, clue_grid, image_clues
+from cacenet_jax.models.alignment import LEARNED, Alignment, node_parts, rule_keys
+from cacenet_jax.models.clues import Clues, clue_distance, image_clues
 from cacenet_jax.models.graph import Kind
+from cacenet_jax.models.grids import distance_grid
 from cacenet_jax.models.heads import ConditionalHead, Embedded, EmbeddingHead, normalise
+from cacenet_jax.models.keypoints import KeyPoints, key_point_distance, key_points
 from cacenet_jax.models.pair_grid import coefficients, encoded_grid, plan
 from cacenet_jax.models.pairs import ImageTerms, image_terms, neighbours_both
 
@@ -22,30 +25,34 @@ class PairTerms(NamedTuple):
     """What the pair stage needs of one image; computed once per image.
 
     Attributes:
-        graph: for the graph convolution.
+        graph: for the graph convolution; None in a model without it.
         clues: for the clue distance; None in a model without it.
+        points: for the key-point distance; None in a model without it.
     """
 
-    graph: ImageTerms
+    graph: ImageTerms | None
     clues: Clues | None
+    points: KeyPoints | None = None
 
 
 class PairGrid(NamedTuple):
-    """The conditional embeddings of a grid of pairs, R target images x C contextual images.
+    """What a grid of pairs gives, R target images x C contextual images; None for what a model does not have.
 
     Attributes:
         conditional: f(u|v) and its logits, (R, C, F) and (R, C, I).
-        clues: clue distance of each pair, (R, C); None in a model without it.
+        clues: clue distance of each pair, (R, C).
+        points: key-point distance of each pair, (R, C).
         positive_intra: share of positive affinities within images, scalar.
         positive_cross: share of positive affinities across images, scalar.
         degree: mean degree of a node in a pair's graph, scalar.
     """
 
-    conditional: Embedded
+    conditional: Embedded | None
     clues: Array | None
-    positive_intra: Array
+    points: Array | None
+    positive_intra: Array | None
     positive_cross: Array
-    degree: Array
+    degree: Array | None
 
 
 class Described(NamedTuple):
@@ -68,6 +75,10 @@ class CACENet(nn.Module):
         num_identities: I, classes of the training set.
         embed_dim: F.
         pairs: whether the pair stage exists; without it this is the individual baseline of table 1.
+        pair_score: what tells two images apart: the distance of their conditional embeddings ("conditional"), or, without
+            a graph convolution, that of their key-point pairs ("keypoints", table 1, second row).
+        alignment: which positions are neighbours, see alignment.py; "attention" is the paper's.
+        neighbours: K of the "similarity" alignment.
         kind: "discrepancy" (equation 7) or "normal" (equation 6).
         filters: "tied" (equation 7) or "untied" (equation 5).
         keys: what affinities are computed from: the map ("raw", the paper); its L2-normalised nodes ("l2"); its nodes
@@ -86,6 +97,9 @@ class CACENet(nn.Module):
     num_identities: int
     embed_dim: int = 768
     pairs: bool = True
+    pair_score: Literal["conditional", "keypoints"] = "conditional"
+    alignment: Alignment = "attention"
+    neighbours: int = 1
     kind: Kind = "discrepancy"
     filters: Literal["tied", "untied"] = "tied"
     keys: Literal["raw", "l2", "standardised", "correlation"] = "raw"
@@ -102,14 +116,14 @@ class CACENet(nn.Module):
         self.individual_head = EmbeddingHead(**shared)
         if self.pairs:
             channels = (self.backbone.channels,)
-            self.conditional_head = ConditionalHead(*channels, kind=self.kind, filters=self.filters, **shared)
-            self.intra_weight = self.param("intra_weight", nn.initializers.ones, channels)
-            self.cross_weight = self.param("cross_weight", nn.initializers.ones, channels)
-            if self.keys == "correlation":
-                start = nn.initializers.constant(self.threshold)
-                self.intra_threshold = self.param("intra_threshold", start, (1,))
-                self.cross_threshold = self.param("cross_threshold", start, (1,))
-            if self.keys in ("standardised", "correlation"):
+            if self.pair_score == "conditional":
+                self.conditional_head = ConditionalHead(*channels, kind=self.kind, filters=self.filters, **shared)
+            for which in self._learned:
+                setattr(self, f"{which}_weight", self.param(f"{which}_weight", nn.initializers.ones, channels))
+                if self.keys == "correlation":
+                    start = nn.initializers.constant(self.threshold)
+                    setattr(self, f"{which}_threshold", self.param(f"{which}_threshold", start, (1,)))
+            if self._learned and self.keys in ("standardised", "correlation"):
                 self.key_norm = nn.BatchNorm(
                     use_bias=False,
                     use_scale=False,
@@ -128,8 +142,29 @@ class CACENet(nn.Module):
         wide = jnp.promote_types(maps_BHWD.dtype, jnp.float32)
         return self.individual_head(maps_BHWD.mean(axis=(1, 2), dtype=wide), train=train)
 
-    def _keys(self, nodes_BND: Float[Array, "B N D"], train: bool) -> Float[Array, "B N E"] | None:
+    @property
+    def _learned(self) -> tuple[str, ...]:
+        """The blocks of the graph whose weights are learned."""
+        if self.pair_score == "keypoints":
+            return ("cross",)
+        return {"attention": ("intra", "cross"), "individual": ("intra",)}.get(self.alignment, ())
+
+    @property
+    def nearest(self) -> int:
+        """What `alignment.connect` is given."""
+        return self.neighbours if self.alignment == "similarity" else 0
+
+    @property
+    def image_channels(self) -> int:
+        """Channels of an image: three colours and, for the semantic alignment, the label of each pixel's body part."""
+        return 4 if self.pairs and self.alignment == "semantic" else 3
+
+    def _keys(
+        self, nodes_BND: Float[Array, "B N D"], parts_BN: Int[Array, "B N"] | None, train: bool
+    ) -> Float[Array, "B N E"] | None:
         """What affinities are computed from; None for the nodes themselves."""
+        if self.alignment not in LEARNED:
+            return rule_keys(self.alignment, nodes_BND, parts_BN)
         if self.keys == "raw":
             return None
         if self.keys == "l2":
@@ -146,62 +181,87 @@ class CACENet(nn.Module):
             return None
         return image_clues(self.individual_head.embed_nodes(nodes_BND).astype(self.dtype))
 
-    def terms(self, maps_BHWD: Float[Array, "B h w D"], *, train: bool) -> PairTerms:
+    def parts(self, images_BHWC: Shaped[Array, "B H W C"], height: int, width: int) -> Int[Array, "B N"] | None:
+        """Body part of each position of a height x width map; None where the images carry no labels."""
+        return node_parts(images_BHWC[..., 3], height, width) if images_BHWC.shape[-1] > 3 else None
+
+    def terms(
+        self, maps_BHWD: Float[Array, "B h w D"], parts_BN: Int[Array, "B N"] | None = None, *, train: bool
+    ) -> PairTerms:
         """Per-image terms of the pair stage, leading axis B."""
         nodes_BND = _nodes(maps_BHWD)
-        weight_E = self._weight("intra")
-        pair = jax.vmap(lambda nodes, keys: image_terms(nodes, weight_E, keys))
-        return PairTerms(pair(nodes_BND, self._keys(nodes_BND, train)), self._clues(nodes_BND))
+        keys_BNE = self._keys(nodes_BND, parts_BN, train)
+        if self.pair_score == "keypoints":
+            return PairTerms(None, None, key_points(nodes_BND, keys_BNE))
+        weight_E = self.weight("intra", nodes_BND if keys_BNE is None else keys_BNE)
+        pair = jax.vmap(lambda nodes, keys: image_terms(nodes, weight_E, keys, self.nearest))
+        return PairTerms(pair(nodes_BND, keys_BNE), self._clues(nodes_BND))
 
-    def _weight(self, which: Literal["intra", "cross"]) -> Array:
-        """The diagonal of W or W' over the channels of the keys."""
+    def weight(self, which: Literal["intra", "cross"], keys: Array) -> Float[Array, "E"]:
+        """The diagonal of W or W' over the channels of the keys (the last axis)."""
+        if which not in self._learned:  # rules weigh 1; in the individual graph nothing crosses
+            return jnp.full(keys.shape[-1], self.alignment not in LEARNED, keys.dtype)
         weight_D = getattr(self, f"{which}_weight")
         weight_D = weight_D / weight_D.shape[0]
         if self.keys == "correlation":
             weight_D = jnp.concatenate([weight_D, -getattr(self, f"{which}_threshold")])
         return weight_D
 
-    def grid(self, maps_BHWD: Float[Array, "B h w D"], *, train: bool) -> PairGrid:
-        """Conditional embeddings, and clue distances, of every image given every image.
+    def grid(
+        self, maps_BHWD: Float[Array, "B h w D"], parts_BN: Int[Array, "B N"] | None = None, *, train: bool
+    ) -> PairGrid:
+        """Conditional embeddings, and clue distances, of every image given every image; or key-point distances.
 
         Rows of the grid are these images; columns are the images of all devices along `axis_name`, in training.
+
+        Args:
+            maps_BHWD: feature maps.
+            parts_BN: body part of each position, for the semantic alignment.
+            train: batch statistics and updates, or running statistics.
         """
         nodes_BND = _nodes(maps_BHWD)
         rows, num_nodes, channels = nodes_BND.shape
-        if self.is_initializing():  # the heads make their parameters when they are called
-            self.conditional_head(nodes_BND[:, 0], nodes_BND[:, 0], train=train)
         axis_name = self.axis_name if train and not self.is_initializing() else None
         columns = rows * (1 if axis_name is None else jax.lax.axis_size(axis_name))
-        keys_BNE = self._keys(nodes_BND, train)
-        keys_BNE = nodes_BND if keys_BNE is None else keys_BNE
+        keys_BNE = self._keys(nodes_BND, parts_BN, train)
         axis_name = axis_name if columns > rows else None
         share = 1.0 if self.clue_weight == 0 else 0.5  # the clue distances take the rest
-        itemsize = keys_BNE.dtype.itemsize
-        how = plan(rows, columns, num_nodes, channels, self.pair_memory_mib, itemsize, axis_name, share)
-        found = coefficients(how, keys_BNE, self._weight("intra"), self._weight("cross"))
+        block = max(int(share * self.pair_memory_mib * 2**20) // (12 * rows * num_nodes**2), 1)
+        if self.pair_score == "keypoints":
+            points = key_points(nodes_BND, keys_BNE)
+            weight_E = self.weight("cross", points.keys_NE)
+            found = distance_grid(lambda u, v: key_point_distance(u, v, weight_E), points, block, axis_name)
+            return PairGrid(None, None, found.distance, None, found.positive.mean(), None)
+        if self.is_initializing():  # the heads make their parameters when they are called
+            self.conditional_head(nodes_BND[:, 0], nodes_BND[:, 0], train=train)
+        keys_BNE = nodes_BND if keys_BNE is None else keys_BNE
+        how = plan(
+            rows, columns, num_nodes, channels, self.pair_memory_mib, keys_BNE.dtype.itemsize, axis_name, share
+        )._replace(nearest=self.nearest)
+        found = coefficients(how, keys_BNE, self.weight("intra", keys_BNE), self.weight("cross", keys_BNE))
         encoded = encoded_grid(how, nodes_BND, found, self.conditional_head.encoder(rows * columns))
         clues = self._clues(nodes_BND)
         if clues is not None:
-            others = clues
-            if axis_name is not None:
-                others = jax.tree.map(lambda x: jax.lax.all_gather(x, axis_name, tiled=True), clues)
-            block = int(share * self.pair_memory_mib * 2**20) // (12 * rows * num_nodes**2)
-            clues = clue_grid(clues, others, max(block, 1))
+            clues = distance_grid(clue_distance, clues, block, axis_name)
         conditional = self.conditional_head.finish(encoded, train=train)
-        return PairGrid(conditional, clues, found.positive_intra, found.positive_cross, found.degree)
+        return PairGrid(conditional, clues, None, found.positive_intra, found.positive_cross, found.degree)
 
-    def describe(self, maps_BHWD: Float[Array, "B h w D"]) -> Described:
+    def describe(self, maps_BHWD: Float[Array, "B h w D"], parts_BN: Int[Array, "B N"] | None = None) -> Described:
         """What retrieval keeps of each image (test mode)."""
         embedding_BF = normalise(self.individual(maps_BHWD, train=False).embedding)
-        return Described(embedding_BF, self.terms(maps_BHWD, train=False) if self.pairs else None)
+        return Described(embedding_BF, self.terms(maps_BHWD, parts_BN, train=False) if self.pairs else None)
 
     def pair_distance(self, u: PairTerms, v: PairTerms) -> Float[Array, ""]:
         """Distance of two images that were looked at together (section 3.5), 0 to 2.
 
         1 - cos(f(u|v), f(v|u)), half the squared distance that the pair triplet trains; with a clue_weight, mixed with
-        the clue distance.
+        the clue distance. With pair_score "keypoints" that of the key-point pairs.
         """
-        near_u_D, near_v_D = neighbours_both(u.graph, v.graph, self._weight("cross"))
+        if u.points is not None:
+            return key_point_distance(u.points, v.points, self.weight("cross", u.points.keys_NE)).distance
+        keys_NE = u.graph.nodes_ND if u.graph.keys_NE is None else u.graph.keys_NE
+        weight_E = self.weight("cross", keys_NE)
+        near_u_D, near_v_D = neighbours_both(u.graph, v.graph, weight_E, self.nearest)
         own_2D = jnp.stack([u.graph.nodes_ND, v.graph.nodes_ND]).mean(axis=1, dtype=near_u_D.dtype)
         embedded = self.conditional_head(own_2D, jnp.stack([near_u_D, near_v_D]), train=False)
         embedding_2F = normalise(embedded.embedding)
@@ -210,16 +270,17 @@ class CACENet(nn.Module):
             return distance
         return (1 - self.clue_weight) * distance + self.clue_weight * clue_distance(u.clues, v.clues)
 
-    def __call__(self, images_BHWC: Float[Array, "B H W 3"], *, train: bool) -> tuple[Embedded, PairGrid | None]:
+    def __call__(self, images_BHWC: Float[Array, "B H W C"], *, train: bool) -> tuple[Embedded, PairGrid | None]:
         """Individual embeddings of the images and, with the pair stage, the grid of pairs.
 
         In training the rows of the grid are this device's images, the columns those of all devices along `axis_name`.
+        Images have `image_channels` channels.
         """
-        maps_BHWD = self.maps(images_BHWC, train=train)
+        maps_BHWD = self.maps(images_BHWC[..., :3], train=train)
         individual = self.individual(maps_BHWD, train=train)
         if not self.pairs:
             return individual, None
-        return individual, self.grid(maps_BHWD, train=train)
+        return individual, self.grid(maps_BHWD, self.parts(images_BHWC, *maps_BHWD.shape[1:3]), train=train)
 
 
 def _nodes(maps_BHWD: Float[Array, "B h w D"]) -> Float[Array, "B N D"]:

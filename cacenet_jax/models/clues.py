@@ -10,7 +10,7 @@ with c_ij the cosine of region i of u and region j of v, s_i the salience of a r
 its image, and p = 4. A plain mean (p = 1) lets the many regions that look-alikes share outvote the one that tells them
 apart; docs/results.md has the numbers.
 
-Legend: u target image, v contextual image, N and M nodes, F embedding size, R x C a grid of pairs.
+Legend: u target image, v contextual image, N and M nodes, F embedding size.
 """
 
 from typing import NamedTuple
@@ -71,21 +71,3 @@ def clue_distance(u: Clues, v: Clues) -> Float[Array, ""]:
     apart_N = jax.nn.relu(1 - cosine_NM.max(axis=1))
     apart_M = jax.nn.relu(1 - cosine_NM.max(axis=0))
     return (_power_mean(apart_N, u.salience_N) + _power_mean(apart_M, v.salience_N)) / 2
-
-
-def clue_grid(rows: Clues, columns: Clues, block: int = 0) -> Float[Array, "R C"]:
-    """`clue_distance` of every row image and every column image, vmapped over the grid.
-
-    Args:
-        rows: regions of the target images, leading axis R.
-        columns: regions of the contextual images, leading axis C.
-        block: columns computed at a time, each block again in the backward pass; 0 for all at once.
-    """
-
-    def column(v: Clues) -> Array:
-        return jax.vmap(lambda u: clue_distance(u, v))(rows)
-
-    num_columns = columns.salience_N.shape[0]
-    if block and block < num_columns:
-        return jax.lax.map(jax.checkpoint(column), columns, batch_size=block).T
-    return jax.vmap(jax.vmap(clue_distance, (None, 0)), (0, None))(rows, columns)

@@ -8,20 +8,24 @@ that matrix may act on the nodes of an image before any pair is formed:
 with E the encoder and the scale of its norm, and own_u = mean_u X Theta_0 E + bias. A pair then costs its block T_uv,
 matrix-vector products with N x N and N x F, and nothing with D or D x D in it. The maps themselves are not kept: T_uv
 is made from keys, which carry the square root of |w'| so that both images of a pair store the same thing, rounded once.
+A network without a graph convolution stores its key points instead.
 
-Legend: u one image, v the C images that it is compared with, N and M nodes, D channels, F embedding size, B images.
+Legend: u one image, v the C images that it is compared with, N and M nodes, D channels, E channels of keys, F embedding
+size, B images.
 """
 
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
+from cacenet_jax.models.alignment import LEARNED, connect
 from cacenet_jax.models.cacenet import CACENet, Described
 from cacenet_jax.models.clues import Clues, clue_distance
 from cacenet_jax.models.graph import inverse_sqrt_degree, neighbour_sign
 from cacenet_jax.models.heads import normalise
+from cacenet_jax.models.keypoints import KeyPoints, key_point_distance
 
 _EPSILON = 1e-5  # of the batch norm in heads.EmbeddingHead
 
@@ -33,24 +37,34 @@ class PairConstants(NamedTuple):
         own_DF: Theta, encoder and scale of the batch norm, for the mean of the map.
         near_DF: the same for the mean neighbour, with the sign of the convolution; the same matrix where tied.
         bias_F: what the batch norm adds.
-        root_D: sqrt |w'|, which each image's keys are stored with.
-        sign_D: the sign of w', -1, 0 or 1.
+        root_E: sqrt |w'|, which each image's keys are stored with; one number where w' is not learned.
+        sign_E: the sign of w', -1, 0 or 1; one number where w' is not learned.
         offset: added to every cross affinity before the ReLU: minus the learned threshold, 0 without one.
     """
 
     own_DF: Array
     near_DF: Array
     bias_F: Array
-    root_D: Array
-    sign_D: Array
+    root_E: Array
+    sign_E: Array
     offset: Array
+
+
+class PointConstants(NamedTuple):
+    """What the pair stage of a trained network without a graph convolution is.
+
+    Attributes:
+        weight_E: w', at least float32.
+    """
+
+    weight_E: Array
 
 
 class StoredTerms(NamedTuple):
     """What is kept of an image to compare it with others.
 
     Attributes:
-        keys_ND: what cross affinities are made from, in the storage type.
+        keys_NE: what cross affinities are made from, in the storage type; never rounded for a top-K selection.
         values_NF: the nodes' contributions to f, in the storage type.
         own_F: the image's own share of f, at least float32.
         intra_NN: S, in the storage type.
@@ -58,7 +72,7 @@ class StoredTerms(NamedTuple):
         clues: regions for the clue distance, directions in the storage type; None in a model without it.
     """
 
-    keys_ND: Array
+    keys_NE: Array
     values_NF: Array
     own_F: Array
     intra_NN: Array
@@ -66,8 +80,13 @@ class StoredTerms(NamedTuple):
     clues: Clues | None
 
 
-def compose(net: CACENet, variables: Any) -> PairConstants:
+def compose(net: CACENet, variables: Any) -> PairConstants | PointConstants:
     """The constants of a network with a pair stage; once for each state of it."""
+    # A weight that is not learned is one number for all channels.
+    weight_E = net.apply(variables, "cross", jnp.ones(1), method="weight")
+    weight_E = weight_E.astype(jnp.promote_types(weight_E.dtype, jnp.float32))
+    if net.pair_score == "keypoints":
+        return PointConstants(weight_E)
     head, stats = variables["params"]["conditional_head"], variables["batch_stats"]["conditional_head"]["head"]["bn"]
     wide = jnp.promote_types(jnp.asarray(head["theta"]).dtype, jnp.float32)
     norm, conv = head["head"]["bn"], jnp.asarray(head["head"]["conv"]["kernel"], wide)
@@ -76,26 +95,31 @@ def compose(net: CACENet, variables: Any) -> PairConstants:
     with jax.default_matmul_precision("highest"):
         own_DF = jnp.asarray(head["theta"], wide) @ encoder_DF
         near_DF = own_DF if net.filters == "tied" else jnp.asarray(head["theta_1"], wide) @ encoder_DF
-    weight_E = net.apply(variables, "cross", method="_weight").astype(wide)
-    channels = own_DF.shape[0]
-    weight_D, offset = weight_E[:channels], weight_E[channels:].sum()
+    channels = len(weight_E) - _has_threshold(net)
+    weight_E, offset = weight_E[:channels], weight_E[channels:].sum()
     return PairConstants(
         own_DF,
         neighbour_sign(net.kind) * near_DF,
         norm["bias"] - stats["mean"] * scale_F,
-        jnp.sqrt(jnp.abs(weight_D)),
-        jnp.sign(weight_D),
+        jnp.sqrt(jnp.abs(weight_E)),
+        jnp.sign(weight_E),
         offset,
     )
+
+
+def _has_threshold(net: CACENet) -> bool:
+    """Whether the last channel of the keys is the constant one of a learned threshold."""
+    return net.keys == "correlation" and net.alignment in LEARNED
 
 
 def describe(
     net: CACENet,
     variables: Any,
-    constants: PairConstants | None,
+    constants: PairConstants | PointConstants | None,
     maps_BHWD: Float[Array, "B h w D"],
     dtype: Any = jnp.bfloat16,
-) -> tuple[Float[Array, "B F"], StoredTerms | None]:
+    parts_BN: Int[Array, "B N"] | None = None,
+) -> tuple[Float[Array, "B F"], StoredTerms | KeyPoints | None]:
     """What retrieval keeps of images: f(I), L2-normalised, and the terms of the pair stage.
 
     Args:
@@ -103,7 +127,8 @@ def describe(
         variables: its parameters and statistics.
         constants: what `compose` gives; None for a network without the pair stage.
         maps_BHWD: feature maps, computed on in at least float32 whatever the network's type.
-        dtype: storage type of keys, values, affinities and clues.
+        dtype: storage type of keys, values, affinities, clues and key points.
+        parts_BN: body part of each position, for the semantic alignment.
 
     Returns:
         Embeddings, at least float32, and terms with leading axis B; None without the pair stage.
@@ -111,24 +136,30 @@ def describe(
     wide = jnp.promote_types(maps_BHWD.dtype, jnp.float32)
     maps_BHWD = maps_BHWD.astype(wide)
     with jax.default_matmul_precision("highest"):  # distances are reported; GPUs and TPUs round products by default
-        found: Described = net.clone(dtype=wide).apply(variables, maps_BHWD, method="describe")
+        found: Described = net.clone(dtype=wide).apply(variables, maps_BHWD, parts_BN, method="describe")
         if found.terms is None or constants is None:
             return found.embedding, None
-        graph, clues = found.terms
-        channels = graph.nodes_ND.shape[-1]
-        keys_BND = graph.nodes_ND if graph.keys_NE is None else graph.keys_NE[..., :channels]
+        graph, clues, points = found.terms
+        if points is not None:
+            return found.embedding, jax.tree.map(lambda x: x.astype(dtype), points)
+        keys_BNE = graph.nodes_ND if graph.keys_NE is None else graph.keys_NE
+        keys_BNE = keys_BNE[..., :-1] if _has_threshold(net) else keys_BNE
         values_BNF = (graph.nodes_ND @ (constants.near_DF / graph.nodes_ND.shape[1])).astype(dtype)
         own_BF = graph.nodes_ND.mean(axis=1) @ constants.own_DF + constants.bias_F
     if clues is not None:
         clues = Clues(clues.direction_NF.astype(dtype), clues.salience_N)
-    keys_BND = (keys_BND * constants.root_D).astype(dtype)
+    keys_BNE = (keys_BNE * constants.root_E).astype(wide if net.nearest else dtype)
     return found.embedding, StoredTerms(
-        keys_BND, values_BNF, own_BF, graph.intra_NN.astype(dtype), graph.degree_N, clues
+        keys_BNE, values_BNF, own_BF, graph.intra_NN.astype(dtype), graph.degree_N, clues
     )
 
 
 def group_distance(
-    constants: PairConstants, u: StoredTerms, v: StoredTerms, clue_weight: float = 0.0
+    constants: PairConstants | PointConstants,
+    u: StoredTerms | KeyPoints,
+    v: StoredTerms | KeyPoints,
+    clue_weight: float = 0.0,
+    nearest: int = 0,
 ) -> Float[Array, "C"]:
     """Distances of one image and C others, each looked at together with it; `CACENet.pair_distance` of every pair.
 
@@ -140,15 +171,20 @@ def group_distance(
         u: terms of one image.
         v: terms of the others, leading axis C.
         clue_weight: share of the clue distance.
+        nearest: as in `alignment.connect`.
 
     Returns:
         Distances from 0 to 2, at least float32. Products of bfloat16 keys are exact and summed in float32.
     """
+    if isinstance(constants, PointConstants):
+        with jax.default_matmul_precision("highest"):
+            one = lambda v: key_point_distance(u, v, constants.weight_E).distance
+            return jax.vmap(one)(v)
     wide = u.degree_N.dtype
-    signed_ND = u.keys_ND * constants.sign_D.astype(u.keys_ND.dtype)  # exact in any type
+    signed_NE = u.keys_NE * constants.sign_E.astype(u.keys_NE.dtype)  # exact in any type
     with jax.default_matmul_precision("highest"):
-        scores_CMN = jnp.einsum("cmd,nd->cmn", v.keys_ND, signed_ND, preferred_element_type=wide)
-        cross_CMN = jax.nn.relu(scores_CMN + constants.offset)
+        scores_CMN = jnp.einsum("cme,ne->cmn", v.keys_NE, signed_NE, preferred_element_type=wide)
+        cross_CMN = connect(scores_CMN + constants.offset, nearest)
         root_u_CN = inverse_sqrt_degree(u.degree_N + cross_CMN.sum(axis=1))
         root_v_CM = inverse_sqrt_degree(v.degree_N + cross_CMN.sum(axis=2))
         own_u_CN = root_u_CN * (root_u_CN @ u.intra_NN.astype(wide))

@@ -33,7 +33,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from cacenet_jax.errors import UserError
-from cacenet_jax.models.attention import affinity
+from cacenet_jax.models.alignment import connect
+from cacenet_jax.models.attention import affinity_scores
 from cacenet_jax.models.graph import inverse_sqrt_degree
 from cacenet_jax.parallel import transpose_grid
 
@@ -54,6 +55,7 @@ class Plan(NamedTuple):
         encode: rows that are encoded at a time.
         fused: whether a product of a cross block and a vector is written as a product and a sum, which GPUs and TPUs fuse
             and compute in float32; a CPU is faster with matrix products.
+        nearest: as in `alignment.connect`: 0 for the ReLU, K for a top-K selection, which has no gradient.
     """
 
     axis_name: str | None
@@ -62,6 +64,7 @@ class Plan(NamedTuple):
     mirror: bool
     encode: int
     fused: bool = False
+    nearest: int = 0
 
 
 class Coefficients(NamedTuple):
@@ -142,11 +145,17 @@ def _gather(x: Array, axis_name: str | None) -> Array:
     return x if axis_name is None else jax.lax.all_gather(x, axis_name, tiled=True)
 
 
-def _cross(keys_PNE: Array, keys_BNE: Array, weight_E: Array) -> Array:
+def _cross(keys_PNE: Array, keys_BNE: Array, weight_E: Array, nearest: int) -> Array:
     """Cross blocks of a panel, (P, B, N, N) in the type of the keys: one product of matrices."""
     panel, nodes, channels = keys_PNE.shape
-    flat = affinity(keys_PNE.reshape(-1, channels), keys_BNE.reshape(-1, channels), weight_E)
-    return flat.astype(keys_PNE.dtype).reshape(panel, nodes, -1, nodes).swapaxes(1, 2)
+    flat = affinity_scores(keys_PNE.reshape(-1, channels), keys_BNE.reshape(-1, channels), weight_E)
+    if not nearest:  # before anything is moved, so that it is part of the product
+        return connect(flat).astype(keys_PNE.dtype).reshape(panel, nodes, -1, nodes).swapaxes(1, 2)
+    return connect(flat.reshape(panel, nodes, -1, nodes).swapaxes(1, 2), nearest).astype(keys_PNE.dtype)
+
+
+def _intra(keys_NE: Array, weight_E: Array, nearest: int) -> Array:
+    return connect(affinity_scores(keys_NE, keys_NE, weight_E), nearest)
 
 
 def _weigh(matrix_NM: Array, vector_M: Array, fused: bool) -> Array:
@@ -199,7 +208,7 @@ def _panels(function: Callable[[Any], Any], rows: Any, panel: int) -> Any:
     return jax.tree.map(lambda x: x.reshape(count, *x.shape[2:]), jax.lax.map(function, cut))
 
 
-def _mirrored_cross(keys_BNE: Array, weight_E: Array, panel: int) -> Array:
+def _mirrored_cross(keys_BNE: Array, weight_E: Array, panel: int, nearest: int) -> Array:
     """All cross blocks, (B, B, N, N), each computed for one order of a pair and transposed for the other."""
     blocks = keys_BNE.shape[0] // panel
     upper = jnp.asarray([(i, j) for i in range(blocks) for j in range(i, blocks)])
@@ -208,7 +217,7 @@ def _mirrored_cross(keys_BNE: Array, weight_E: Array, panel: int) -> Array:
     def step(cross_BBNN: Array, place: Array) -> tuple[Array, None]:
         i, j = place * panel
         rows, columns = (jax.lax.dynamic_slice_in_dim(keys_BNE, start, panel) for start in (i, j))
-        block = _cross(rows, columns, weight_E)
+        block = _cross(rows, columns, weight_E, nearest)
         cross_BBNN = jax.lax.dynamic_update_slice(cross_BBNN, block.transpose(1, 0, 3, 2), (j, i, 0, 0))
         return jax.lax.dynamic_update_slice(cross_BBNN, block, (i, j, 0, 0)), None
 
@@ -244,18 +253,18 @@ def coefficients(
 def _forward(
     how: Plan, keys_RNE: Array, intra_weight_E: Array, cross_weight_E: Array
 ) -> tuple[Coefficients, tuple[Any, ...]]:
-    intra_RNN = _panels(jax.vmap(lambda k: affinity(k, k, intra_weight_E)), keys_RNE, how.panel)
+    intra_RNN = _panels(jax.vmap(lambda k: _intra(k, intra_weight_E, how.nearest)), keys_RNE, how.panel)
     degree_RN = intra_RNN.sum(axis=2)
     keys_BNE, degree_BN = _gather(keys_RNE, how.axis_name), _gather(degree_RN, how.axis_name)
 
     def panel(rows: tuple[Array, Array, Array | None]) -> tuple[Array, ...]:
         keys_PNE, degree_PN, cross_PBNN = rows
         if cross_PBNN is None:
-            cross_PBNN = _cross(keys_PNE, keys_BNE, cross_weight_E)
+            cross_PBNN = _cross(keys_PNE, keys_BNE, cross_weight_E, how.nearest)
         found = _pairs(how.fused, cross_PBNN, degree_PN, degree_BN)
         return (*found, cross_PBNN) if how.keep and not how.mirror else found
 
-    mirrored = _mirrored_cross(keys_BNE, cross_weight_E, how.panel) if how.mirror else None
+    mirrored = _mirrored_cross(keys_BNE, cross_weight_E, how.panel, how.nearest) if how.mirror else None
     root, reach, positive, *kept = _panels(panel, (keys_RNE, degree_RN, mirrored), how.panel)
     cross = mirrored if how.mirror else (kept[0] if kept else None)
     isolated = root == 0
@@ -267,6 +276,8 @@ def _forward(
 
 def _backward(how: Plan, kept: tuple[Any, ...], cotangent: Coefficients) -> tuple[Array, Array, Array]:
     keys_RNE, intra_weight_E, cross_weight_E, intra_RNN, root, reach, cross = kept
+    if how.nearest:  # a selection has no gradient
+        return jnp.zeros_like(keys_RNE), jnp.zeros_like(intra_weight_E), jnp.zeros_like(cross_weight_E)
     keys_BNE = _gather(keys_RNE, how.axis_name)
     channels = keys_RNE.shape[-1]
     d_intra_RNN, d_root = jax.vjp(jax.vmap(_own), intra_RNN, root)[1](cotangent.own_RBN)
@@ -280,7 +291,7 @@ def _backward(how: Plan, kept: tuple[Any, ...], cotangent: Coefficients) -> tupl
     def panel(rows: tuple[Any, ...]) -> tuple[Array, ...]:
         keys_PNE, intra_PNN, d_intra_PNN, cross_PBNN, uv, vu = rows
         if cross_PBNN is None:
-            cross_PBNN = _cross(keys_PNE, keys_BNE, cross_weight_E)
+            cross_PBNN = _cross(keys_PNE, keys_BNE, cross_weight_E, how.nearest)
         d_cross_PBNN, d_degree_PBN = _pairs_backward(how.fused, cross_PBNN, uv, vu)
         wide = d_degree_PBN.dtype
         flat = d_cross_PBNN.swapaxes(1, 2).reshape(-1, keys_BNE.shape[0] * keys_BNE.shape[1])

@@ -21,7 +21,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 from numpy import ndarray
 
-from cacenet_jax.models.attention import affinity
+from cacenet_jax.models.alignment import connect
+from cacenet_jax.models.attention import affinity_scores
 from cacenet_jax.models.graph import Kind, inverse_sqrt_degree, neighbour_sign
 
 AnyArray = Array | ndarray
@@ -47,18 +48,22 @@ def image_terms(
     nodes_ND: Float[AnyArray, "N D"],
     intra_weight_E: Float[AnyArray, "E"],
     keys_NE: Float[AnyArray, "N E"] | None = None,
+    nearest: int = 0,
 ) -> ImageTerms:
-    """The per-image terms of the pair stage; keys, of E channels, default to the nodes (equation 2)."""
+    """The per-image terms of the pair stage; keys, of E channels, default to the nodes (equation 2).
+
+    `nearest` is that of `alignment.connect` here and below: 0 for the ReLU, K for a top-K selection.
+    """
     nodes_ND = jnp.asarray(nodes_ND)
     used_NE = nodes_ND if keys_NE is None else keys_NE
-    intra_NN = affinity(used_NE, used_NE, intra_weight_E)
+    intra_NN = connect(affinity_scores(used_NE, used_NE, intra_weight_E), nearest)
     return ImageTerms(nodes_ND, keys_NE, intra_NN, intra_NN.sum(axis=1))
 
 
-def _cross(u: ImageTerms, v: ImageTerms, cross_weight_D: AnyArray) -> Array:
+def _cross(u: ImageTerms, v: ImageTerms, cross_weight_E: AnyArray, nearest: int) -> Array:
     keys_u = u.nodes_ND if u.keys_NE is None else u.keys_NE
     keys_v = v.nodes_ND if v.keys_NE is None else v.keys_NE
-    return affinity(keys_u, keys_v, cross_weight_D)
+    return connect(affinity_scores(keys_u, keys_v, cross_weight_E), nearest)
 
 
 def _mean_neighbour(u: ImageTerms, v: ImageTerms, cross_NM: Array, root_u_N: Array, root_v_M: Array) -> Array:
@@ -70,9 +75,11 @@ def _mean_neighbour(u: ImageTerms, v: ImageTerms, cross_NM: Array, root_u_N: Arr
     return total_D / u.nodes_ND.shape[0]
 
 
-def neighbours_both(u: ImageTerms, v: ImageTerms, cross_weight_D: Float[AnyArray, "D"]) -> tuple[Array, Array]:
+def neighbours_both(
+    u: ImageTerms, v: ImageTerms, cross_weight_E: Float[AnyArray, "E"], nearest: int = 0
+) -> tuple[Array, Array]:
     """Mean neighbours of u given v and of v given u, (D,) each, from one cross block (T_vu = T_uv^T)."""
-    cross_NM = _cross(u, v, cross_weight_D)
+    cross_NM = _cross(u, v, cross_weight_E, nearest)
     root_u_N = inverse_sqrt_degree(u.degree_N + cross_NM.sum(axis=1))
     root_v_M = inverse_sqrt_degree(v.degree_N + cross_NM.sum(axis=0))
     mean_u_D = _mean_neighbour(u, v, cross_NM, root_u_N, root_v_M)
@@ -81,7 +88,7 @@ def neighbours_both(u: ImageTerms, v: ImageTerms, cross_weight_D: Float[AnyArray
 
 
 def conditional_maps(
-    u: ImageTerms, v: ImageTerms, cross_weight_D: Float[AnyArray, "D"], kind: Kind = "discrepancy"
+    u: ImageTerms, v: ImageTerms, cross_weight_E: Float[AnyArray, "E"], kind: Kind = "discrepancy", nearest: int = 0
 ) -> tuple[Float[Array, "N D"], Float[Array, "M D"]]:
     """The whole conditional maps of u given v and of v given u, before Theta, without a 2N x 2N graph.
 
@@ -90,13 +97,14 @@ def conditional_maps(
     Args:
         u: terms of one image.
         v: terms of the other.
-        cross_weight_D: diagonal of W' (equation 3).
+        cross_weight_E: diagonal of W' (equation 3).
         kind: "discrepancy" (equation 7) or "normal" (equation 6).
+        nearest: as in `alignment.connect`.
 
     Returns:
         (I -+ R A R) X in the rows of u, (N, D), and of v, (M, D), at least float32.
     """
-    cross_NM = _cross(u, v, cross_weight_D)
+    cross_NM = _cross(u, v, cross_weight_E, nearest)
     root_u_N = inverse_sqrt_degree(u.degree_N + cross_NM.sum(axis=1))
     root_v_M = inverse_sqrt_degree(v.degree_N + cross_NM.sum(axis=0))
     wide, sign = cross_NM.dtype, neighbour_sign(kind)
@@ -117,9 +125,10 @@ def conditional_grid(
     reduce: Callable[[Array], Any],
     rows: ImageTerms,
     columns: ImageTerms,
-    cross_weight_D: Float[AnyArray, "D"],
+    cross_weight_E: Float[AnyArray, "E"],
     kind: Kind = "discrepancy",
     budget_bytes: int = 2**30,
+    nearest: int = 0,
 ) -> Any:
     """A function of the conditional map of every pair, the maps made and dropped a few at a time.
 
@@ -127,9 +136,10 @@ def conditional_grid(
         reduce: conditional map of u given v, (N, D), to a small pytree, for example a pooled map or a norm per position.
         rows: terms of the target images u, leading axis R.
         columns: terms of the contextual images v, leading axis C.
-        cross_weight_D: diagonal of W' (equation 3).
+        cross_weight_E: diagonal of W' (equation 3).
         kind: "discrepancy" (equation 7) or "normal" (equation 6).
         budget_bytes: memory of the maps that exist at a time, forward or backward, where they are computed again.
+        nearest: as in `alignment.connect`.
 
     Returns:
         What `reduce` gives, with leading axes (R, C).
@@ -139,7 +149,7 @@ def conditional_grid(
     block = max(min(num_columns, budget_bytes // bytes_per_pair), 1)
 
     def row(u: ImageTerms) -> Any:
-        pair = lambda v: reduce(conditional_maps(u, v, cross_weight_D, kind)[0])
+        pair = lambda v: reduce(conditional_maps(u, v, cross_weight_E, kind, nearest)[0])
         return jax.lax.map(jax.checkpoint(pair), columns, batch_size=block)
 
     return jax.lax.map(row, rows)

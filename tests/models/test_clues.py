@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from oracles import finite_difference, literal_clues
 
-from cacenet_jax.models.clues import clue_distance, clue_grid, image_clues
+from cacenet_jax.models.clues import clue_distance, image_clues
+from cacenet_jax.models.grids import distance_grid
 
 
 def distance(regions_u, regions_v):
@@ -71,4 +72,4 @@ def test_grid_is_the_loop_over_pairs(x64, block):
     regions_BNF = np.random.default_rng(4).standard_normal((3, 5, 4))
     clues = jax.vmap(image_clues)(jnp.asarray(regions_BNF))
     expected = [[literal_clues(u, v) for v in regions_BNF] for u in regions_BNF]
-    np.testing.assert_allclose(clue_grid(clues, clues, block), expected, rtol=1e-12, atol=1e-3)
+    np.testing.assert_allclose(distance_grid(clue_distance, clues, block), expected, rtol=1e-12, atol=1e-3)

@@ -62,8 +62,8 @@ def test_bfloat16_terms_of_a_float32_network_give_close_distances(fields):
     net, variables = network(jnp.float32, **fields)
     expected, found, terms = distances(net, variables, IMAGES.astype(np.float32), jnp.bfloat16)
     assert found.dtype == np.float32
-    assert terms.keys_ND.dtype == terms.values_NF.dtype == terms.intra_NN.dtype == jnp.bfloat16
+    assert terms.keys_NE.dtype == terms.values_NF.dtype == terms.intra_NN.dtype == jnp.bfloat16
     assert terms.own_F.dtype == terms.degree_N.dtype == jnp.float32
-    assert terms.keys_ND.shape == (3, 4, D)  # without the channel of the threshold
+    assert terms.keys_NE.shape == (3, 4, D)  # without the channel of the threshold
     apart = ~np.eye(3, dtype=bool)
     np.testing.assert_allclose(found[apart], expected[apart], atol=0.02)

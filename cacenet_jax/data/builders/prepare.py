@@ -67,15 +67,8 @@ def prepare(
     builder = builder_class(name)
     chosen = builder.complete_options(options)
     home = os.path.join(os.path.abspath(os.path.expanduser(data_dir)), name)
-    if builder.NEEDS_ROOT and not root:
-        directory = _prepared_before(builder, home, chosen)
-        builder.check_counts(split_counts(directory), chosen, directory)
-        return Prepared(name, directory)
-
-    scan = builder.scan(root, chosen)
-    builder.check_counts(scan.counts(), chosen, scan.origin)
-    directory = os.path.join(home, scan.fingerprint, str(builder.VERSION))
-    if not os.path.isdir(directory):
+    directory, scan = _find(builder, chosen, home, root)
+    if scan is not None and not os.path.isdir(directory):
         with _locked(home, progress):
             if not os.path.isdir(directory):  # another process may have been faster
                 _remove_leftovers(home)
@@ -83,11 +76,42 @@ def prepare(
     return Prepared(name, directory)
 
 
+def find(name: str, *, root: str | None, data_dir: str, options: Mapping[str, Any] | None = None) -> str:
+    """Return where the prepared copy of a data set is or would be, and prepare nothing.
+
+    Args:
+        name: as for `prepare`, as everything else.
+        root: the data set's folder or zip.
+        data_dir: where prepared data lives.
+        options: the builder's options.
+
+    Returns:
+        the directory.
+
+    Raises:
+        UserError: the data set is not there, or is not what it should be by its names and counts.
+    """
+    builder = builder_class(name)
+    home = os.path.join(os.path.abspath(os.path.expanduser(data_dir)), name)
+    return _find(builder, builder.complete_options(options), home, root)[0]
+
+
 def builder_class(name: str) -> type[ReidBuilder]:
     """Return the builder of a data set. Raises UserError for an unknown name."""
     if name not in _BUILDERS:
         raise UserError(f"data set {name!r} is unknown; expected one of {', '.join(_BUILDERS)}; correct the name")
     return getattr(importlib.import_module(f"cacenet_jax.data.builders.{name}"), _BUILDERS[name])
+
+
+def _find(builder: type[ReidBuilder], chosen: dict[str, Any], home: str, root: str | None) -> tuple[str, Scan | None]:
+    """Return the directory of the prepared copy, and the scan of its source where that was looked for."""
+    if builder.NEEDS_ROOT and not root:
+        directory = _prepared_before(builder, home, chosen)
+        builder.check_counts(split_counts(directory), chosen, directory)
+        return directory, None
+    scan = builder.scan(root, chosen)
+    builder.check_counts(scan.counts(), chosen, scan.origin)
+    return os.path.join(home, scan.fingerprint, str(builder.VERSION)), scan
 
 
 def _content(options: Mapping[str, Any]) -> dict[str, Any]:

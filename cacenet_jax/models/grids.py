@@ -1,0 +1,35 @@
+"""Distances of a grid of pairs from the terms of single images, over devices and in bounded memory.
+
+Legend: R images of this device (rows), C images of all devices (columns).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+
+def distance_grid(pair: Callable[[Any, Any], Any], rows: Any, block: int = 0, axis_name: str | None = None) -> Any:
+    """A function of two images' terms, vmapped over the grid of this device's images and all images.
+
+    Args:
+        pair: terms of u and of v to a small tree of scalars.
+        rows: terms of this device's images, leading axis R.
+        block: columns computed at a time, each block again in the backward pass; 0 for all at once.
+        axis_name: device axis of the rows, None on one device.
+
+    Returns:
+        What `pair` gives, with leading axes (R, C).
+    """
+    columns = rows
+    if axis_name is not None:
+        columns = jax.tree.map(lambda x: jax.lax.all_gather(x, axis_name, tiled=True), rows)
+
+    def column(v: Any) -> Any:
+        return jax.vmap(lambda u: pair(u, v))(rows)
+
+    num_columns = jax.tree.leaves(columns)[0].shape[0]
+    if block and block < num_columns:
+        found = jax.lax.map(jax.checkpoint(column), columns, batch_size=block)
+        return jax.tree.map(lambda x: x.swapaxes(0, 1), found)
+    return jax.vmap(jax.vmap(pair, (None, 0)), (0, None))(rows, columns)
