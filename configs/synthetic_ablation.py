@@ -24,7 +24,7 @@ def get_config(row: str = "full") -> ConfigDict:
     config.eval.mix = 0.5
 
     # Data, network and schedule of every row.
-    config.epochs = 10
+    config.epochs = 14
     config.log_every = 20
     config.data.name = "synthetic_pedestrians"
     config.data.options = ConfigDict({"num_train_ids": 240, "num_test_ids": 160, "images_per_id": 12, "seed": 3})
