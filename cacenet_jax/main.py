@@ -13,12 +13,12 @@ import traceback
 from collections.abc import Callable, Sequence
 
 from absl import app, flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from cacenet_jax.command_line import check_distributed, parse
 from cacenet_jax.errors import UserError
 
-MODES = ("train", "evaluate")
+MODES = ("train", "evaluate", "visualize")
 _EXAMPLE = "for example --config=configs/synthetic.py --workdir=workdirs/synthetic"
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -53,8 +53,14 @@ def run(argv: Sequence[str]) -> None:
     from cacenet_jax import compilation, train
 
     compilation.use_cache()
-    modes: dict[str, Callable] = {"train": train.train, "evaluate": train.evaluate}
+    modes: dict[str, Callable] = {"train": train.train, "evaluate": train.evaluate, "visualize": _visualize}
     modes[_MODE.value](_CONFIG.value, _WORKDIR.value)
+
+
+def _visualize(config: ConfigDict, workdir: str) -> None:
+    from cacenet_jax.visualize import report  # here: matplotlib takes a while, and training needs none
+
+    report.visualize(config, workdir)
 
 
 def _joined() -> bool:

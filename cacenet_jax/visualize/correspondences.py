@@ -1,0 +1,142 @@
+"""Figure 5: the strongest correspondences of two images, by similarity and as learned, as lines.
+
+Legend: N and M positions of two maps of h x w positions, L lines, P pairs of images.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from matplotlib import patheffects
+from matplotlib.figure import Figure
+from matplotlib.patches import ConnectionPatch
+
+from cacenet_jax.visualize.style import COLOURS, FONT, LINE, MARKS, WIDTH, Sheet
+
+Grid = tuple[int, int]
+
+
+class Lines(NamedTuple):
+    """The chosen correspondences, the strongest first.
+
+    Attributes:
+        from_L: positions in u, row-major.
+        to_L: positions in v.
+        strength_L: of each, positive.
+    """
+
+    from_L: np.ndarray
+    to_L: np.ndarray
+    strength_L: np.ndarray
+
+
+class ComparedPair(NamedTuple):
+    """A query and a gallery image with the lines between them.
+
+    Attributes:
+        picture_HW3: the gallery image.
+        right: whether it shows the query's person.
+        caption: a line below the mark, for example its ranks.
+        similar: by similarity.
+        learned: by the network's graph.
+    """
+
+    picture_HW3: UInt8[np.ndarray, "H W 3"]
+    right: bool
+    caption: str
+    similar: Lines
+    learned: Lines
+
+
+def most_similar(cosine_NM: Float[np.ndarray, "N M"]) -> Float[np.ndarray, "N M"]:
+    """Keeps, in each row, the highest cosine: each position of u with its most similar position of v (section 3.3)."""
+    best_N = cosine_NM.argmax(axis=1)
+    kept_NM = np.zeros_like(cosine_NM)
+    rows = np.arange(len(cosine_NM))
+    kept_NM[rows, best_N] = cosine_NM[rows, best_N]
+    return kept_NM
+
+
+def strongest(affinity_NM: Float[np.ndarray, "N M"], count: int, grid: Grid) -> Lines:
+    """The strongest positive correspondences whose ends are spread over both images.
+
+    The strongest comes first; another is taken if its ends are `apart` positions or more, in rows or in columns, from the
+    ends of those taken before: 1 (no position twice) on maps of fewer than 16 rows, then one more every 8 rows. Of equal
+    ones the first in row-major order.
+
+    Args:
+        affinity_NM: strength of every pair of positions.
+        count: lines at most.
+        grid: rows and columns of both maps.
+    """
+    apart = max(grid[0] // 8, 1)
+    flat = np.argsort(-affinity_NM, axis=None, kind="stable")
+    ends_22: list[np.ndarray] = []
+    taken: list[tuple[int, int]] = []
+    for u, v in zip(*np.unravel_index(flat, affinity_NM.shape)):
+        if len(taken) == count or affinity_NM[u, v] <= 0:
+            break
+        both_22 = np.array([divmod(int(u), grid[1]), divmod(int(v), grid[1])])
+        if all((np.abs(both_22 - other).max(axis=1) >= apart).all() for other in ends_22):
+            ends_22.append(both_22)
+            taken.append((int(u), int(v)))
+    index_L2 = np.array(taken, int).reshape(-1, 2)
+    return Lines(index_L2[:, 0], index_L2[:, 1], affinity_NM[index_L2[:, 0], index_L2[:, 1]])
+
+
+def figure(
+    query_HW3: UInt8[np.ndarray, "H W 3"], pairs: Sequence[ComparedPair], grid: Grid, learned_name: str
+) -> Figure:
+    """Above the lines by similarity, below the learned ones; a column for each pair of images.
+
+    The widest and most opaque line of a panel is its strongest, the thinnest its weakest.
+
+    Args:
+        query_HW3: the query.
+        pairs: P gallery images with their lines.
+        grid: rows and columns of the maps.
+        learned_name: what the learned side is, for its label.
+    """
+    label, between, middle = 0.3, 0.3, 0.22
+    wide = (WIDTH - label - between * len(pairs)) / (2 * len(pairs)) - middle / 2
+    wide = min(wide, 1.1)
+    tall = wide * query_HW3.shape[0] / query_HW3.shape[1]
+    top, step = 0.5, tall + 0.12
+    sheet = Sheet(label + len(pairs) * (2 * wide + middle + between), top + 2 * step)
+    for row, words in enumerate(("by similarity", learned_name)):
+        sheet.text(0.08, top + row * step + tall / 2, words, rotation="vertical", ha="left", va="center")
+    for column, pair in enumerate(pairs):
+        left = label + column * (2 * wide + middle + between)
+        words = f"{MARKS[pair.right]} {'same person' if pair.right else 'another person'}"
+        sheet.text(left + wide + middle / 2, 0.19, words, COLOURS[pair.right], FONT + 1, weight="bold")
+        sheet.text(left + wide + middle / 2, 0.37, pair.caption)
+        for row, lines in enumerate((pair.similar, pair.learned)):
+            place = top + row * step
+            panel_u = sheet.image(query_HW3, left, place, wide, tall)
+            panel_v = sheet.image(pair.picture_HW3, left + wide + middle, place, wide, tall, pair.right)
+            _draw(panel_u, panel_v, lines, grid, query_HW3.shape)
+    return sheet.figure
+
+
+def _draw(panel_u, panel_v, lines: Lines, grid: Grid, shape: tuple[int, ...]) -> None:
+    """Lines between two panels of images of the given shape."""
+    if not len(lines.from_L):
+        panel_u.text(0.5, 0.5, "none", transform=panel_u.transAxes, ha="center", fontsize=FONT + 1,
+                     bbox={"facecolor": "white", "edgecolor": "none"})  # fmt: skip
+        return
+    cell_2 = np.array([shape[1] / grid[1], shape[0] / grid[0]])
+    weakest, span = lines.strength_L.min(), np.ptp(lines.strength_L)
+    for u, v, strength in zip(*lines):
+        share = (strength - weakest) / span if span > 0 else 1.0
+        # Moved within its cell by its column, so that lines of one row of positions do not lie on each other.
+        aside = 0.6 * ((u % grid[1] + 0.5) / grid[1] - 0.5)
+        ends = [(np.array([i % grid[1] + 0.5, i // grid[1] + 0.5 + aside])) * cell_2 - 0.5 for i in (u, v)]
+        dark = patheffects.withStroke(linewidth=1.3 + 1.5 * share, foreground="black", alpha=0.3 + 0.4 * share)
+        patch = ConnectionPatch(
+            *ends, "data", "data", axesA=panel_u, axesB=panel_v, color=LINE, linewidth=0.5 + 1.3 * share,
+            alpha=0.4 + 0.6 * share, path_effects=[dark, patheffects.Normal()], capstyle="round",
+        )  # fmt: skip
+        panel_u.figure.add_artist(patch)
+        for panel, end in zip((panel_u, panel_v), ends):
+            panel.plot(*end, "o", color=LINE, markeredgecolor="black", markersize=2.5 + 1.5 * share, mew=0.5)

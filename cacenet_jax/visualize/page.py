@@ -1,0 +1,207 @@
+"""The page of the figures: one file of HTML with everything in it, for any browser, offline, wide or narrow."""
+
+import base64
+from collections.abc import Sequence
+from html import escape
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import UInt8
+
+from cacenet_jax.retrieval.evaluate import METRICS
+from cacenet_jax.visualize.ranked_lists import Change, ShownList
+from cacenet_jax.visualize.style import MARKS, RIGHT, WRONG, webp
+
+
+class Case(NamedTuple):
+    """One query.
+
+    Attributes:
+        name: of its record.
+        camera: of its record, -1 where unknown.
+        query_HW3: the image.
+        lists: its ranking before and after re-scoring.
+        grid: rows and columns of its map.
+        maps_png: figure 4; None for a network without a graph convolution.
+        lines_png: figure 5.
+        lists_png: figure 6, which the page shows as text and images instead.
+    """
+
+    name: str
+    camera: int
+    query_HW3: UInt8[np.ndarray, "H W 3"]
+    lists: Sequence[ShownList]
+    grid: tuple[int, int]
+    maps_png: bytes | None
+    lines_png: bytes
+    lists_png: bytes
+
+
+class Facts(NamedTuple):
+    """What the page says about the run.
+
+    Attributes:
+        data: name of the data set.
+        step: of the checkpoint.
+        ranking: name of the re-scored ranking.
+        how: what it ranks by.
+        top_k: images of a query that are re-scored.
+        camera_filter: whether images of the query's person by its camera are left out.
+        learned: name of the network's correspondences.
+    """
+
+    data: str
+    step: int
+    ranking: str
+    how: str
+    top_k: int
+    camera_filter: bool
+    learned: str
+
+
+_THUMBNAIL = 160  # pixels high, twice what they are shown at on most screens
+_STYLE = f"""
+:root {{ color-scheme: light; }}
+body {{ margin: 0 auto; max-width: 62rem; padding: 0 1rem 3rem; background: #fff; color: #222;
+  font: 1rem/1.5 system-ui, sans-serif; }}
+h1 {{ font-size: 1.6rem; line-height: 1.25; }} h2 {{ font-size: 1.2rem; margin: 0 0 .25rem; }}
+h3 {{ font-size: 1rem; margin: 1.25rem 0 .25rem; }} p {{ max-width: 46rem; margin: .5rem 0; }}
+section {{ border-top: 1px solid #bbb; padding-top: 1.25rem; margin-top: 2rem; }}
+table {{ border-collapse: collapse; }} th, td {{ padding: .2rem .7rem; text-align: right; }}
+th:first-child {{ text-align: left; }} thead {{ border-bottom: 1px solid #888; }}
+.wide {{ overflow-x: auto; }} .wide img {{ display: block; width: 100%; height: auto; min-width: 42rem; }}
+figure {{ margin: 1rem 0; max-width: 58rem; }} figcaption, .note {{ color: #444; font-size: .9rem; max-width: 46rem; }}
+ol {{ display: flex; flex-wrap: wrap; gap: .5rem; list-style: none; margin: .25rem 0; padding: 0; }}
+li {{ width: 4.4rem; text-align: center; font-weight: 600; font-size: .9rem; }}
+li img, .query img {{ display: block; width: 100%; height: auto; box-sizing: border-box; }}
+.lists {{ display: flex; gap: 1.5rem; }} @media (max-width: 40rem) {{ .lists {{ display: block; }} }}
+.query {{ width: 4.4rem; flex: none; text-align: center; font-size: .9rem; }}
+@media (max-width: 30rem) {{ th, td {{ padding: .2rem .3rem; font-size: .85rem; }} }}
+.right {{ color: #00664a; }} .right img {{ border: 3px solid {RIGHT}; }}
+.wrong {{ color: #a34700; }} .wrong img {{ border: 3px dashed {WRONG}; }}
+"""
+
+
+def html(cases: Sequence[Case], change: Change, facts: Facts, results: dict[str, Any] | None) -> str:
+    """The page.
+
+    Args:
+        cases: the queries, in the order of their sections.
+        change: what re-scoring did to all queries.
+        facts: about the run.
+        results: what results.json holds, for the table; None for none.
+
+    Returns:
+        HTML that refers to nothing outside of itself.
+    """
+    sections = "\n".join(_section(number, case, facts) for number, case in enumerate(cases, start=1))
+    title = f"Why two images match: {facts.data}"
+    total = change.better + change.worse + change.same
+    filtered = " Gallery images of the query's person by its own camera are left out." if facts.camera_filter else ""
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<link rel="icon" href="data:,">
+<title>{escape(title)}</title>
+<style>{_STYLE}</style>
+</head>
+<body>
+<h1>{escape(title)}</h1>
+<p>CACE-Net looks at two images together. The individual ranking compares images one by one; the {facts.ranking} ranking
+orders its first {facts.top_k} images again, by {escape(facts.how)}. Checkpoint of step {facts.step}.{filtered}</p>
+{_table(results)}
+<p>Average precision of {total} queries: <b>{change.better} rose, {change.worse} fell, {change.same} stayed</b>; the mean
+changed by {100 * change.mean:+.2f} points. Below are the queries that changed most, both ways: first what gained, then what
+lost.</p>
+<p class="note">Frames: <span class="right">{MARKS[True]} solid green, the same person</span>;
+<span class="wrong">{MARKS[False]} dashed orange, another person</span>.</p>
+{sections}
+</body>
+</html>
+"""
+
+
+def _section(number: int, case: Case, facts: Facts) -> str:
+    before, after = case.lists
+    gain = 100 * (after.ap - before.ap)
+    verdict = "better" if gain > 0 else "worse" if gain < 0 else "unchanged"
+    camera = f", camera {case.camera}" if case.camera >= 0 else ""
+    lists = "\n".join(_list(shown) for shown in case.lists)
+    rows, columns = case.grid
+    if case.maps_png is None:
+        maps = '<p class="note">This network has no graph convolution, so there is no conditional map to show.</p>'
+    else:
+        words = (
+            f"The query's map ({rows} x {columns} positions) depends on the image that it is compared with. Top: the "
+            "gallery images, with their ranks before and after re-scoring. Middle: L2 norm of the query's conditional map, "
+            "on the query. Bottom: how far it is from the mean over these images."
+        )
+        alt = f"Conditional maps of query {number} given {'different'} gallery images, as heat maps on the query"
+        maps = f"<h3>What it looks at (figure 4)</h3>\n{_figure(case.maps_png, alt, words)}"
+    words = (
+        "Strongest correspondences. Top: each position's most similar position, by cosine of the maps. Bottom: "
+        f"{facts.learned}, what the network's graph connects. The wider a line, the stronger, within each panel. The "
+        "strongest are taken first, and their ends are kept apart."
+    )
+    lines = _figure(case.lines_png, f"Lines between query {number} and three gallery images", words)
+    return f"""<section id="query-{number}">
+<h2>Query {number}: average precision {100 * before.ap:.1f} \u2192 {100 * after.ap:.1f}, {verdict}</h2>
+<p class="note">{escape(case.name)}{camera}</p>
+<h3>Ranked lists (figure 6)</h3>
+<div class="lists">
+<div class="query"><p>query</p><img src="{_uri(webp(case.query_HW3, _THUMBNAIL))}" alt="Query {number}"></div>
+<div>
+{lists}
+</div>
+</div>
+{maps}
+<h3>What it connects (figure 5)</h3>
+{lines}
+</section>"""
+
+
+def _list(shown: ShownList) -> str:
+    items = []
+    for rank, (picture, right) in enumerate(zip(shown.pictures, shown.right_L.tolist()), start=1):
+        kind, words = ("right", "same person") if right else ("wrong", "another person")
+        source = _uri(webp(picture, _THUMBNAIL))
+        items.append(
+            f'<li class="{kind}"><img src="{source}" alt="Rank {rank}: {words}"><span>{rank} {MARKS[right]}</span></li>'
+        )
+    return f"<p>{escape(shown.name)}, average precision {100 * shown.ap:.1f}</p>\n<ol>{''.join(items)}</ol>"
+
+
+def _figure(data: bytes, alt: str, caption: str) -> str:
+    image = f'<img src="{_uri(webp(data))}" alt="{escape(alt)}">'
+    return f'<figure><div class="wide">{image}</div><figcaption>{escape(caption)}</figcaption></figure>'
+
+
+def _table(results: dict[str, Any] | None) -> str:
+    if results is None:
+        return (
+            '<p class="note">No results.json in the workdir: --mode=evaluate writes the table that would be here.</p>'
+        )
+    rankings = [name for name in ("individual", "conditional", "mixed") if name in results]
+    head = "".join(f"<th>{metric}</th>" for metric in METRICS)
+    rows = "\n".join(
+        f"<tr><th>{name}</th>" + "".join(f"<td>{100 * results[name][metric]:.2f}</td>" for metric in METRICS) + "</tr>"
+        for name in rankings
+    )
+    return (
+        f'<div class="wide"><table><thead><tr><th>per cent</th>{head}</tr></thead><tbody>\n{rows}\n</tbody>'
+        "</table></div>\n" + _of_the_table(results)
+    )
+
+
+def _of_the_table(results: dict[str, Any]) -> str:
+    """What was evaluated, which may be another step or mix than the rest of the page shows."""
+    known = [f"{words} {results[key]}" for key, words in (("step", "step"), ("mix", "mix")) if key in results]
+    known += [f"{results[key]} {words}" for key, words in (("num_query", "queries"), ("num_gallery", "gallery images"))]
+    return f'<p class="note">The last evaluation: {escape(", ".join(known))}.</p>'
+
+
+def _uri(data: bytes) -> str:
+    return f"data:image/webp;base64,{base64.b64encode(data).decode()}"

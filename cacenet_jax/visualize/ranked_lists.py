@@ -1,0 +1,94 @@
+"""Figure 6: ranked lists, individual and re-scored, of the queries whose average precision changed most.
+
+Legend: Q queries, L places of a list.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, UInt8
+from matplotlib.figure import Figure
+
+from cacenet_jax.visualize.style import COLOURS, FONT, MARKS, WIDTH, Sheet
+
+
+class Change(NamedTuple):
+    """What re-scoring did to all queries.
+
+    Attributes:
+        better: queries whose average precision rose.
+        worse: queries whose average precision fell.
+        same: the others that have a match.
+        mean: mean change, a fraction of 1.
+    """
+
+    better: int
+    worse: int
+    same: int
+    mean: float
+
+
+class ShownList(NamedTuple):
+    """A list of one query, ready to be drawn.
+
+    Attributes:
+        name: of the ranking.
+        ap: its average precision.
+        pictures: of the first places.
+        right_L: which of them show the query's person.
+    """
+
+    name: str
+    ap: float
+    pictures: Sequence[UInt8[np.ndarray, "H W 3"]]
+    right_L: Bool[np.ndarray, "L"]
+
+
+def changed(
+    before_Q: Float[np.ndarray, "Q"], after_Q: Float[np.ndarray, "Q"], count: int
+) -> tuple[Int[np.ndarray, "n"], Change]:
+    """The queries whose average precision changed most, and what happened to all.
+
+    Half of them, rounded up, are those that gained most, the rest those that lost most; where one side has too few, the
+    other fills up, and unchanged queries come last. Gains come first, on each side the largest change first, equal changes
+    in the order of the queries.
+
+    Args:
+        before_Q: average precision of the individual ranking, NaN where a query has no match.
+        after_Q: of the re-scored ranking.
+        count: queries to choose; all that have a match where there are fewer.
+    """
+    gain_Q = after_Q - before_Q
+    valid = np.flatnonzero(~np.isnan(gain_Q))
+    down = valid[np.argsort(-gain_Q[valid], kind="stable")]
+    gains = down[gain_Q[down] > 0]
+    up = valid[np.argsort(gain_Q[valid], kind="stable")]
+    losses = up[gain_Q[up] < 0]
+    num_losses = min(max(count // 2, count - len(gains)), len(losses))
+    num_gains = min(count - num_losses, len(gains))
+    rest = valid[gain_Q[valid] == 0][: count - num_gains - num_losses]
+    summary = Change(len(gains), len(losses), len(valid) - len(gains) - len(losses), float(gain_Q[valid].mean()))
+    return np.concatenate([gains[:num_gains], losses[:num_losses], rest]), summary
+
+
+def figure(query_HW3: UInt8[np.ndarray, "H W 3"], lists: Sequence[ShownList]) -> Figure:
+    """A query and its lists, one below the other; right and wrong differ in colour, frame and mark."""
+    length = max(len(shown.right_L) for shown in lists)
+    label, gap, start = 0.05, 0.1, 0.95
+    wide = min((WIDTH - label - start) / (length + 1) - gap, 0.8)
+    tall = wide * query_HW3.shape[0] / query_HW3.shape[1]
+    step = tall + 0.55
+    left = label + wide + 0.3
+    sheet = Sheet(left + length * (wide + gap) + gap, 0.1 + len(lists) * step)
+    sheet.text(label + wide / 2, 0.24, "query", size=FONT + 1, weight="bold")
+    sheet.image(query_HW3, label, 0.3, wide, tall)
+    for row, shown in enumerate(lists):
+        top = 0.1 + row * step
+        words = f"{shown.name}, average precision {100 * shown.ap:.1f}"
+        sheet.text(left, top + 0.14, words, ha="left", size=FONT + 1, weight="bold")
+        for place, (picture_HW3, right) in enumerate(zip(shown.pictures, shown.right_L.tolist())):
+            x = left + place * (wide + gap)
+            sheet.image(picture_HW3, x, top + 0.2, wide, tall, right)
+            sheet.text(x + wide / 2, top + 0.2 + tall + 0.18, f"{place + 1} {MARKS[right]}", COLOURS[right], FONT + 1)
+    return sheet.figure

@@ -1,0 +1,82 @@
+"""What the figures share: colours that colour-blind people tell apart, places in inches, bytes of pictures.
+
+Right and wrong differ in colour (bluish green and vermillion of Okabe and Ito, "Color Universal Design", 2008), in the line
+of the frame and in a mark. Figures are at most WIDTH wide and their letters at least FONT points.
+"""
+
+import io
+
+import numpy as np
+from jaxtyping import UInt8
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+
+INK, RIGHT, WRONG, LINE = "#222222", "#009E73", "#D55E00", "#F0E442"
+MARKS = {True: "\u2713", False: "\u2717"}  # tick and cross
+COLOURS = {True: RIGHT, False: WRONG}
+FRAMES = {True: "solid", False: (0, (3, 1.5))}
+WIDTH = 7.0  # inches
+FONT = 8.0  # points
+DPI = 130
+
+
+class Sheet:
+    """A figure on which things are placed in inches from the top left corner.
+
+    Attributes:
+        figure: the figure.
+    """
+
+    def __init__(self, width: float, height: float):
+        """An empty white sheet of that size in inches."""
+        self.figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
+        FigureCanvasAgg(self.figure)
+        self._size = width, height
+
+    def axes(self, left: float, top: float, width: float, height: float) -> Axes:
+        """Axes without ticks and frame."""
+        across, down = self._size
+        axes = self.figure.add_axes((left / across, 1 - (top + height) / down, width / across, height / down))
+        axes.set_xticks([])
+        axes.set_yticks([])
+        for spine in axes.spines.values():
+            spine.set_visible(False)
+        return axes
+
+    def image(
+        self, picture_HW3: np.ndarray, left: float, top: float, width: float, height: float, right: bool | None = None
+    ) -> Axes:
+        """A picture that fills a place; in a frame that says right or wrong where that is given."""
+        axes = self.axes(left, top, width, height)
+        axes.imshow(picture_HW3, interpolation="bilinear", aspect="auto")
+        if right is not None:
+            for spine in axes.spines.values():
+                spine.set(visible=True, edgecolor=COLOURS[right], linestyle=FRAMES[right], linewidth=2.2)
+        return axes
+
+    def text(self, x: float, y: float, words: str, colour: str = INK, size: float = FONT, **how: str) -> None:
+        """Words, centred above a point unless `how` (ha, va, weight, rotation) says otherwise."""
+        across, down = self._size
+        place = {"ha": "center", "va": "baseline", **how}
+        self.figure.text(x / across, 1 - y / down, words, color=colour, fontsize=size, linespacing=1.15, **place)
+
+
+def png(figure: Figure) -> bytes:
+    """A figure as PNG; the same figure gives the same bytes."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    small = io.BytesIO()
+    Image.open(buffer).convert("RGB").save(small, "PNG", optimize=True)
+    return small.getvalue()
+
+
+def webp(picture: bytes | UInt8[np.ndarray, "H W 3"], height: int = 0) -> bytes:
+    """A picture, or the bytes of a PNG, as WebP, a tenth of the bytes; at most that height, 0 for as it is."""
+    image = Image.open(io.BytesIO(picture)) if isinstance(picture, bytes) else Image.fromarray(picture)
+    if height and image.height > height:
+        image = image.resize((max(round(image.width * height / image.height), 1), height), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    image.convert("RGB").save(buffer, "WEBP", quality=85)
+    return buffer.getvalue()
