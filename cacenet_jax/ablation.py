@@ -17,7 +17,7 @@ ROWS: MappingProxyType[str, dict[str, Any]] = MappingProxyType(
     {
         "full": {},
         "individual": {"model.pairs": False},  # tables 1 and 2: neither clues nor graph
-        "clues": {"model.pair_score": "keypoints"},
+        "clues": {"model.pair_score": "keypoints", "model.clue_weight": 0.0},
         "individual_gcn": {"model.alignment": "individual"},
         "normal": {"model.kind": "normal"},
         "discrepancy": {"model.kind": "discrepancy"},

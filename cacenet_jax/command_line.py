@@ -81,6 +81,8 @@ def check_distributed(
 
 def _explain(error: Exception, argv: Sequence[str], path: str | None) -> str:
     for cause in _causes(error):
+        if isinstance(cause, UserError):  # an argument after the colon that the config refuses
+            return str(cause)
         lines = [frame.lineno for frame in traceback.extract_tb(cause.__traceback__) if path and frame.filename == path]
         if isinstance(cause, SyntaxError):
             return f"{cause.filename}, line {cause.lineno}: {cause.msg}; correct the config file"

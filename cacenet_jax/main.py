@@ -17,8 +17,9 @@ from ml_collections import ConfigDict, config_flags
 
 from cacenet_jax.command_line import check_distributed, parse
 from cacenet_jax.errors import UserError
+from cacenet_jax.reproduce.tables import check_rows_are_free, parse_seeds, parse_tables
 
-MODES = ("train", "evaluate", "visualize")
+MODES = ("train", "evaluate", "visualize", "reproduce")
 _EXAMPLE = "for example --config=configs/synthetic.py --workdir=workdirs/synthetic"
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -26,6 +27,8 @@ _CONFIG = config_flags.DEFINE_config_file(
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: config, metrics, checkpoints, results.")
 _MODE = flags.DEFINE_string("mode", "train", f"One of {', '.join(MODES)}.")
+_TABLE = flags.DEFINE_string("table", None, "Tables of the paper, with --mode=reproduce: 1 to 5, topk, or all.")
+_SEEDS = flags.DEFINE_string("seeds", "3", "Runs of each row, with --mode=reproduce: how many, or a list of seeds.")
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the processes that are started with the same command.")
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where no cluster tells it.")
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes, where no cluster tells it.")
@@ -43,6 +46,7 @@ def run(argv: Sequence[str]) -> None:
     for name, flag in (("--config", _CONFIG), ("--workdir", _WORKDIR)):
         if not flag.value:
             raise UserError(f"{name}: not given, expected {name}=...; {_EXAMPLE}")
+    _check_reproduce()
     how = (_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, _TIMEOUT.value)
     check_distributed(_DISTRIBUTED.value, *how)
     # After the flags: a typo should not wait for jax, nor what joins the processes for the rest.
@@ -53,7 +57,9 @@ def run(argv: Sequence[str]) -> None:
     from cacenet_jax import compilation, train
 
     compilation.use_cache()
-    modes: dict[str, Callable] = {"train": train.train, "evaluate": train.evaluate, "visualize": _visualize}
+    modes: dict[str, Callable] = {
+        "train": train.train, "evaluate": train.evaluate, "visualize": _visualize, "reproduce": _reproduce,
+    }  # fmt: skip
     modes[_MODE.value](_CONFIG.value, _WORKDIR.value)
 
 
@@ -61,6 +67,25 @@ def _visualize(config: ConfigDict, workdir: str) -> None:
     from cacenet_jax.visualize import report  # here: matplotlib takes a while, and training needs none
 
     report.visualize(config, workdir)
+
+
+def _check_reproduce() -> None:
+    """Raises UserError for a mistake in what belongs to --mode=reproduce alone."""
+    if _MODE.value == "reproduce":
+        parse_tables(_TABLE.value), parse_seeds(_SEEDS.value)
+        check_rows_are_free(flags.FLAGS["config"].config_filename, flags.FLAGS["config"].override_values)
+    elif given := [f"--{flag.name}" for flag in (_TABLE, _SEEDS) if flag.present]:
+        raise UserError(
+            f"{given[0]}: found with --mode={_MODE.value}, expected --mode=reproduce; add it or leave it out"
+        )
+
+
+def _reproduce(config: ConfigDict, workdir: str) -> None:
+    from cacenet_jax.reproduce import loop
+
+    given = flags.FLAGS["config"]
+    file, overrides = given.config_filename.split(":")[0], given.override_values
+    loop.reproduce(config, workdir, parse_tables(_TABLE.value), parse_seeds(_SEEDS.value), file, overrides)
 
 
 def _joined() -> bool:

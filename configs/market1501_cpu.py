@@ -8,10 +8,11 @@ The recipe of configs/synthetic.py, chosen there and not on Market-1501. Measure
 
 from ml_collections import ConfigDict
 
+from cacenet_jax.ablation import apply
 from cacenet_jax.config import paper
 
 
-def get_config() -> ConfigDict:
+def get_config(row: str = "full") -> ConfigDict:
     config = paper()
     config.epochs = 18
     config.log_every = 20
@@ -33,4 +34,4 @@ def get_config() -> ConfigDict:
     config.optim.weight_decay = 1e-2
     config.optim.warmup_epochs = 2.0
     config.eval.mix = 0.5
-    return config
+    return apply(config, row)

@@ -1,0 +1,1 @@
+"""The paper's tables as one command: --mode=reproduce."""

@@ -1,0 +1,235 @@
+"""--mode=reproduce: trains what a table lacks and writes the table, after each run anew."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from cacenet_jax.config import validate
+from cacenet_jax.errors import UserError
+from cacenet_jax.processes import from_writer, is_writer
+from cacenet_jax.reproduce import plot, report, runs, sweep
+from cacenet_jax.reproduce.report import Cell, Line
+from cacenet_jax.reproduce.runs import FULL, Plan
+from cacenet_jax.reproduce.tables import SWEEP, TABLES
+
+# What loses one run and not the others: a mistake in its input, or a device that is too small for it.
+_OF_ONE_RUN = (UserError, jax.errors.JaxRuntimeError)
+
+
+class Study:
+    """Some tables, their runs, and what is known of them so far.
+
+    Attributes:
+        plan: the runs.
+        seeds: of each run, in order.
+        outcomes: of the runs that are done, by name and seed.
+        sweeps: rows of the sweep by seed.
+        absent: why a run's data cannot be had, by name.
+        failed: one line about a run that ended with an error, by name and seed.
+    """
+
+    def __init__(self, workdir: Path, config_file: str, tables: tuple[str, ...], plan: Plan, seeds: tuple[int, ...]):
+        """Looks at what is there; writes nothing.
+
+        Raises:
+            UserError: a folder holds a run of another config.
+        """
+        self.workdir, self.config_file, self.tables, self.plan, self.seeds = workdir, config_file, tables, plan, seeds
+        self.outcomes: dict[tuple[str, int], runs.Outcome] = {}
+        self.sweeps: dict[int, list[dict[str, Any]]] = {}
+        self.absent: dict[str, str] = {}
+        self.failed: dict[tuple[str, int], str] = {}
+        for run, config in plan.configs.items():
+            for seed in seeds:
+                found = runs.outcome(self.folder(run, seed), runs.with_seed(config, seed))
+                if found is not None:
+                    self.outcomes[run, seed] = found
+        if SWEEP in tables:
+            for seed in seeds:
+                self._read_sweep(seed)
+
+    def folder(self, run: str, seed: int) -> Path:
+        """The work dir of a run."""
+        return runs.folder_of(self.workdir, run, seed)
+
+    def _read_sweep(self, seed: int) -> None:
+        if (FULL, seed) in self.outcomes:
+            found = sweep.done(self.folder(FULL, seed), runs.with_seed(self.plan.configs[FULL], seed))
+            if found is not None:
+                self.sweeps[seed] = found
+
+    def train(self, run: str, seed: int) -> bool:
+        """One run to its end, and whether it was not done. Its error is kept; raised only where other processes wait."""
+        if from_writer("done", float((run, seed) in self.outcomes)):
+            return False
+        config = runs.with_seed(self.plan.configs[run], seed)
+        try:
+            validate(config)
+            runs.run(config, self.folder(run, seed))
+        except _OF_ONE_RUN as error:
+            self._keep(run, seed, error)
+            return True
+        if is_writer():
+            found = runs.outcome(self.folder(run, seed), config)
+            assert found is not None, f"{run}, seed {seed} left no results"
+            self.outcomes[run, seed] = found
+        return True
+
+    def sweep(self, seed: int) -> bool:
+        """The sweep over the full model of a seed, and whether it was not done."""
+        todo = bool(from_writer("sweep", float((FULL, seed) in self.outcomes and seed not in self.sweeps)))
+        if todo:
+            _say(f"\n== the top K of {FULL}, seed {seed}")
+            try:
+                self.sweeps[seed] = sweep.sweep(runs.with_seed(self.plan.configs[FULL], seed), self.folder(FULL, seed))
+            except _OF_ONE_RUN as error:
+                self._keep(SWEEP, seed, error)
+        return todo
+
+    def _keep(self, run: str, seed: int, error: Exception) -> None:
+        if jax.process_count() > 1:
+            raise error
+        self.failed[run, seed] = " ".join(str(error).split())
+        _say(f"error in {run}, seed {seed}: {self.failed[run, seed]}")
+
+    def line(self, run: str, command: str) -> Line:
+        """What is known of a row."""
+        cells = [
+            Cell(seed, found.results, found.seconds, found.health)
+            for seed in self.seeds
+            if (found := self.outcomes.get((run, seed))) is not None
+        ]
+        full = self.plan.full
+        missing = [f"data absent: {self.absent[run]}"] if run in self.absent else []
+        missing += [f"seed {seed} failed: {text}" for (name, seed), text in self.failed.items() if name == run]
+        return Line(run, command, runs.changes(self.plan.configs[run], full), cells, "; ".join(missing))
+
+    def write(self, run: str | None = None) -> None:
+        """Writes the tables that a run is in; None for all. Each file is replaced whole."""
+        if not is_writer():
+            return
+        self.workdir.mkdir(parents=True, exist_ok=True)
+        for number in self.tables:
+            if number == SWEEP:
+                if run in (None, FULL):
+                    self._write_sweep()
+            elif run is None or run in self._runs_of(number):
+                lines = self._lines(number)
+                name, table = TABLES[number].name, TABLES[number]
+                _write(self.workdir / f"{name}.md", report.markdown(table, lines, len(self.seeds)))
+                _write(self.workdir / f"{name}.csv", report.csv_text(table, lines))
+                plot.plot_table(table, lines, self.workdir / f"{name}.png")
+
+    def _runs_of(self, number: str) -> list[str]:
+        return [self.plan.run_of[number, position] for position in range(len(TABLES[number].rows))]
+
+    def _lines(self, number: str) -> list[Line]:
+        here = Path(self.config_file)
+        commands = (
+            f"{here.with_name(row.config + '.py')}" if row.config else f"{here}:{row.row}"
+            for row in TABLES[number].rows
+        )
+        return [self.line(run, command) for run, command in zip(self._runs_of(number), commands, strict=True)]
+
+    def _write_sweep(self) -> None:
+        full = self.line(FULL, self.config_file)
+        failed = [f"seed {seed} failed: {text}" for (name, seed), text in self.failed.items() if name == SWEEP]
+        full = full._replace(missing="; ".join([full.missing, *failed]).removeprefix("; "))
+        name = f"table_{SWEEP}"
+        _write(self.workdir / f"{name}.md", report.sweep_markdown(self.sweeps, full, len(self.seeds)))
+        _write(self.workdir / f"{name}.csv", report.sweep_csv(self.sweeps))
+        plot.plot_sweep(self.sweeps, self.workdir / f"{name}.png")
+
+
+def reproduce(
+    config: ConfigDict,
+    workdir: str | Path,
+    tables: tuple[str, ...],
+    seeds: tuple[int, ...],
+    config_file: str = "configs/synthetic_ablation.py",
+    overrides: Mapping[str, Any] | None = None,
+) -> None:
+    """Trains and scores every row of some tables that is not done, and writes the tables.
+
+    One seed after the other, so that a stopped study has whole tables of fewer seeds. The same call goes on where it was
+    stopped. A row whose data are absent is named in its table; an error in a row does not lose the others.
+
+    Args:
+        config: of the full model, fields of the command line included.
+        workdir: gets table_<t>.md, .csv and .png, and a work dir for each run in runs/<row>/seed_<n>.
+        tables: what `parse_tables` gives.
+        seeds: config.seed of each run.
+        config_file: where `config` came from.
+        overrides: fields of the command line, for the rows that are data sets.
+
+    Raises:
+        UserError: before anything is written, an impossible value, a folder with a run of another config, or data that
+            none of the rows finds; at the end, the runs that failed.
+    """
+    workdir = Path(workdir)
+    validate(config)
+    plan = runs.make_plan(config, tables, config_file, overrides)
+    study = Study(workdir, config_file, tables, plan, seeds)
+    study.absent = _absent(study)
+    ready = [run for run in plan.configs if run not in study.absent]
+    if not ready:
+        raise UserError(next(iter(study.absent.values())))
+    study.write()
+    count = len(ready) * len(seeds)
+    for i, seed in enumerate(seeds):
+        for j, run in enumerate(ready):
+            if (run, seed) not in study.outcomes:
+                _say(f"\n== {run}, seed {seed}: run {i * len(ready) + j + 1} of {count}")
+            changed = study.train(run, seed)
+            if run == FULL and SWEEP in tables:
+                changed |= study.sweep(seed)
+            if changed:
+                study.write(run)
+    _tell(study, count)
+
+
+def _absent(study: Study) -> dict[str, str]:
+    """Why the data of a run cannot be had, for those that are not done."""
+    reasons: dict[str, str | None] = {}  # rows of one config share their data
+    found = {}
+    for run, config in study.plan.configs.items():
+        if all((run, seed) in study.outcomes for seed in study.seeds):
+            continue
+        data = repr(config.data.to_dict())
+        if data not in reasons:
+            reasons[data] = runs.why_no_data(config)
+        if reasons[data] is not None:
+            found[run] = reasons[data]
+    return found
+
+
+def _tell(study: Study, count: int) -> None:
+    """The tables on the terminal, and what went wrong as an error."""
+    if is_writer():
+        for number in study.tables:
+            print(f"\n{(study.workdir / f'table_{number}.md').read_text()}")
+        for run, reason in study.absent.items():
+            print(f"{run}: not run, data absent: {reason}")
+        print(f"Written: {study.workdir}/table_*.md, .csv, .png", flush=True)
+    if study.failed:
+        (run, seed), text = next(iter(study.failed.items()))
+        others = f", and {len(study.failed) - 1} more, named in the tables" if len(study.failed) > 1 else ""
+        raise UserError(
+            f"{len(study.failed)} of {count} runs failed, the others are in the tables: {run}, seed {seed}: {text}{others}"
+        )
+
+
+def _write(path: Path, text: str) -> None:
+    """Whole or not at all."""
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    scratch.write_text(text, encoding="utf-8")
+    os.replace(scratch, path)
+
+
+def _say(text: str) -> None:
+    if is_writer():
+        print(text, flush=True)

@@ -1,0 +1,97 @@
+"""Section 3.5: one trained network, re-scoring more and more images of each query. Nothing is trained here."""
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from cacenet_jax.checkpoints import write_json
+from cacenet_jax.config import to_dict
+from cacenet_jax.data.builders import open_split
+from cacenet_jax.data.splits import whole
+from cacenet_jax.processes import is_writer
+from cacenet_jax.reproduce.tables import SWEEP_TOP_K, SWEEP_WHOLE
+from cacenet_jax.retrieval.evaluate import Rescore, evaluate
+from cacenet_jax.scoring import describe
+from cacenet_jax.train import load
+
+FILE = "top_k.json"  # in the work dir of the run
+
+
+class _Timed:
+    """A re-scoring that knows how long it took."""
+
+    def __init__(self, rescore: Rescore):
+        self._rescore = rescore
+        self.seconds = 0.0
+
+    def __call__(self, candidates_QK: np.ndarray) -> np.ndarray:
+        """As the one inside."""
+        start = time.monotonic()
+        try:
+            return self._rescore(candidates_QK)
+        finally:
+            self.seconds = time.monotonic() - start
+
+
+def top_ks(num_gallery: int) -> list[int]:
+    """The numbers of re-scored images that are compared; 0 for the individual ranking alone."""
+    whole_gallery = [num_gallery] if num_gallery <= SWEEP_WHOLE else []
+    return sorted({*(k for k in SWEEP_TOP_K if k <= num_gallery), *whole_gallery})
+
+
+def done(folder: Path, config: ConfigDict) -> list[dict[str, Any]] | None:
+    """The sweep over a run, None where it was not made, or with other settings or another training."""
+    path, results = folder / FILE, folder / "results.json"
+    if not path.exists() or not results.exists():
+        return None
+    found = json.loads(path.read_text())
+    return found["rows"] if found["of"] == _identity(results, config) else None
+
+
+def _identity(results: Path, config: ConfigDict) -> dict[str, Any]:
+    """What the numbers of a sweep depend on, beside the config of the run."""
+    individual = json.loads(results.read_text())["individual"]
+    return {"individual": individual, "eval": {k: v for k, v in to_dict(config)["eval"].items() if k != "top_k"}}
+
+
+def sweep(config: ConfigDict, folder: Path) -> list[dict[str, Any]]:
+    """Scores the checkpoint of a run for each of `top_ks` and writes them down.
+
+    Args:
+        config: of the run.
+        folder: its work dir.
+
+    Returns:
+        For each K: "top_k", the rankings that there are, "pairs" scored of a query, and seconds: "describe" (features of
+        all images, measured once), "rescore" (of the pairs), "rank" (the rest) and "seconds" (their sum), without
+        compilation.
+
+    Raises:
+        UserError: no checkpoint, or broken data.
+    """
+    trained = load(config, folder)
+    query, gallery = (whole(open_split(trained.prepared, split)) for split in ("query", "gallery"))
+    for _ in range(2):  # the first time compiles
+        start = time.monotonic()
+        images = describe(config, trained.net, trained.state, query, gallery)
+        described = time.monotonic() - start
+    rows = []
+    for top_k in top_ks(len(gallery.indices)):
+        timed = _Timed(images.rescore) if top_k and images.rescore else None
+        settings = dataclasses.replace(images.settings, top_k=max(top_k, 1))
+        for _ in range(2):
+            start = time.monotonic()
+            found = evaluate(images.query, images.gallery, timed, settings)
+            total = time.monotonic() - start
+        rescored = timed.seconds if timed else 0.0
+        rankings = {name: found[name] for name in ("individual", "conditional", "mixed") if name in found}
+        seconds = {"describe": described, "rescore": rescored, "rank": total - rescored, "seconds": described + total}
+        rows.append({"top_k": top_k, "pairs": top_k, **rankings, **seconds})
+    if is_writer():
+        write_json(folder / FILE, {"of": _identity(folder / "results.json", config), "rows": rows})
+    return rows
