@@ -179,17 +179,16 @@ def reproduce(
     if not ready:
         raise UserError(next(iter(study.absent.values())))
     study.write()
-    count = len(ready) * len(seeds)
-    for i, seed in enumerate(seeds):
-        for j, run in enumerate(ready):
-            if (run, seed) not in study.outcomes:
-                _say(f"\n== {run}, seed {seed}: run {i * len(ready) + j + 1} of {count}")
-            changed = study.train(run, seed)
-            if run == FULL and SWEEP in tables:
-                changed |= study.sweep(seed)
-            if changed:
-                study.write(run)
-    _tell(study, count)
+    order = [(run, seed) for run, seed in runs.training_order(plan, seeds) if run in ready]
+    for number, (run, seed) in enumerate(order, start=1):
+        if (run, seed) not in study.outcomes:
+            _say(f"\n== {run}, seed {seed}: run {number} of {len(order)}")
+        changed = study.train(run, seed)
+        if run == FULL and SWEEP in tables:
+            changed |= study.sweep(seed)
+        if changed:
+            study.write(run)
+    _tell(study, len(order))
 
 
 def _absent(study: Study) -> dict[str, str]:

@@ -94,6 +94,13 @@ def make_plan(
     return Plan(catalogue[FULL], {run: configs[run] for run in order}, run_of)
 
 
+def training_order(plan: Plan, seeds: tuple[int, ...]) -> list[tuple[str, int]]:
+    """Runs and seeds, one seed after the other; other data sets, which take much longer, after all of the first."""
+    rows = [run for run in plan.configs if run in ablation.ROWS]
+    others = [run for run in plan.configs if run not in ablation.ROWS]
+    return [(run, seed) for part in (rows, others) for seed in seeds for run in part]
+
+
 def _key(config: ConfigDict) -> str:
     """What two rows that are one config share."""
     return json.dumps(to_dict(config), sort_keys=True)
