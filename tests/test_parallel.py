@@ -71,6 +71,25 @@ def test_devices_agree_with_batch_normed_keys_and_clues_in_blocks(x64):
     assert_same_float64(on_devices(config, "pmap", 4, "float64"), on_one(config, "float64"), before)
 
 
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"pair_score": "keypoints"},
+        {"alignment": "similarity", "neighbours": 2},
+        {"alignment": "semantic"},
+        {"alignment": "individual"},
+    ],
+    ids=lambda fields: "-".join(map(str, fields.values())),
+)
+def test_devices_agree_in_every_way_of_alignment(x64, model):
+    config, batch = tiny_config("float64", **model), batch_of("float64")
+    if config.model.alignment == "semantic":
+        labels = np.random.default_rng(1).integers(0, 3, (*batch.images.shape[:3], 1)).astype(np.float64)
+        batch = Batch(np.concatenate([batch.images, labels], axis=-1), batch.labels)
+    expected = on_one(config, "float64", batch=batch)
+    assert_same_float64(on_devices(config, "pmap", 4, "float64", batch=batch), expected, start(config, "float64", True))
+
+
 def test_devices_agree_on_the_augmentation():
     """Raw pixels: an image's flip, crop and erasing follow its place in the global batch."""
     pixels = np.random.default_rng(0).integers(0, 256, (8, 32, 16, 3), np.uint8)
