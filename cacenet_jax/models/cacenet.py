@@ -16,7 +16,7 @@ from cacenet_jax.models.clues import Clues, clue_distance, image_clues
 from cacenet_jax.models.graph import Kind
 from cacenet_jax.models.grids import distance_grid
 from cacenet_jax.models.heads import ConditionalHead, Embedded, EmbeddingHead, normalise
-from cacenet_jax.models.keypoints import KeyPoints, key_point_distance, key_points
+from cacenet_jax.models.keypoints import KeyPoints, key_point_distance, key_point_grid, key_points
 from cacenet_jax.models.pair_grid import coefficients, encoded_grid, plan
 from cacenet_jax.models.pairs import ImageTerms, image_terms, neighbours_both
 
@@ -229,8 +229,7 @@ class CACENet(nn.Module):
         block = max(int(share * self.pair_memory_mib * 2**20) // (12 * rows * num_nodes**2), 1)
         if self.pair_score == "keypoints":
             points = key_points(nodes_BND, keys_BNE)
-            weight_E = self.weight("cross", points.keys_NE)
-            found = distance_grid(lambda u, v: key_point_distance(u, v, weight_E), points, block, axis_name)
+            found = key_point_grid(points, self.weight("cross", points.keys_NE), block, axis_name)
             return PairGrid(None, None, found.distance, None, found.positive.mean(), None)
         if self.is_initializing():  # the heads make their parameters when they are called
             self.conditional_head(nodes_BND[:, 0], nodes_BND[:, 0], train=train)

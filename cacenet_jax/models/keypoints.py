@@ -7,11 +7,13 @@ images is the mean cosine of their pairs, each weighed by its affinity, through 
 
 Without a single pair the similarity is 0.
 
-Legend: u target image, v contextual image, N and M nodes, D channels, E channels of keys, B images.
+Legend: u target image, v contextual image, N and M nodes, D channels, E channels of keys, R images of this device (rows),
+C images of all devices (columns).
 """
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 from numpy import ndarray
@@ -35,7 +37,7 @@ class KeyPoints(NamedTuple):
 
 
 class KeyPointDistance(NamedTuple):
-    """Of a pair of images.
+    """Of a pair of images, or of each pair of a grid.
 
     Attributes:
         distance: 1 - similarity, 0 to 2, at least float32.
@@ -65,7 +67,51 @@ def key_point_distance(u: KeyPoints, v: KeyPoints, cross_weight_E: Float[AnyArra
     """
     cross_NM = affinity(u.keys_NE, v.keys_NE, cross_weight_E)
     cosine_NM = jnp.einsum("nd,md->nm", u.direction_ND, v.direction_ND, preferred_element_type=cross_NM.dtype)
-    total = cross_NM.sum()
+    positive = (cross_NM > 0).mean(dtype=jnp.float32)
+    return _distance((cross_NM * cosine_NM).sum(), cross_NM.sum(), positive)
+
+
+def _distance(weighted: Array, total: Array, positive: Array) -> KeyPointDistance:
     some = total > 0
-    similarity = jnp.where(some, (cross_NM * cosine_NM).sum() / jnp.where(some, total, 1), 0)
-    return KeyPointDistance(1 - similarity, (cross_NM > 0).mean(dtype=jnp.float32))
+    return KeyPointDistance(1 - jnp.where(some, weighted / jnp.where(some, total, 1), 0), positive)
+
+
+def key_point_grid(
+    points: KeyPoints, cross_weight_E: Float[AnyArray, "E"], block: int = 0, axis_name: str | None = None
+) -> KeyPointDistance:
+    """`key_point_distance` of this device's images and all images: two Gram products, a few columns at a time.
+
+    Args:
+        points: terms of this device's images, leading axis R.
+        cross_weight_E: diagonal of W'.
+        block: columns computed at a time, each block again in the backward pass; 0 for all at once.
+        axis_name: device axis of the rows, None on one device.
+
+    Returns:
+        Leading axes (R, C).
+    """
+    num_rows, nodes, _ = points.keys_NE.shape
+    all_points = points
+    if axis_name is not None:
+        all_points = jax.tree.map(lambda x: jax.lax.all_gather(x, axis_name, tiled=True), points)
+    flat = lambda x: x.reshape(-1, x.shape[-1])
+
+    def columns(some: KeyPoints) -> KeyPointDistance:
+        wide = (num_rows, nodes, -1, nodes)
+        cross_RNCM = affinity(flat(points.keys_NE), flat(some.keys_NE), cross_weight_E).reshape(wide)
+        cosine_RNCM = jnp.einsum(
+            "nd,md->nm", flat(points.direction_ND), flat(some.direction_ND), preferred_element_type=cross_RNCM.dtype
+        ).reshape(wide)
+        weighted_RC, total_RC = (x.sum(axis=(1, 3)) for x in (cross_RNCM * cosine_RNCM, cross_RNCM))
+        positive_RC = (cross_RNCM > 0).mean(axis=(1, 3), dtype=jnp.float32)
+        return _distance(weighted_RC, total_RC, positive_RC)
+
+    num_columns = len(all_points.keys_NE)
+    size = max(
+        (d for d in range(1, num_columns + 1) if num_columns % d == 0 and d <= (block or num_columns)), default=1
+    )
+    if size == num_columns:
+        return columns(all_points)
+    cut = jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), all_points)
+    found = jax.lax.map(jax.checkpoint(columns), cut)
+    return jax.tree.map(lambda x_TRC: x_TRC.swapaxes(0, 1).reshape(num_rows, num_columns), found)
