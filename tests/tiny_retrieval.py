@@ -25,6 +25,6 @@ def network(dtype=jnp.float64, **fields):
     variables = jax.jit(lambda key: net.init(key, jnp.zeros((1, 2, 2, 3)), train=False))(jax.random.key(0))
     rng = np.random.default_rng(1)
     variables = jax.tree.map(lambda x: jnp.asarray(rng.uniform(0.5, 1.5, x.shape), dtype), variables)
-    if net.pairs:
+    if "cross_weight" in variables["params"]:
         variables["params"]["cross_weight"] *= jnp.asarray([-1.0, 1.0, 0.0, 1.0], dtype)
     return net, variables

@@ -113,7 +113,7 @@ def draw(
         rankings: of all queries.
         q: which query.
     """
-    shown, pid = config.visualize, query.pids[q]
+    shown, pid, camid = config.visualize, int(query.pids[q]), int(query.camids[q])
     orders = [ranking.order_QL[q] for ranking in (rankings.before, rankings.after)]
     names = ("individual", rankings.name)
     shown_lists = []
@@ -124,9 +124,9 @@ def draw(
         shown_lists.append(
             lists.ShownList(name, float(ranking.statistics.ap[q]), pictures, gallery.pids[first_L] == pid)
         )
-    compared_G = compared(orders[0], gallery.pids, gallery.camids, pid, query.camids[q], config.eval.camera_filter)
+    compared_G = compared(orders[0], gallery.pids, gallery.camids, pid, camid, config.eval.camera_filter)
     right_G = gallery.pids[compared_G] == pid
-    captions = [f"rank {_rank(orders[0], g)} \u2192 {_rank(orders[1], g)}" for g in compared_G]
+    captions = [f"rank {_rank(orders[0], g)} \u2192 {_rank(orders[1], g)}" for g in compared_G.tolist()]
 
     query_HWC, gallery_GHWC = read(config, query, np.array([q]))[0], read(config, gallery, compared_G)
     seen = look(net, variables, np.concatenate([query_HWC[None], gallery_GHWC]), config.eval.flip)
@@ -155,8 +155,8 @@ def draw(
     ]  # fmt: skip
     lines_png = png(correspondences.figure(query_HW3, pairs, grid, learned_name(config)))
     lists_png = png(lists.figure(query_HW3, shown_lists))
-    name, camera = query.split.names[query.indices[q]], int(query.camids[q])
-    return page.Case(name, camera, query_HW3, shown_lists, grid, maps_png, lines_png, lists_png)
+    name = query.split.names[query.indices[q]]
+    return page.Case(name, camid, query_HW3, shown_lists, grid, maps_png, lines_png, lists_png)
 
 
 def read(config: ConfigDict, subset: Subset, positions: Int[np.ndarray, "n"]) -> UInt8[np.ndarray, "n H W C"]:

@@ -67,9 +67,7 @@ def png(figure: Figure) -> bytes:
     """A figure as PNG; the same figure gives the same bytes."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
-    small = io.BytesIO()
-    Image.open(buffer).convert("RGB").save(small, "PNG", optimize=True)
-    return small.getvalue()
+    return buffer.getvalue()
 
 
 def webp(picture: bytes | UInt8[np.ndarray, "H W 3"], height: int = 0) -> bytes:
