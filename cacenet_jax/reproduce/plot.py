@@ -29,7 +29,7 @@ def plot_table(table: Table, lines: Sequence[Line], path: Path) -> None:
     """
     height = 1.9 + 0.62 * len(table.rows)
     figure = Figure(figsize=(13 if table.one_data_set else 8, height), dpi=_DPI, layout="constrained")
-    panels = figure.subplots(1, 2 if table.one_data_set else 1, sharey=True, squeeze=False)[0]
+    panels = figure.subplots(1, 2 if table.one_data_set else 1, sharey=True, squeeze=False)[0].tolist()
     for position, line in enumerate(lines):
         for offset, name in enumerate(RANKINGS):
             _points(panels[0], list(scores(line, name, "mAP").values()), position + 0.22 * (offset - 1), name)
@@ -75,12 +75,13 @@ def plot_sweep(sweeps: Sweep, path: Path) -> None:
             if values:
                 means[position] = statistics.mean(values)
                 left.plot([position] * len(values), values, alpha=0.45, markersize=4, linestyle="none", **_LOOK[name])
-        left.plot(list(means), list(means.values()), label=f"{name}, mean", **_LOOK[name])
+        if means:
+            left.plot(list(means), list(means.values()), label=f"{name}, mean", **_LOOK[name])
     left.set_ylabel("mAP, per cent; small marks are seeds")
     left.margins(y=0.2)  # room for the legend
     bottom = [0.0] * len(rows_of)
     for part, (label, color) in _COSTS.items():
-        values = [statistics.mean(row[part] for row in rows) for rows in rows_of.values()]
+        values = [statistics.mean(row[part] for row in rows) for rows in rows_of.values()]  # none before the first run
         right.bar(range(len(values)), values, 0.6, bottom=bottom, label=label, color=color)
         bottom = [below + value for below, value in zip(bottom, values, strict=True)]
     right.set_ylabel("seconds of an evaluation, mean")
@@ -90,7 +91,8 @@ def plot_sweep(sweeps: Sweep, path: Path) -> None:
         axes.set_xlabel("K, re-scored images of a query")
         axes.grid(axis="y", color="0.88")
         axes.set_axisbelow(True)
-        axes.legend(loc="upper left", ncols=3, fontsize=9)
+        if rows_of:
+            axes.legend(loc="upper left", ncols=3, fontsize=9)
     figure.suptitle(SWEEP_TITLE, fontweight="bold")
     _save(figure, path)
 
