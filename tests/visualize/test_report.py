@@ -82,6 +82,7 @@ def test_figures_and_page_of_the_conditional_distance(untrained, capsys):
     check(workdir / "figures", results, ["4_1", "5_1", "6_1"], 1, 3)
 
 
+@pytest.mark.slow
 def test_key_points_have_no_conditional_map(untrained):
     config, workdir, results = untrained(pair_score="keypoints")
     config.visualize.num_queries = 1
