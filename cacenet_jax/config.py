@@ -183,8 +183,11 @@ def to_dict(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 
 def differences(recorded: dict[str, Any], current: dict[str, Any]) -> list[str]:
-    """`field: recorded -> current` of each field that makes two runs different ones."""
-    old, new = dict(flatten(recorded)), dict(flatten(current))
+    """`field: recorded -> current` of each field that makes two runs different ones.
+
+    A field that a recorded config lacks is younger than its run, which did what the default does.
+    """
+    old, new = dict(flatten(to_dict(paper()))) | dict(flatten(recorded)), dict(flatten(current))
     ours = [
         f for f in sorted(old.keys() | new.keys()) if not any(f == n or f.startswith(n + ".") for n in NOT_OF_THE_RUN)
     ]

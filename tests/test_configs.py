@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 from cacenet_jax import build, optim
-from cacenet_jax.config import validate
+from cacenet_jax.config import differences, paper, to_dict, validate
 from cacenet_jax.data.builders.prepare import builder_class
 
 FILES = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
@@ -53,3 +53,13 @@ def test_the_baseline_differs_in_the_pair_stage_alone():
     full, baseline = load("synthetic").to_dict(), load("synthetic", "baseline").to_dict()
     assert full["model"].pop("pairs") is True and baseline["model"].pop("pairs") is False
     assert full == baseline
+
+
+def test_a_run_from_before_a_field_existed_is_the_run_of_its_default():
+    recorded, current = to_dict(paper()), to_dict(paper())
+    del recorded["model"]["alignment"], recorded["data"]["parts"]
+    assert differences(recorded, current) == []
+    current["model"]["alignment"] = "full"
+    assert differences(recorded, current) == ["model.alignment: 'attention' -> 'full'"]
+    recorded["model"]["gone"] = 1
+    assert "model.gone: 1 -> None" in differences(recorded, current)
