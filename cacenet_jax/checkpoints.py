@@ -43,9 +43,9 @@ def check_workdir(workdir: Path, config: dict[str, Any]) -> None:
 
 def check_network(workdir: Path, config: dict[str, Any]) -> None:
     """Raises UserError where the run in a workdir trained another network than this config describes."""
-    recorded = _recorded(workdir) or {}
-    pair = ({"model": values.get("model", {})} for values in (recorded, json.loads(json.dumps(config))))
-    _need_same(workdir, [d for d in differences(*pair) if d.split(":")[0] not in _NOT_OF_THE_NETWORK])
+    found = differences(_recorded(workdir) or {}, json.loads(json.dumps(config)))
+    of_the_network = [d for d in found if d.startswith("model.") and d.split(":")[0] not in _NOT_OF_THE_NETWORK]
+    _need_same(workdir, of_the_network)
 
 
 def claim_workdir(workdir: Path, config: dict[str, Any], data: dict[str, Any]) -> None:
