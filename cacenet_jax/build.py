@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, UInt8
 from ml_collections import ConfigDict
 
 from cacenet_jax.data.augment import Augment, normalise_images
@@ -71,23 +72,38 @@ class Scoring(NamedTuple):
     distance: Callable[[Any, Any, Any], Any] | None
 
 
+def feature_maps(
+    net: CACENet, variables: Any, images_BHWC: UInt8[Array, "B H W C"], flip: bool
+) -> Float[Array, "B h w D"]:
+    """Maps of uint8 images in test mode.
+
+    Args:
+        net: the network.
+        variables: its parameters and statistics.
+        images_BHWC: uint8 images; channels after the colours are not looked at.
+        flip: average the maps of an image and its mirror image, which is mirrored back first so that positions match.
+    """
+    pixels = normalise_images(images_BHWC[..., :3])
+    maps = net.apply(variables, pixels, train=False, method="maps")
+    if flip:
+        mirrored = net.apply(variables, pixels[:, :, ::-1], train=False, method="maps")
+        maps = (maps + mirrored[:, :, ::-1]) / 2
+    return maps
+
+
 @functools.lru_cache(maxsize=4)
 def scoring(net: CACENet, flip: bool, map_dtype: str) -> Scoring:
     """What retrieval needs of a network, whose variables are arguments.
 
     Args:
         net: the network; networks with equal fields share their functions.
-        flip: average the maps of an image and its mirror image, which is mirrored back first so that positions match.
+        flip: as in `feature_maps`.
         map_dtype: storage type of the terms of the pair stage.
     """
 
     def describe(given: Any, images: jax.Array) -> Features:
         variables, constants = given
-        pixels = normalise_images(images[..., :3])
-        maps = net.apply(variables, pixels, train=False, method="maps")
-        if flip:
-            mirrored = net.apply(variables, pixels[:, :, ::-1], train=False, method="maps")
-            maps = (maps + mirrored[:, :, ::-1]) / 2
+        maps = feature_maps(net, variables, images, flip)
         parts = net.parts(images, *maps.shape[1:3])
         return Features(*inference.describe(net, variables, constants, maps, jnp.dtype(map_dtype), parts))
 

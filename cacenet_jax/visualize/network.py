@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 from numpy import ndarray
 
-from cacenet_jax.data.augment import normalise_images
+from cacenet_jax.build import feature_maps
 from cacenet_jax.models.alignment import connect
 from cacenet_jax.models.attention import affinity_scores
 from cacenet_jax.models.cacenet import CACENet, PairTerms
@@ -53,13 +53,9 @@ def look(net: CACENet, variables: Any, images_nHWC: Array, flip: bool) -> Seen:
         net: a network with the pair stage.
         variables: its parameters and statistics.
         images_nHWC: uint8 images.
-        flip: average the maps of an image and its mirror image, as config.eval.flip.
+        flip: config.eval.flip.
     """
-    pixels = normalise_images(images_nHWC[..., :3])
-    maps = net.apply(variables, pixels, train=False, method="maps")
-    if flip:
-        mirrored = net.apply(variables, pixels[:, :, ::-1], train=False, method="maps")
-        maps = (maps + mirrored[:, :, ::-1]) / 2
+    maps = feature_maps(net, variables, images_nHWC, flip)
     wide = jnp.promote_types(maps.dtype, jnp.float32)
     maps = maps.astype(wide)
     parts = net.parts(images_nHWC, *maps.shape[1:3])

@@ -139,7 +139,7 @@ def _section(number: int, case: Case, facts: Facts) -> str:
             "gallery images, with their ranks before and after re-scoring. Middle: L2 norm of the query's conditional map, "
             "on the query. Bottom: how far it is from the mean over these images."
         )
-        alt = f"Conditional maps of query {number} given {'different'} gallery images, as heat maps on the query"
+        alt = f"Conditional maps of query {number} given different gallery images, as heat maps on the query"
         maps = f"<h3>What it looks at (figure 4)</h3>\n{_figure(case.maps_png, alt, words)}"
     words = (
         "Strongest correspondences. Top: each position's most similar position, by cosine of the maps. Bottom: "

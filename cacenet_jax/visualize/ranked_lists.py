@@ -73,10 +73,14 @@ def changed(
 
 
 def figure(query_HW3: UInt8[np.ndarray, "H W 3"], lists: Sequence[ShownList]) -> Figure:
-    """A query and its lists, one below the other; right and wrong differ in colour, frame and mark."""
+    """A query and its lists, one below the other; right and wrong differ in colour, frame and mark.
+
+    With more than ten places or so it is wider than the other figures.
+    """
     length = max(len(shown.right_L) for shown in lists)
     label, gap, start = 0.05, 0.1, 0.95
     wide = min((WIDTH - label - start) / (length + 1) - gap, 0.8)
+    wide = max(wide, 0.4)
     tall = wide * query_HW3.shape[0] / query_HW3.shape[1]
     step = tall + 0.55
     left = label + wide + 0.3

@@ -21,7 +21,7 @@ from cacenet_jax.scoring import score
 from cacenet_jax.train import Trained, prepare_data
 from cacenet_jax.train_step import create_state
 from cacenet_jax.visualize import report
-from cacenet_jax.visualize.report import compared
+from cacenet_jax.visualize.cases import compared
 
 WORDS = (f"--config={TINY}", "--workdir=run", "--config.data.dir=prepared")
 
@@ -71,12 +71,16 @@ def check(folder, results, figures, count, ranks):
     return shown
 
 
-def test_figures_and_page_of_the_conditional_distance(untrained, capsys):
+def test_figures_and_page_of_the_conditional_distance(untrained, tmp_path, capsys):
     config, workdir, results = untrained()
     config.visualize.num_queries, config.visualize.ranks = 2, 3
     page = report.visualize(config, workdir)
     check(workdir / "figures", results, ["4_1", "4_2", "5_1", "5_2", "6_1", "6_2"], 2, 3)
     assert str(page) in capsys.readouterr().out
+    (tmp_path / "file/figures").parent.mkdir()
+    (tmp_path / "file/figures").touch()
+    with pytest.raises(UserError, match="file/figures: found no folder that can be written"):
+        report.visualize(config, tmp_path / "file")
     config.visualize.num_queries = 1  # leaves no old figure behind
     report.visualize(config, workdir)
     check(workdir / "figures", results, ["4_1", "5_1", "6_1"], 1, 3)

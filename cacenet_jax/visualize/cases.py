@@ -1,0 +1,159 @@
+"""One query with everything that is shown of it: its lists, its maps and its correspondences."""
+
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Int, UInt8
+from ml_collections import ConfigDict
+
+from cacenet_jax import build
+from cacenet_jax.data.pipeline import evaluation_batches
+from cacenet_jax.data.splits import Subset
+from cacenet_jax.models.cacenet import CACENet
+from cacenet_jax.retrieval.evaluate import RankedLists
+from cacenet_jax.visualize import correspondences, maps, ranked_lists
+from cacenet_jax.visualize.network import compare, cosine, look
+from cacenet_jax.visualize.page import Case
+from cacenet_jax.visualize.style import png
+
+_RIGHT, _WRONG = 2, 3  # gallery images that figure 4 compares; figure 5 the first of the right and two of the wrong
+_ALIGNMENTS = {
+    "attention": "correspondence attention",
+    "individual": "no cross-image graph",
+    "none": "no alignment",
+    "part": "part alignment",
+    "similarity": "top-K similarity",
+    "full": "fully connected",
+    "semantic": "semantic alignment",
+}
+
+
+class Rankings(NamedTuple):
+    """The two rankings that are compared.
+
+    Attributes:
+        before: the individual one.
+        after: the re-scored one.
+        name: of the re-scored one.
+    """
+
+    before: RankedLists
+    after: RankedLists
+    name: str
+
+
+class Source(NamedTuple):
+    """What cases are drawn from.
+
+    Attributes:
+        config: data, model, eval and visualize are read.
+        net: a network with the pair stage.
+        variables: its parameters and statistics.
+        query: query images.
+        gallery: gallery images.
+        rankings: of all queries.
+    """
+
+    config: ConfigDict
+    net: CACENet
+    variables: Any
+    query: Subset
+    gallery: Subset
+    rankings: Rankings
+
+
+def draw(source: Source, q: int) -> Case:
+    """All figures of query number q."""
+    config, query, gallery, rankings = source.config, source.query, source.gallery, source.rankings
+    pid, camid = int(query.pids[q]), int(query.camids[q])
+    before_L, after_L = (ranking.order_QL[q] for ranking in (rankings.before, rankings.after))
+    shown_lists = [_list(source, q, "individual", rankings.before), _list(source, q, rankings.name, rankings.after)]
+    compared_G = compared(before_L, gallery.pids, gallery.camids, pid, camid, config.eval.camera_filter)
+    right_G = gallery.pids[compared_G] == pid
+    captions = [f"rank {_rank(before_L, g)} \u2192 {_rank(after_L, g)}" for g in compared_G.tolist()]
+
+    images_nHWC = np.concatenate([read(config, query, np.array([q])), read(config, gallery, compared_G)])
+    query_HW3, gallery_GHW3 = images_nHWC[0, ..., :3], images_nHWC[1:, ..., :3]
+    seen = look(source.net, source.variables, images_nHWC, config.eval.flip)
+    take = lambda i: jax.tree.map(lambda x: x[i], seen.terms)
+    one, *others = (take(i) for i in range(len(images_nHWC)))
+    together = [compare(source.net, source.variables, one, other) for other in others]
+    maps_nhwD = np.asarray(seen.maps_nhwD)
+    grid = maps_nhwD.shape[1:3]
+
+    maps_png = None
+    if together[0].norm_N is not None:
+        own_hw = np.linalg.norm(maps_nhwD[0], axis=-1)
+        given_Ghw = np.stack([np.asarray(pair.norm_N).reshape(grid) for pair in together])
+        maps_png = png(maps.figure(query_HW3, own_hw, gallery_GHW3, given_Ghw, right_G, captions))
+
+    nodes_nND = maps_nhwD.reshape(len(maps_nhwD), -1, maps_nhwD.shape[-1])
+    count = config.visualize.lines
+    pairs = []
+    for g in (*np.flatnonzero(right_G)[:1], *np.flatnonzero(~right_G)[:2]):
+        similar_NM = correspondences.most_similar(np.asarray(cosine(nodes_nND[0], nodes_nND[g + 1])))
+        similar = correspondences.strongest(similar_NM, count, grid)
+        learned = correspondences.strongest(np.asarray(together[g].cross_NM), count, grid)
+        pairs.append(correspondences.ComparedPair(gallery_GHW3[g], bool(right_G[g]), captions[g], similar, learned))
+    lines_png = png(correspondences.figure(query_HW3, pairs, grid, alignment_name(config)))
+    lists_png = png(ranked_lists.figure(query_HW3, shown_lists))
+    name = query.split.names[query.indices[q]]
+    return Case(name, camid, query_HW3, shown_lists, grid, maps_png, lines_png, lists_png)
+
+
+def alignment_name(config: ConfigDict) -> str:
+    """What figure 5 calls the network's own correspondences."""
+    return "key-point pairs" if config.model.pair_score == "keypoints" else _ALIGNMENTS[config.model.alignment]
+
+
+def read(config: ConfigDict, subset: Subset, positions: Int[np.ndarray, "n"]) -> UInt8[np.ndarray, "n H W C"]:
+    """Images of a subset at the network's size, with part labels as a fourth channel where the network needs them."""
+    some = subset._replace(indices=subset.indices[positions])
+    size = {"height": config.data.height, "width": config.data.width, "batch_size": len(positions)}
+    return next(evaluation_batches(some, **size, parts=build.part_labels(config)))[0]
+
+
+def compared(
+    order_L: Int[np.ndarray, "L"],
+    gallery_pids: Int[np.ndarray, "G"],
+    gallery_camids: Int[np.ndarray, "G"],
+    pid: int,
+    camid: int,
+    camera_filter: bool,
+) -> Int[np.ndarray, "n"]:
+    """Gallery images that a query is looked at together with: the best ranked of its person, then look-alikes.
+
+    Two of the query's person, and the best ranked image of each of the three other people that come first. Where the list
+    holds none of its person, the first of the gallery stands in.
+
+    Args:
+        order_L: the query's individual ranking, -1 past its end.
+        gallery_pids: identities.
+        gallery_camids: cameras.
+        pid: the query's identity.
+        camid: the query's camera.
+        camera_filter: whether images of its person by its camera are left out.
+    """
+    order_L = order_L[order_L >= 0]
+    own_L = gallery_pids[order_L] == pid
+    right = order_L[own_L][:_RIGHT]
+    if not len(right):
+        matches_G = (gallery_pids == pid) & ~(camera_filter & (gallery_camids == camid))
+        right = np.flatnonzero(matches_G)[:1]
+    others = order_L[~own_L]
+    first = np.sort(np.unique(gallery_pids[others], return_index=True)[1])[:_WRONG]
+    return np.concatenate([right, others[first]])
+
+
+def _list(source: Source, q: int, name: str, ranking: RankedLists) -> ranked_lists.ShownList:
+    first_L = ranking.order_QL[q, : source.config.visualize.ranks]
+    first_L = first_L[first_L >= 0]
+    pictures = list(read(source.config, source.gallery, first_L)[..., :3])
+    right_L = source.gallery.pids[first_L] == source.query.pids[q]
+    return ranked_lists.ShownList(name, float(ranking.statistics.ap[q]), pictures, right_L)
+
+
+def _rank(order_L: np.ndarray, image: int) -> str:
+    places = np.flatnonzero(order_L == image)
+    return str(places[0] + 1) if len(places) else f">{len(order_L)}"
