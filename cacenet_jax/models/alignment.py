@@ -33,6 +33,7 @@ AnyArray = Array | ndarray
 Alignment = Literal["attention", "individual", "none", "part", "similarity", "full", "semantic"]
 STRATEGIES: tuple[str, ...] = get_args(Alignment)
 LEARNED = ("attention", "individual")
+_FEW = 8
 NUM_LABELS = 32  # of body parts, 0 for none; as data/parts.py reads them
 
 
@@ -49,12 +50,23 @@ def connect(scores_NM: Float[Array, "*grid N M"], nearest: int = 0) -> Float[Arr
         return jax.nn.relu(scores_NM)
 
     def highest(x_NM: Array) -> Array:
-        least = jax.lax.top_k(x_NM, min(nearest, x_NM.shape[-1]))[0][..., -1:]
-        return x_NM >= least
+        return x_NM >= _kth_highest(x_NM, min(nearest, x_NM.shape[-1]))
 
     fixed_NM = jax.lax.stop_gradient(scores_NM)
     chosen_NM = highest(fixed_NM) | highest(fixed_NM.swapaxes(-1, -2)).swapaxes(-1, -2)
     return (chosen_NM & (fixed_NM > 0)).astype(scores_NM.dtype)
+
+
+def _kth_highest(x_NM: Array, count: int) -> Array:
+    """The count-th highest of each row, (N, 1). For a few, passes over all of them are faster than a partial sort."""
+    if count > _FEW:
+        return jax.lax.top_k(x_NM, count)[0][..., -1:]
+    least_N1 = x_NM.max(axis=-1, keepdims=True)
+    for _ in range(count - 1):
+        enough_N1 = (x_NM >= least_N1).sum(axis=-1, keepdims=True) >= count
+        next_N1 = jnp.where(x_NM < least_N1, x_NM, -jnp.inf).max(axis=-1, keepdims=True)
+        least_N1 = jnp.where(enough_N1, least_N1, next_N1)
+    return least_N1
 
 
 def rule_keys(

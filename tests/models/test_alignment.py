@@ -78,6 +78,15 @@ def test_a_top_k_selection_leaves_what_is_not_positive_and_takes_equals_together
     np.testing.assert_array_equal(connect(scores, 1), [[1, 1, 1], [0, 0, 0], [0, 0, 0]])  # 0.1 is its column's highest
 
 
+@pytest.mark.parametrize("count", [1, 2, 5, 8, 9, 12])
+def test_a_top_k_selection_takes_those_with_fewer_than_k_above_them(count):
+    scores = np.random.default_rng(2).integers(1, 9, (3, 12, 12)) / 8  # many are equal
+    above = (scores[..., None, :] > scores[..., :, None]).sum(axis=-1)
+    above_in_column = (scores[:, None] > scores[:, :, None]).sum(axis=2)
+    expected = (above < count) | (above_in_column < count)
+    np.testing.assert_array_equal(connect(jnp.asarray(scores), count), expected)
+
+
 def test_similarity_has_no_gradient_through_its_choice():
     gradient = jax.grad(lambda u: blocks("similarity", u, V, neighbours=2).cross.sum())(jnp.asarray(U))
     np.testing.assert_array_equal(gradient, 0)
