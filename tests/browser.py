@@ -114,7 +114,7 @@ def ask(method: str, url: str, given: dict[str, Any] | None = None) -> Any:
     body = None if given is None else json.dumps(given).encode()
     request = urllib.request.Request(url, body, {"Content-Type": "application/json"}, method=method)
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # the driver is on this machine
-    with opener.open(request, timeout=60) as reply:
+    with opener.open(request, timeout=200) as reply:
         return json.load(reply)["value"]
 
 

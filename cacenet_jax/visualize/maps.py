@@ -12,6 +12,7 @@ from matplotlib import colormaps
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from cacenet_jax.visualize.style import COLOURS, FONT, MARKS, WIDTH, Sheet
 
@@ -55,7 +56,7 @@ def figure(
     Source: paper, figure 4 and section 4.3.1.
     """
     count = len(gallery_GHW3)
-    label, gap, bar = 0.42, 0.12, 0.62
+    label, gap, bar = 0.42, 0.12, 0.75
     wide = min((WIDTH - label - bar) / (count + 1) - gap, 1.0)
     tall = wide * query_HW3.shape[0] / query_HW3.shape[1]
     top, step = 0.48, tall + gap
@@ -63,7 +64,8 @@ def figure(
     place = lambda column, row: (label + column * (wide + gap), top + row * step, wide, tall)
     mean_hw = given_Ghw.mean(axis=0)
     away_Ghw = given_Ghw - mean_hw
-    most = max(float(np.abs(away_Ghw).max()), 1e-12)
+    # Rounding must not look like a difference where a rule gives every gallery image the same map.
+    most = max(float(np.abs(away_Ghw).max()), 1e-4 * float(given_Ghw.max()), 1e-12)
     norms = Normalize(float(min(own_hw.min(), given_Ghw.min())), float(max(own_hw.max(), given_Ghw.max())))
     differences = Normalize(-most, most)
 
@@ -87,6 +89,6 @@ def figure(
     for row, (scale, colours) in enumerate(((norms, NORMS), (differences, DIFFERENCES)), start=1):
         left, above, _, _ = place(count + 1, row)
         axes = sheet.axes(left, above, 0.1, tall)
-        drawn = sheet.figure.colorbar(ScalarMappable(scale, colours), cax=axes)
+        drawn = sheet.figure.colorbar(ScalarMappable(scale, colours), cax=axes, ticks=MaxNLocator(6), format="%.3g")
         drawn.ax.tick_params(labelsize=FONT)
     return sheet.figure

@@ -140,7 +140,7 @@ def _section(number: int, case: Case, facts: Facts) -> str:
             "on the query. Bottom: how far it is from the mean over these images."
         )
         alt = f"Conditional maps of query {number} given different gallery images, as heat maps on the query"
-        maps = f"<h3>What it looks at (figure 4)</h3>\n{_figure(case.maps_png, alt, words)}"
+        maps = f"<h3>What the network looks at (figure 4)</h3>\n{_figure(case.maps_png, alt, words)}"
     words = (
         "Strongest correspondences. Top: each position's most similar position, by cosine of the maps. Bottom: "
         f"{facts.learned}, what the network's graph connects. The wider a line, the stronger, within each panel. The "

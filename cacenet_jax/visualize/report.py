@@ -77,7 +77,9 @@ def visualize(config: ConfigDict, workdir: str | Path) -> Path:
 
 def _facts(config: ConfigDict, step: int, ranking: str, num_gallery: int) -> page.Facts:
     settings, learned = config.eval, alignment_name(config)
-    how = f"{settings.mix:g} of the pair distance" if ranking == "mixed" else "the pair distance alone"
+    how = "how much the two differ when looked at together"
+    if ranking == "mixed":
+        how = f"the individual distance and, with weight {settings.mix:g}, how much the two differ when looked at together"
     top_k = min(settings.top_k, num_gallery)
     return page.Facts(config.data.name, step, ranking, how, top_k, settings.camera_filter, learned)
 
