@@ -210,7 +210,12 @@ def run(config: ConfigDict, folder: Path) -> None:
     try:
         train.train(config, folder)
     finally:
-        jax.clear_caches()  # programs of this run alone: forty of them would fill the memory
-        gc.collect()
+        _forget_programs()
     if is_writer():
         write_json(folder / "reproduce.json", {"seconds": None if continued else time.monotonic() - start})
+
+
+def _forget_programs() -> None:
+    """Frees the compiled programs of a run: those of forty would fill the memory."""
+    jax.clear_caches()
+    gc.collect()

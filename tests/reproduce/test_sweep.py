@@ -1,0 +1,57 @@
+"""The sweep over K: what the evaluator says for each K, and what it cost."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+from tiny_scoring import NUM_GALLERY, NUM_QUERY, score_state, split, state, tiny_config
+from tiny_training import fast_compile
+
+from cacenet_jax.reproduce import sweep
+
+
+def test_which_k():
+    assert sweep.top_ks(1600) == [0, 10, 20, 50, 100, 200]
+    assert sweep.top_ks(1000) == [0, 10, 20, 50, 100, 200, 1000]
+    assert sweep.top_ks(100) == [0, 10, 20, 50, 100]
+    assert sweep.top_ks(16) == [0, 10, 16]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A work dir of a finished run."""
+    (tmp_path / "results.json").write_text(json.dumps({"individual": {"mAP": 0.5}}))
+    return tmp_path
+
+
+def test_each_k_is_what_the_evaluator_says(folder, monkeypatch):
+    net, values = state()
+    monkeypatch.setattr(sweep, "load", lambda config, folder: SimpleNamespace(net=net, state=values, prepared=None))
+    monkeypatch.setattr(sweep, "open_split", lambda prepared, name: {"query": NUM_QUERY, "gallery": NUM_GALLERY}[name])
+    monkeypatch.setattr(sweep, "whole", lambda count: split(count, {NUM_QUERY: 1, NUM_GALLERY: 2}[count]))
+    config = tiny_config(folder)
+    with fast_compile():
+        rows = sweep.sweep(config, folder)
+        assert [row["top_k"] for row in rows] == [0, 10, 20, 50] == [row["pairs"] for row in rows]
+        for row in rows:
+            names = ["individual"] if row["top_k"] == 0 else ["individual", "conditional", "mixed"]
+            assert [name for name in ("individual", "conditional", "mixed") if name in row] == names
+            expected = score_state(tiny_config(folder, top_k=max(row["top_k"], 1)), net, values)
+            assert all(row[name] == expected[name] for name in names)
+            assert row["seconds"] == pytest.approx(row["describe"] + row["rescore"] + row["rank"])
+            assert (row["rescore"] > 0) == (row["top_k"] > 0) and row["describe"] > 0
+    assert rows[1]["mixed"] != rows[3]["mixed"]  # K matters here
+    assert sweep.done(folder, config) == rows
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "kept"), [("top_k", 5, True), ("mix", 0.3, False), ("camera_filter", False, False)]
+)
+def test_a_sweep_that_was_made_otherwise_is_made_again(folder, field, value, kept):
+    config = tiny_config(folder)
+    identity = sweep._identity(folder / "results.json", config)
+    assert sweep.done(folder, config) is None
+    (folder / sweep.FILE).write_text(json.dumps({"of": identity, "rows": [{"top_k": 0}]}))
+    assert (sweep.done(folder, tiny_config(folder, **{field: value})) is not None) == kept
+    (folder / "results.json").write_text(json.dumps({"individual": {"mAP": 0.6}}))
+    assert sweep.done(folder, config) is None  # of another network
