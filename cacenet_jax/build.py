@@ -30,6 +30,8 @@ def model(config: ConfigDict, num_identities: int, axis_name: str | None = None)
         embed_dim=settings.embed_dim,
         pairs=settings.pairs,
         pair_score=settings.pair_score,
+        evidence_channels=settings.evidence_channels,
+        frozen=settings.frozen,
         alignment=settings.alignment,
         neighbours=settings.neighbours,
         kind=settings.kind,
@@ -84,11 +86,9 @@ def feature_maps(
         flip: average the maps of an image and its mirror image, which is mirrored back first so that positions match.
     """
     pixels = normalise_images(images_BHWC[..., :3])
-    maps = net.apply(variables, pixels, train=False, method="maps")
     if flip:
-        mirrored = net.apply(variables, pixels[:, :, ::-1], train=False, method="maps")
-        maps = (maps + mirrored[:, :, ::-1]) / 2
-    return maps
+        return net.apply(variables, pixels, method="mirrored_maps")
+    return net.apply(variables, pixels, train=False, method="maps")
 
 
 @functools.lru_cache(maxsize=4)

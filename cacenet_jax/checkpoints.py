@@ -214,6 +214,13 @@ class Checkpoints:
                 "use the config that it was trained with, or choose a new --workdir"
             ) from error
 
+    def parameters(self, step: int, sharding: jax.sharding.Sharding) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Parameters and statistics saved at a step, whatever the network: nested dictionaries."""
+        metadata = self._checkpointer.checkpointables_metadata(step).metadata["state"]
+        like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), metadata)
+        state = self._checkpointer.load_checkpointables(step, {"state": like})["state"]
+        return state["params"], state["batch_stats"]
+
     def close(self, seconds: float | None = None) -> None:
         """Waits for what is being saved, so many seconds at most, and releases the folder."""
         if seconds is None:

@@ -22,6 +22,7 @@ def paper() -> ml_collections.ConfigDict:
     """The settings of the paper's section 4.2; docs/paper_notes.md says where it is silent and what was chosen."""
     config = ml_collections.ConfigDict()
     config.seed = 0
+    config.init_from = placeholder(str)  # workdir of a trained network, whose parameters are the start of this run
     config.epochs = 80
     config.devices = 0  # local devices that each process uses, 0 for all
     config.parallel = "pmap"  # or shard_map
@@ -38,8 +39,10 @@ def paper() -> ml_collections.ConfigDict:
     config.data.width = 128
     config.data.num_ids = 4  # P
     config.data.images_per_id = 4  # K
+    config.data.hard_pool = 0  # draw a batch from one identity and so many that look most like it; 0: from all
     config.data.val_share = 0.0  # share of the training identities held out for validation
     config.data.val_seed = 0
+    config.data.val_group = 1  # consecutive identities held out together: look-alikes of the synthetic data are 4
     config.data.parts = placeholder(str)  # folder of part labels, for data without their own (semantic alignment)
     config.data.workers = 0  # worker processes; 0 is faster on small machines
 
@@ -54,7 +57,9 @@ def paper() -> ml_collections.ConfigDict:
     config.model.last_stride = 1
     config.model.embed_dim = 768  # F
     config.model.pairs = True  # False: the individual baseline of table 1
-    config.model.pair_score = "conditional"  # of f(u|v) and f(v|u); or keypoints: no graph convolution (table 1, row 2)
+    config.model.pair_score = "conditional"  # of f(u|v) and f(v|u); or, without a graph: keypoints, evidence
+    config.model.evidence_channels = 64  # of a region that local evidence compares
+    config.model.frozen = False  # train the pair stage alone, on the network of init_from
     config.model.alignment = "attention"  # or individual, none, part, similarity, full, semantic (tables 1 and 2)
     config.model.neighbours = 1  # K of the similarity alignment
     config.model.kind = "discrepancy"  # or normal
@@ -71,6 +76,7 @@ def paper() -> ml_collections.ConfigDict:
     config.loss.triplet = 1.0
     config.loss.pair_identity = 1.0
     config.loss.pair_triplet = 1.0
+    config.loss.evidence = 1.0  # of the list loss, with model.pair_score=evidence
 
     config.optim = ml_collections.ConfigDict()
     config.optim.name = "sgd"  # or adamw
@@ -117,7 +123,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
     choices = {
         "parallel": ("pmap", "shard_map"),
         "model.backbone": tuple(STAGES),
-        "model.pair_score": ("conditional", "keypoints"),
+        "model.pair_score": ("conditional", "keypoints", "evidence"),
         "model.alignment": STRATEGIES,
         "model.kind": ("discrepancy", "normal"),
         "model.filters": ("tied", "untied"),
@@ -130,11 +136,20 @@ def validate(config: ml_collections.ConfigDict) -> None:
     for field, allowed in choices.items():
         found = _lookup(config, field)
         _need(found in allowed, field, found, "one of " + ", ".join(allowed), "choose one of them")
-    if config.model.pair_score == "keypoints":
+    if (score := config.model.pair_score) != "conditional":
         _need(config.model.alignment == "attention", "model.alignment", config.model.alignment, "'attention' with "
-              "model.pair_score=keypoints", "key-point pairs are those of the correspondence attention")  # fmt: skip
+              f"model.pair_score={score}", "it has an alignment of its own")  # fmt: skip
         _need(config.model.clue_weight == 0, "model.clue_weight", config.model.clue_weight, "0 with "
-              "model.pair_score=keypoints", "choose one of the two distances")  # fmt: skip
+              f"model.pair_score={score}", "choose one of the two distances")  # fmt: skip
+    if config.model.frozen:
+        _need(config.model.pairs, "model.frozen", True, "False without a pair stage", "there would be nothing to train")
+        _need(bool(config.init_from), "init_from", config.init_from, "a workdir with model.frozen",
+              "set it to that of the network to freeze")  # fmt: skip
+    if data.hard_pool:
+        _need(config.model.frozen, "data.hard_pool", data.hard_pool, "0 without model.frozen",
+              "who looks alike is told by a network that does not change")  # fmt: skip
+        _need(data.hard_pool >= data.num_ids - 1, "data.hard_pool", data.hard_pool,
+              f"at least num_ids - 1, {data.num_ids - 1}", "raise it")  # fmt: skip
     _need(data.images_per_id >= 2, "data.images_per_id", data.images_per_id, "at least 2",
           "the triplet loss needs two images of an identity")  # fmt: skip
     _need(data.num_ids >= 2, "data.num_ids", data.num_ids, "at least 2", "the triplet loss needs two identities")
@@ -142,12 +157,13 @@ def validate(config: ml_collections.ConfigDict) -> None:
                 "optim.learning_rate", "optim.reference_batch", "eval.top_k", "eval.memory_gib", "eval.batch_size",
                 "eval.pairs_per_call", "visualize.num_queries", "visualize.ranks", "visualize.lines",
                 "model.pair_memory_mib",
-                "model.neighbours")  # fmt: skip
+                "model.neighbours", "model.evidence_channels", "data.val_group")  # fmt: skip
     for field in positive:
         _need(_lookup(config, field) > 0, field, _lookup(config, field), "more than 0", "raise it")
     not_negative = (
         "seed", "data.val_seed", "devices", "checkpoint_every", "eval_every", "data.workers", "augment.pad", "model.width",
         "loss.margin", "loss.identity", "loss.triplet", "loss.pair_identity", "loss.pair_triplet",
+        "loss.evidence", "data.hard_pool",
         "optim.weight_decay", "optim.warmup_epochs", "optim.clip_norm", "optim.attention_scale",
         "eval.device_gib",
     )  # fmt: skip

@@ -104,6 +104,35 @@ def batch_hard_rows(
     return RowLosses(loss_R, valid_R.astype(loss_R.dtype))
 
 
+def list_rows(
+    score_RC: Float[AnyArray, "R C"],
+    row_labels_R: Int[AnyArray, "R"],
+    column_labels_C: Int[AnyArray, "C"],
+    row_index_R: Int[AnyArray, "R"],
+) -> RowLosses:
+    """Loss of each row's list: of every positive p, -log( e^p / (e^p + sum over negatives n of e^n) ), averaged.
+
+    Args:
+        score_RC: scores of this device's images and all images of the batch, higher for one identity.
+        row_labels_R: identities of the rows.
+        column_labels_C: identities of the columns.
+        row_index_R: the column that is the row's own image; it is no positive of itself.
+
+    Returns:
+        Loss and validity of each row; a row with no positive or no negative does not count.
+    """
+    score_RC = _wide(score_RC)
+    same_RC = jnp.asarray(row_labels_R)[:, None] == jnp.asarray(column_labels_C)[None]
+    itself_RC = jnp.asarray(row_index_R)[:, None] == jnp.arange(score_RC.shape[1])[None]
+    positive_RC = same_RC & ~itself_RC
+    valid_R = positive_RC.any(axis=1) & (~same_RC).any(axis=1)
+    negatives_RC = jnp.where(same_RC & valid_R[:, None], -jnp.inf, score_RC)
+    all_R = jax.nn.logsumexp(negatives_RC, axis=1)
+    loss_RC = jnp.where(positive_RC & valid_R[:, None], jax.nn.softplus(all_R[:, None] - score_RC), 0)
+    loss_R = loss_RC.sum(axis=1) / jnp.maximum(positive_RC.sum(axis=1), 1)
+    return RowLosses(loss_R, valid_R.astype(loss_R.dtype))
+
+
 def batch_hard_triplet(
     distance_BB: Float[AnyArray, "B B"], labels_B: Int[AnyArray, "B"], margin: float
 ) -> Float[Array, ""]:

@@ -3,11 +3,13 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
 from cacenet_jax.errors import UserError
 
+FROZEN = ("backbone", "individual_head")  # what config.model.frozen keeps
 ATTENTION_WEIGHTS = ("intra_weight", "cross_weight", "intra_threshold", "cross_threshold")
 
 
@@ -38,7 +40,8 @@ def optimizer(config: ConfigDict, steps_per_epoch: int) -> optax.GradientTransfo
     """SGD with momentum and L2 weight decay (the paper), or AdamW for networks from scratch.
 
     Weight decay pulls on every parameter but the attention weights w and w', whose scale a normalised graph does not
-    see, and the thresholds of their affinities. These learn at `optim.attention_scale` times the rate of the rest.
+    see, and the thresholds of their affinities. These learn at `optim.attention_scale` times the rate of the rest. With
+    `model.frozen` backbone and individual head do not change.
     """
     opt = config.optim
     rate = schedule(config, steps_per_epoch)
@@ -62,4 +65,10 @@ def optimizer(config: ConfigDict, steps_per_epoch: int) -> optax.GradientTransfo
         )
 
     attention = optax.stateless(lambda updates, params: scale_attention(updates))
-    return optax.chain(*parts, attention, optax.scale_by_learning_rate(rate))
+    chain = [*parts, attention, optax.scale_by_learning_rate(rate)]
+    if config.model.frozen:
+        keep = lambda updates, params: {
+            name: jax.tree.map(jnp.zeros_like, tree) if name in FROZEN else tree for name, tree in updates.items()
+        }
+        chain.append(optax.stateless(keep))
+    return optax.chain(*chain)

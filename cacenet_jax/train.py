@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from cacenet_jax import build, compilation, optim
@@ -13,7 +14,7 @@ from cacenet_jax.checkpoints import Checkpoints, check_network, check_workdir, c
 from cacenet_jax.config import to_dict, validate
 from cacenet_jax.data.builders import Prepared, open_split, prepare
 from cacenet_jax.data.pipeline import training_batches
-from cacenet_jax.data.sampler import PKSampler
+from cacenet_jax.data.sampler import PKSampler, look_alikes
 from cacenet_jax.data.splits import TrainVal, cut_validation
 from cacenet_jax.errors import UserError
 from cacenet_jax.models.cacenet import CACENet
@@ -26,7 +27,7 @@ from cacenet_jax.train_step import TrainState, create_state, make_train_step
 # What may differ between the processes of one run: where their machine keeps the data and how it reads them.
 _OF_THE_MACHINE = ("root", "dir", "workers")
 _PATIENCE_S = 10.0
-_SHOWN = ("loss", "identity", "triplet", "pair_identity", "pair_triplet")
+_SHOWN = ("loss", "identity", "triplet", "pair_identity", "pair_triplet", "evidence")
 
 
 def prepare_data(config: ConfigDict) -> Prepared:
@@ -47,7 +48,36 @@ def check_same_config(config: ConfigDict) -> None:
 
 def cut_training(config: ConfigDict, prepared: Prepared) -> TrainVal:
     """The training split without the identities that are held out for validation."""
-    return cut_validation(open_split(prepared, "train"), config.data.val_share, config.data.val_seed)
+    data = config.data
+    return cut_validation(open_split(prepared, "train"), data.val_share, data.val_seed, data.val_group)
+
+
+def begin_from(config: ConfigDict, state: TrainState) -> TrainState:
+    """A fresh state with the parameters and statistics of the network in config.init_from, where both have them.
+
+    Raises:
+        UserError: no checkpoint there, or a network of another shape.
+    """
+    folder = Path(config.init_from)
+    checkpoints = Checkpoints(folder, create=False)
+    if not checkpoints.steps():
+        raise UserError(f"config.init_from: found no checkpoint in {folder}, expected one; train that network first")
+    params, batch_stats = checkpoints.parameters(checkpoints.steps()[-1], replicated(global_mesh(config.devices)))
+    checkpoints.close()
+
+    def take(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
+        missing = [name for name in optim.FROZEN if name in ours and name not in theirs]
+        taken = {name: theirs.get(name, tree) for name, tree in ours.items()}
+        shapes = lambda tree: [(path, x.shape) for path, x in jax.tree_util.tree_leaves_with_path(tree)]
+        other = [name for name in ours if shapes(taken[name]) != shapes(ours[name])]
+        if missing or other:
+            raise UserError(
+                f"config.init_from: found {folder}, whose {', '.join(missing + other)} does not fit this network, "
+                "expected one of the same backbone, embedding size and training identities; name its workdir"
+            )
+        return taken
+
+    return state.replace(params=take(state.params, params), batch_stats=take(state.batch_stats, batch_stats))
 
 
 def check_finite(step: int, metrics: dict[str, float]) -> None:
@@ -123,7 +153,12 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     if first_step:
         state = checkpoints.load(first_step, state, replicated(device_map.mesh))
         _say(f"continuing {workdir} from step {first_step} of {last_step}")
+    elif config.init_from:
+        state = begin_from(config, state)
     state = device_map.replicate(state)
+    if data.hard_pool:  # from what is frozen, so that a run that continues draws the same batches
+        classifier = state.params["individual_head"]["classifier"]["kernel"].addressable_data(0)
+        sampler.nearest = look_alikes(np.asarray(classifier), data.hard_pool)
     writer = MetricWriter(workdir, first_step) if is_writer() else Silent()
     progress = Progress(first_step, last_step, batch_size) if is_writer() else Silent()
     parameters = sum(x.size for x in jax.tree.leaves(state.params))

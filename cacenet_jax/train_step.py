@@ -46,6 +46,7 @@ class LossWeights(NamedTuple):
         triplet: weight of the triplet loss on f(I).
         pair_identity: weight of the mix-up identity loss on f(u|v).
         pair_triplet: weight of the triplet loss on pair distances.
+        evidence: weight of the list loss on the scores of local evidence.
     """
 
     margin: float = 0.5
@@ -54,6 +55,7 @@ class LossWeights(NamedTuple):
     triplet: float = 1.0
     pair_identity: float = 1.0
     pair_triplet: float = 1.0
+    evidence: float = 1.0
 
 
 def create_state(
@@ -105,7 +107,11 @@ def loss_terms(
     triplet = losses.batch_hard_rows(distance_RB, labels_R, labels_B, index_R, weights.margin)
     identity = _mean(losses.cross_entropy(individual.logits, labels_R).mean(), axis_name)
     terms = {"identity": weights.identity * identity, "triplet": weights.triplet * over_rows(triplet)}
-    if grid is not None:
+    if grid is not None and grid.evidence is not None:
+        score_RB = grid.evidence + transpose_grid(grid.evidence, axis_name)
+        evidence = losses.list_rows(score_RB, labels_R, labels_B, index_R)
+        terms["evidence"] = weights.evidence * over_rows(evidence)
+    elif grid is not None:
         pair_RB = grid.points
         if grid.conditional is not None:
             mixup_R = losses.mixup_rows(grid.conditional.logits, labels_R, labels_B, weights.alpha)

@@ -134,3 +134,28 @@ def literal_clues(regions_u, regions_v, power=4):
         return result ** (1 / power)
 
     return (one_side(regions_u, regions_v) + one_side(regions_v, regions_u)) / 2
+
+
+def literal_evidence(judge, value_u, key_u, value_v, key_v):
+    """The formulas of evidence.py, one region at a time: evidence(u | v)."""
+    log_tau, judge_kernel, judge_bias, judge_out, choose_kernel, choose_bias, choose_out = judge
+    relu = lambda x: np.maximum(x, 0.0)
+    found, choice = [], []
+    for own, key in zip(value_u, key_u, strict=True):
+        weights = [np.exp(np.exp(log_tau) * sum(a * b for a, b in zip(key, other, strict=True))) for other in key_v]
+        shown = sum(w / sum(weights) * other for w, other in zip(weights, value_v, strict=True))
+        compared = np.concatenate([abs(own - shown), own * shown])
+        found.append(relu(compared @ judge_kernel + judge_bias) @ judge_out)
+        choice.append(relu(np.concatenate([own, shown]) @ choose_kernel + choose_bias) @ choose_out)
+    return sum(e * np.exp(c) for e, c in zip(found, choice, strict=True)) / sum(np.exp(c) for c in choice)
+
+
+def list_loss(score_BB, labels_B):
+    """Mean over anchors of the mean over positives of -log( e^p / (e^p + sum of e^n) )."""
+    losses = []
+    for a, label in enumerate(labels_B):
+        positives = [score_BB[a, j] for j, other in enumerate(labels_B) if other == label and j != a]
+        negatives = sum(np.exp(score_BB[a, j]) for j, other in enumerate(labels_B) if other != label)
+        if positives and negatives:
+            losses.append(np.mean([-np.log(np.exp(p) / (np.exp(p) + negatives)) for p in positives]))
+    return sum(losses) / len(losses) if losses else 0.0

@@ -33,7 +33,10 @@ def test_config_is_valid_and_its_network_fits_its_images(name):
     key = jax.eval_shape(lambda: jax.random.key(0))
     shapes = jax.eval_shape(lambda key, x: net.init_with_output(key, x, train=False)[0], key, images)
     assert shapes[0].embedding.shape == (2, config.model.embed_dim)
-    assert shapes[1].conditional.embedding.shape == (2, 2, config.model.embed_dim)
+    if config.model.pair_score == "evidence":
+        assert shapes[1].evidence.shape == (2, 2)
+    else:
+        assert shapes[1].conditional.embedding.shape == (2, 2, config.model.embed_dim)
 
 
 @pytest.mark.parametrize("name", PAPER)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracles import batch_hard, cross_entropy, finite_difference, mixup
+from oracles import batch_hard, cross_entropy, finite_difference, list_loss, mixup
 
 from cacenet_jax import losses
 
@@ -58,6 +58,23 @@ def test_rows_of_a_part_of_the_batch_equal_rows_of_the_whole():
     part = losses.batch_hard_rows(distance[2:5], labels[2:5], labels, np.arange(2, 5), 0.5)
     np.testing.assert_array_equal(part.loss_R, whole.loss_R[2:5])
     np.testing.assert_array_equal(part.valid_R, whole.valid_R[2:5])
+
+
+@pytest.mark.parametrize("labels", LABELS.values(), ids=LABELS)
+def test_list_loss_equals_the_loop_in_value_and_gradient(x64, labels):
+    """Scores are not symmetric; rows are anchors, the diagonal is not read."""
+    score_BB, labels_B = 3 * distances(), np.asarray(labels)
+
+    def mean(score_BB):
+        rows = losses.list_rows(score_BB, labels_B, labels_B, np.arange(6))
+        return rows.loss_R.sum() / jnp.maximum(rows.valid_R.sum(), 1)
+
+    np.testing.assert_allclose(mean(score_BB), list_loss(score_BB, labels_B), rtol=1e-12)
+    gradient, direction = jax.grad(mean)(jnp.asarray(score_BB)), np.random.default_rng(1).standard_normal((6, 6))
+    expected = finite_difference(lambda x: list_loss(x, labels_B), score_BB, direction)
+    np.testing.assert_allclose((gradient * direction).sum(), expected, rtol=1e-6, atol=1e-9)
+    part = losses.list_rows(score_BB[2:5], labels_B[2:5], labels_B, np.arange(2, 5))
+    np.testing.assert_allclose(part.loss_R, losses.list_rows(score_BB, labels_B, labels_B, np.arange(6)).loss_R[2:5])
 
 
 def logits_grid(count=4, identities=3):

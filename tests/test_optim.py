@@ -112,3 +112,13 @@ def test_clipping_limits_the_norm_of_the_gradient(x64):
 def test_unknown_optimiser_names_both_sides():
     with pytest.raises(UserError, match=r"'lion'.*'sgd' or 'adamw'"):
         optim.optimizer(config_of(name="lion"), 10)
+
+
+def test_a_frozen_network_is_neither_trained_nor_decayed():
+    config = constant_rate(name="adamw", learning_rate=0.1, weight_decay=0.5)
+    config.model.frozen = True
+    params = {"backbone": PARAMS["conv"], "individual_head": PARAMS["conv"], "local_evidence": PARAMS["conv"]}
+    found = run(config, params, [1.0, -2.0])
+    for name in ("backbone", "individual_head"):
+        np.testing.assert_array_equal(found[name]["kernel"], PARAMS["conv"]["kernel"])
+    assert (abs(found["local_evidence"]["kernel"] - PARAMS["conv"]["kernel"]) > 0.01).all()

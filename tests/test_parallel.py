@@ -75,6 +75,8 @@ def test_devices_agree_with_batch_normed_keys_and_clues_in_blocks(x64):
     "model",
     [
         {"pair_score": "keypoints"},
+        {"pair_score": "evidence", "evidence_channels": 4, "pair_memory_mib": 0.12},
+        {"pair_score": "evidence", "evidence_channels": 4, "frozen": True},
         {"alignment": "similarity", "neighbours": 2},
         {"alignment": "semantic"},
         {"alignment": "individual"},

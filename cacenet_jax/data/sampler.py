@@ -6,9 +6,21 @@ Legend: P identities of a batch, K images of each.
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from cacenet_jax.errors import UserError
+
+
+def look_alikes(classifier_FI: Float[np.ndarray, "F I"], count: int) -> Int[np.ndarray, "I count"]:
+    """For each class the `count` others whose classifier weights are most like its own, by cosine, nearest first.
+
+    A network confuses identities whose weights point the same way. Fewer columns where there are fewer classes.
+    """
+    weights_FI = np.asarray(classifier_FI, np.float64)
+    weights_FI = weights_FI / np.maximum(np.linalg.norm(weights_FI, axis=0), np.finfo(np.float64).tiny)
+    cosine_II = weights_FI.T @ weights_FI
+    np.fill_diagonal(cosine_II, -np.inf)
+    return np.argsort(-cosine_II, axis=1, kind="stable")[:, : min(count, len(cosine_II) - 1)]
 
 
 class PKSampler:
@@ -23,10 +35,20 @@ class PKSampler:
         images_per_id: K.
         seed: seed of all draws.
         steps_per_epoch: floor(records / (P K)), as the field counts an epoch.
+        nearest: for each class the classes that look most like it, the most alike first, without itself; None for
+            batches of any classes. A batch is then one class, each in turn, and P - 1 drawn from its row.
     """
 
-    def __init__(self, labels: Int[np.ndarray, "records"], num_ids: int, images_per_id: int, seed: int):
+    def __init__(
+        self,
+        labels: Int[np.ndarray, "records"],
+        num_ids: int,
+        images_per_id: int,
+        seed: int,
+        nearest: Int[np.ndarray, "classes pool"] | None = None,
+    ):
         """Groups the records by class; impossible P or K is a UserError."""
+        self.nearest = nearest
         self.labels, self.num_ids, self.images_per_id, self.seed = labels, num_ids, images_per_id, seed
         order = np.argsort(labels, kind="stable")
         starts = np.flatnonzero(np.diff(labels[order], prepend=-1))
@@ -49,11 +71,14 @@ class PKSampler:
 
     def batch(self, step: int) -> Int[np.ndarray, "PK"]:
         """Record indices of the batch of a step, (P K,), the K images of an identity side by side."""
-        per_pass = len(self._records) // self.num_ids
-        turn, place = divmod(step, per_pass)
+        fresh = self.num_ids if self.nearest is None else 1
+        turn, place = divmod(step, len(self._records) // fresh)
         shuffled = np.random.Generator(np.random.Philox([self.seed, 0, turn])).permutation(len(self._records))
-        chosen = shuffled[place * self.num_ids : (place + 1) * self.num_ids]
+        chosen = shuffled[place * fresh : (place + 1) * fresh]
         draw = np.random.Generator(np.random.Philox([self.seed, 1, step]))
+        if self.nearest is not None:
+            alike = draw.choice(self.nearest[chosen[0]], self.num_ids - 1, replace=False)
+            chosen = np.concatenate([chosen, alike])
         rows = [self._records[identity] for identity in chosen]
         picks = [draw.choice(r, self.images_per_id, replace=len(r) < self.images_per_id) for r in rows]
         return np.concatenate(picks)

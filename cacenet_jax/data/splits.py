@@ -67,13 +67,14 @@ def whole(split: Split) -> Subset:
     return Subset(split, np.arange(len(split)))
 
 
-def cut_validation(split: Split, share: float, seed: int) -> TrainVal:
+def cut_validation(split: Split, share: float, seed: int, group: int = 1) -> TrainVal:
     """Holds out a share of the identities, all their images, for validation.
 
     Args:
         split: the training split.
         share: of the identities, 0 holds out none; at least two are held out otherwise.
         seed: which ones.
+        group: so many consecutive identities are held out together, so that look-alikes are not told apart by training.
 
     Returns:
         Train, validation query and gallery; identities are disjoint between train and validation.
@@ -93,7 +94,14 @@ def cut_validation(split: Split, share: float, seed: int) -> TrainVal:
             f"config.data.val_share: found {share}, which leaves {len(identities) - held} of {len(identities)} identities "
             "to train on, expected at least 2; lower it, or 0 for no validation"
         )
-    chosen = np.random.Generator(np.random.Philox([seed, 2])).permutation(identities)[:held]
+    groups = np.arange(len(identities)) // group
+    order = np.random.Generator(np.random.Philox([seed, 2])).permutation(groups[-1] + 1)
+    chosen = identities[np.isin(groups, order[: -(-held // group)])]
+    if len(identities) - len(chosen) < 2:
+        raise UserError(
+            f"config.data.val_group: found {group}, which with config.data.val_share={share} leaves "
+            f"{len(identities) - len(chosen)} of {len(identities)} identities to train on, expected at least 2; lower one"
+        )
     is_held = np.isin(split.pids, chosen)
     held_indices = np.flatnonzero(is_held)
     pairs = np.stack([split.pids[held_indices], split.camids[held_indices]], axis=1).reshape(-1, 2)

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from cacenet_jax.models.alignment import LEARNED, Alignment, node_parts, rule_keys
 from cacenet_jax.models.clues import Clues, clue_distance, image_clues
+from cacenet_jax.models.evidence import Judge, LocalEvidence, Regions, evidence, evidence_distance
 from cacenet_jax.models.graph import Kind
 from cacenet_jax.models.grids import distance_grid
 from cacenet_jax.models.heads import ConditionalHead, Embedded, EmbeddingHead, normalise
@@ -28,11 +29,13 @@ class PairTerms(NamedTuple):
         graph: for the graph convolution; None in a model without it.
         clues: for the clue distance; None in a model without it.
         points: for the key-point distance; None in a model without it.
+        regions: for local evidence; None in a model without it.
     """
 
     graph: ImageTerms | None
     clues: Clues | None
     points: KeyPoints | None = None
+    regions: Regions | None = None
 
 
 class PairGrid(NamedTuple):
@@ -45,14 +48,16 @@ class PairGrid(NamedTuple):
         positive_intra: share of positive affinities within images, scalar.
         positive_cross: share of positive affinities across images, scalar.
         degree: mean degree of a node in a pair's graph, scalar.
+        evidence: evidence(u|v) of each pair, (R, C).
     """
 
     conditional: Embedded | None
     clues: Array | None
     points: Array | None
     positive_intra: Array | None
-    positive_cross: Array
+    positive_cross: Array | None
     degree: Array | None
+    evidence: Array | None = None
 
 
 class Described(NamedTuple):
@@ -76,7 +81,11 @@ class CACENet(nn.Module):
         embed_dim: F.
         pairs: whether the pair stage exists; without it this is the individual baseline of table 1.
         pair_score: what tells two images apart: the distance of their conditional embeddings ("conditional"), or, without
-            a graph convolution, that of their key-point pairs ("keypoints", table 1, second row).
+            a graph convolution, that of their key-point pairs ("keypoints", table 1, second row) or local evidence
+            ("evidence", ours).
+        evidence_channels: channels of a region that local evidence compares.
+        frozen: the backbone and the individual head stay as they are, and the pair stage is trained on maps as retrieval
+            sees them: running statistics, averaged with the map of the mirror image.
         alignment: which positions are neighbours, see alignment.py; "attention" is the paper's.
         neighbours: K of the "similarity" alignment.
         kind: "discrepancy" (equation 7) or "normal" (equation 6).
@@ -97,7 +106,9 @@ class CACENet(nn.Module):
     num_identities: int
     embed_dim: int = 768
     pairs: bool = True
-    pair_score: Literal["conditional", "keypoints"] = "conditional"
+    pair_score: Literal["conditional", "keypoints", "evidence"] = "conditional"
+    evidence_channels: int = 64
+    frozen: bool = False
     alignment: Alignment = "attention"
     neighbours: int = 1
     kind: Kind = "discrepancy"
@@ -118,6 +129,8 @@ class CACENet(nn.Module):
             channels = (self.backbone.channels,)
             if self.pair_score == "conditional":
                 self.conditional_head = ConditionalHead(*channels, kind=self.kind, filters=self.filters, **shared)
+            if self.pair_score == "evidence":
+                self.local_evidence = LocalEvidence(self.evidence_channels, self.axis_name)
             for which in self._learned:
                 setattr(self, f"{which}_weight", self.param(f"{which}_weight", nn.initializers.ones, channels))
                 if self.keys == "correlation":
@@ -137,6 +150,11 @@ class CACENet(nn.Module):
         """Feature maps of normalised images."""
         return self.backbone(images_BHWC, train=train)
 
+    def mirrored_maps(self, images_BHWC: Float[Array, "B H W 3"]) -> Float[Array, "B h w D"]:
+        """In test mode the map of an image averaged with that of its mirror image, mirrored back so that positions match."""
+        mirrored_BHWD = self.maps(images_BHWC[:, :, ::-1], train=False)
+        return (self.maps(images_BHWC, train=False) + mirrored_BHWD[:, :, ::-1]) / 2
+
     def individual(self, maps_BHWD: Float[Array, "B h w D"], *, train: bool) -> Embedded:
         """f(I): global average pooling and the individual head."""
         wide = jnp.promote_types(maps_BHWD.dtype, jnp.float32)
@@ -145,6 +163,8 @@ class CACENet(nn.Module):
     @property
     def _learned(self) -> tuple[str, ...]:
         """The blocks of the graph whose weights are learned."""
+        if self.pair_score == "evidence":
+            return ()
         if self.pair_score == "keypoints":
             return ("cross",)
         return {"attention": ("intra", "cross"), "individual": ("intra",)}.get(self.alignment, ())
@@ -190,6 +210,8 @@ class CACENet(nn.Module):
     ) -> PairTerms:
         """Per-image terms of the pair stage, leading axis B."""
         nodes_BND = _nodes(maps_BHWD)
+        if self.pair_score == "evidence":
+            return PairTerms(None, None, regions=self.local_evidence(nodes_BND, train=train)[0])
         keys_BNE = self._keys(nodes_BND, parts_BN, train)
         if self.pair_score == "keypoints":
             return PairTerms(None, None, key_points(nodes_BND, keys_BNE))
@@ -210,7 +232,7 @@ class CACENet(nn.Module):
     def grid(
         self, maps_BHWD: Float[Array, "B h w D"], parts_BN: Int[Array, "B N"] | None = None, *, train: bool
     ) -> PairGrid:
-        """Conditional embeddings, and clue distances, of every image given every image; or key-point distances.
+        """Conditional embeddings, and clue distances, of every image given every image; or key-point distances or evidence.
 
         Rows of the grid are these images; columns are the images of all devices along `axis_name`, in training.
 
@@ -223,8 +245,14 @@ class CACENet(nn.Module):
         rows, num_nodes, channels = nodes_BND.shape
         axis_name = self.axis_name if train and not self.is_initializing() else None
         columns = rows * (1 if axis_name is None else jax.lax.axis_size(axis_name))
-        keys_BNE = self._keys(nodes_BND, parts_BN, train)
         axis_name = axis_name if columns > rows else None
+        if self.pair_score == "evidence":
+            regions, judge = self.local_evidence(nodes_BND, train=train)
+            column = 16 * rows * num_nodes * (num_nodes + 4 * self.evidence_channels)  # bytes, with the gradient's
+            block = max(int(self.pair_memory_mib * 2**20) // column, 1)
+            found = distance_grid(lambda u, v: evidence(judge, u, v), regions, block, axis_name)
+            return PairGrid(None, None, None, None, None, None, found)
+        keys_BNE = self._keys(nodes_BND, parts_BN, train)
         share = 1.0 if self.clue_weight == 0 else 0.5  # the clue distances take the rest
         block = max(int(share * self.pair_memory_mib * 2**20) // (12 * rows * num_nodes**2), 1)
         if self.pair_score == "keypoints":
@@ -245,6 +273,10 @@ class CACENet(nn.Module):
         conditional = self.conditional_head.finish(encoded, train=train)
         return PairGrid(conditional, clues, None, found.positive_intra, found.positive_cross, found.degree)
 
+    def judge(self) -> Judge:
+        """What judges a pair of images, in an initialised model of local evidence."""
+        return Judge(**{name: self.local_evidence.variables["params"][name] for name in Judge._fields})
+
     def describe(self, maps_BHWD: Float[Array, "B h w D"], parts_BN: Int[Array, "B N"] | None = None) -> Described:
         """What retrieval keeps of each image (test mode)."""
         embedding_BF = normalise(self.individual(maps_BHWD, train=False).embedding)
@@ -254,8 +286,11 @@ class CACENet(nn.Module):
         """Distance of two images that were looked at together (section 3.5), 0 to 2.
 
         1 - cos(f(u|v), f(v|u)), half the squared distance that the pair triplet trains; with a clue_weight, mixed with
-        the clue distance. With pair_score "keypoints" that of the key-point pairs.
+        the clue distance. With pair_score "keypoints" that of the key-point pairs, with "evidence" that of the local
+        evidence.
         """
+        if u.regions is not None:
+            return evidence_distance(self.judge(), u.regions, v.regions)
         if u.points is not None:
             return key_point_distance(u.points, v.points, self.weight("cross", u.points.keys_NE)).distance
         keys_NE = u.graph.nodes_ND if u.graph.keys_NE is None else u.graph.keys_NE
@@ -275,8 +310,11 @@ class CACENet(nn.Module):
         In training the rows of the grid are this device's images, the columns those of all devices along `axis_name`.
         Images have `image_channels` channels.
         """
-        maps_BHWD = self.maps(images_BHWC[..., :3], train=train)
-        individual = self.individual(maps_BHWD, train=train)
+        if self.frozen:
+            maps_BHWD = jax.lax.stop_gradient(self.mirrored_maps(images_BHWC[..., :3]))
+        else:
+            maps_BHWD = self.maps(images_BHWC[..., :3], train=train)
+        individual = self.individual(maps_BHWD, train=train and not self.frozen)
         if not self.pairs:
             return individual, None
         return individual, self.grid(maps_BHWD, self.parts(images_BHWC, *maps_BHWD.shape[1:3]), train=train)

@@ -8,7 +8,7 @@ that matrix may act on the nodes of an image before any pair is formed:
 with E the encoder and the scale of its norm, and own_u = mean_u X Theta_0 E + bias. A pair then costs its block T_uv,
 matrix-vector products with N x N and N x F, and nothing with D or D x D in it. The maps themselves are not kept: T_uv
 is made from keys, which carry the square root of |w'| so that both images of a pair store the same thing, rounded once.
-A network without a graph convolution stores its key points instead.
+A network without a graph convolution stores its key points, or the regions of local evidence, instead.
 
 Legend: u one image, v the C images that it is compared with, N and M nodes, D channels, E channels of keys, F embedding
 size, B images.
@@ -23,6 +23,7 @@ from jaxtyping import Array, Float, Int
 from cacenet_jax.models.alignment import LEARNED, connect
 from cacenet_jax.models.cacenet import CACENet, Described
 from cacenet_jax.models.clues import Clues, clue_distance
+from cacenet_jax.models.evidence import Judge, Regions, evidence_distance
 from cacenet_jax.models.graph import inverse_sqrt_degree, neighbour_sign
 from cacenet_jax.models.heads import normalise
 from cacenet_jax.models.keypoints import KeyPoints, key_point_distance
@@ -80,8 +81,10 @@ class StoredTerms(NamedTuple):
     clues: Clues | None
 
 
-def compose(net: CACENet, variables: Any) -> PairConstants | PointConstants:
+def compose(net: CACENet, variables: Any) -> PairConstants | PointConstants | Judge:
     """The constants of a network with a pair stage; once for each state of it."""
+    if net.pair_score == "evidence":
+        return net.apply(variables, method="judge")
     # A weight that is not learned is one number for all channels.
     weight_E = net.apply(variables, "cross", jnp.ones(1), method="weight")
     weight_E = weight_E.astype(jnp.promote_types(weight_E.dtype, jnp.float32))
@@ -115,11 +118,11 @@ def _has_threshold(net: CACENet) -> bool:
 def describe(
     net: CACENet,
     variables: Any,
-    constants: PairConstants | PointConstants | None,
+    constants: PairConstants | PointConstants | Judge | None,
     maps_BHWD: Float[Array, "B h w D"],
     dtype: Any = jnp.bfloat16,
     parts_BN: Int[Array, "B N"] | None = None,
-) -> tuple[Float[Array, "B F"], StoredTerms | KeyPoints | None]:
+) -> tuple[Float[Array, "B F"], StoredTerms | KeyPoints | Regions | None]:
     """What retrieval keeps of images: f(I), L2-normalised, and the terms of the pair stage.
 
     Args:
@@ -127,7 +130,7 @@ def describe(
         variables: its parameters and statistics.
         constants: what `compose` gives; None for a network without the pair stage.
         maps_BHWD: feature maps, computed on in at least float32 whatever the network's type.
-        dtype: storage type of keys, values, affinities, clues and key points.
+        dtype: storage type of keys, values, affinities, clues, key points and regions.
         parts_BN: body part of each position, for the semantic alignment.
 
     Returns:
@@ -139,9 +142,9 @@ def describe(
         found: Described = net.clone(dtype=wide).apply(variables, maps_BHWD, parts_BN, method="describe")
         if found.terms is None or constants is None:
             return found.embedding, None
-        graph, clues, points = found.terms
-        if points is not None:
-            return found.embedding, jax.tree.map(lambda x: x.astype(dtype), points)
+        graph, clues, points, regions = found.terms
+        if graph is None:
+            return found.embedding, jax.tree.map(lambda x: x.astype(dtype), regions if points is None else points)
         keys_BNE = graph.nodes_ND if graph.keys_NE is None else graph.keys_NE
         keys_BNE = keys_BNE[..., :-1] if _has_threshold(net) else keys_BNE
         values_BNF = (graph.nodes_ND @ (constants.near_DF / graph.nodes_ND.shape[1])).astype(dtype)
@@ -155,9 +158,9 @@ def describe(
 
 
 def group_distance(
-    constants: PairConstants | PointConstants,
-    u: StoredTerms | KeyPoints,
-    v: StoredTerms | KeyPoints,
+    constants: PairConstants | PointConstants | Judge,
+    u: StoredTerms | KeyPoints | Regions,
+    v: StoredTerms | KeyPoints | Regions,
     clue_weight: float = 0.0,
     nearest: int = 0,
 ) -> Float[Array, "C"]:
@@ -176,6 +179,9 @@ def group_distance(
     Returns:
         Distances from 0 to 2, at least float32. Products of bfloat16 keys are exact and summed in float32.
     """
+    if isinstance(constants, Judge):
+        with jax.default_matmul_precision("highest"):
+            return jax.vmap(lambda v: evidence_distance(constants, u, v))(v)
     if isinstance(constants, PointConstants):
         with jax.default_matmul_precision("highest"):
             one = lambda v: key_point_distance(u, v, constants.weight_E).distance

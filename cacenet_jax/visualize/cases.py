@@ -104,7 +104,9 @@ def draw(source: Source, q: int) -> Case:
 
 def alignment_name(config: ConfigDict) -> str:
     """What figure 5 calls the network's own correspondences."""
-    return "key-point pairs" if config.model.pair_score == "keypoints" else _ALIGNMENTS[config.model.alignment]
+    if config.model.pair_score != "conditional":
+        return {"keypoints": "key-point pairs", "evidence": "local evidence"}[config.model.pair_score]
+    return _ALIGNMENTS[config.model.alignment]
 
 
 def read(config: ConfigDict, subset: Subset, positions: Int[np.ndarray, "n"]) -> UInt8[np.ndarray, "n H W C"]:

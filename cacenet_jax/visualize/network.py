@@ -15,6 +15,7 @@ from cacenet_jax.build import feature_maps
 from cacenet_jax.models.alignment import connect
 from cacenet_jax.models.attention import affinity_scores
 from cacenet_jax.models.cacenet import CACENet, PairTerms
+from cacenet_jax.models.evidence import region_alignment
 from cacenet_jax.models.heads import normalise
 from cacenet_jax.models.pairs import conditional_maps
 
@@ -37,7 +38,8 @@ class Pair(NamedTuple):
     """Two images as the network sees them together, u the target and v the contextual image.
 
     Attributes:
-        cross_NM: T_uv, the cross block of the graph that the network's alignment makes.
+        cross_NM: T_uv, the cross block of the graph that the network's alignment makes; of local evidence, the shares in
+            which v shows the regions of u.
         norm_N: L2 norm of each position of the conditional map of u given v; None without a graph convolution.
     """
 
@@ -71,6 +73,9 @@ def compare(net: CACENet, variables: Any, u: PairTerms, v: PairTerms) -> Pair:
     The conditional map is the network's own: (I -+ R A R) X Theta, or, with untied filters, X Theta_0 -+ R A R X Theta_1.
     """
     with jax.default_matmul_precision("highest"):
+        if u.regions is not None and v.regions is not None:
+            judge = net.apply(variables, method="judge")
+            return Pair(region_alignment(judge, u.regions, v.regions), None)
         keys_u, keys_v = (_keys(terms) for terms in (u, v))
         weight_E = net.apply(variables, "cross", keys_u, method="weight")
         cross_NM = connect(affinity_scores(keys_u, keys_v, weight_E), net.nearest)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from cacenet_jax.data.sampler import PKSampler
+from cacenet_jax.data.sampler import PKSampler, look_alikes
 from cacenet_jax.errors import UserError
 
 SIZES = (1, 2, 3, 4, 5, 6, 7)  # images of each identity
@@ -75,3 +75,22 @@ def test_epoch_counts_images_and_is_never_empty(num_ids, images_per_id, steps):
 def test_impossible_batches_are_refused(num_ids, images_per_id, message):
     with pytest.raises(UserError, match=message):
         sampler(num_ids, images_per_id)
+
+
+def test_look_alikes_are_the_nearest_by_cosine_without_oneself():
+    angles, lengths = np.array([0.0, 0.1, 1.0, 1.3, 3.0]), np.array([1.0, 5.0, 2.0, 0.1, 1.0])
+    weights_FI = lengths * np.stack([np.cos(angles), np.sin(angles)])
+    expected = [[1, 2], [0, 2], [3, 1], [2, 1], [3, 2]]
+    np.testing.assert_array_equal(look_alikes(weights_FI, 2), expected)
+    assert look_alikes(weights_FI, 9).shape == (5, 4)
+
+
+def test_a_batch_of_look_alikes_is_one_class_in_turn_and_others_of_its_row():
+    labels, nearest = np.repeat(np.arange(6), 4), np.array([[(i + k) % 6 for k in (1, 2, 3)] for i in range(6)])
+    draw = PKSampler(labels, 3, 4, 0, nearest)
+    batches = [labels[draw.batch(step)[::4]] for step in range(60)]
+    for chosen in batches:
+        assert len(set(chosen)) == 3 and set(chosen[1:]) <= set(nearest[chosen[0]])
+    assert all(sorted(c[0] for c in batches[i : i + 6]) == list(range(6)) for i in range(0, 60, 6))
+    assert len({tuple(sorted(c[1:])) for c in batches if c[0] == 0}) == 3  # every choice comes
+    np.testing.assert_array_equal(PKSampler(labels, 3, 4, 0, nearest).batch(17), draw.batch(17))

@@ -74,3 +74,11 @@ def test_summary_changes_with_a_name_or_a_label_and_with_nothing_else():
     assert first == of([1, 1, 2], ["a", "b", "c"]) and first["images"] == 3 and first["identities"] == 2
     assert first["sha256"] != of([1, 2, 2], ["a", "b", "c"])["sha256"]
     assert first["sha256"] != of([1, 1, 2], ["a", "b", "d"])["sha256"]
+
+
+def test_consecutive_identities_are_held_out_together():
+    held = set(cut_validation(split_of(12), 0.3, seed=0, group=4).query.pids)
+    places = sorted((pid - 3) // 7 for pid in held)
+    assert places == list(range(places[0], places[0] + 4)) and places[0] % 4 == 0
+    with pytest.raises(UserError, match=r"val_group: found 12"):
+        cut_validation(split_of(12), 0.3, seed=0, group=12)

@@ -100,3 +100,14 @@ def test_cosine_of_every_pair():
         for j in range(4):
             expected = 0 if i == 1 else u[i] @ v[j] / (u[i] @ u[i] * (v[j] @ v[j])) ** 0.5
             assert found[i, j] == pytest.approx(expected, abs=1e-6)
+
+
+def test_correspondences_of_local_evidence_are_the_shares_of_its_alignment():
+    _, variables, (u, v), pair = seen_together({"pair_score": "evidence", "evidence_channels": 3})
+    part = jax.tree.map(lambda x: np.asarray(x, np.float64), variables["params"]["local_evidence"])
+    stats = jax.tree.map(lambda x: np.asarray(x, np.float64), variables["batch_stats"]["local_evidence"]["norm"])
+    key_u, key_v = ((x - stats["mean"]) / np.sqrt(stats["var"] + 1e-5) @ part["key"]["kernel"] for x in (u, v))
+    size = lambda x: np.linalg.norm(x, axis=1, keepdims=True)
+    strength = np.exp(np.exp(part["log_tau"]) * (key_u / size(key_u)) @ (key_v / size(key_v)).T)
+    np.testing.assert_allclose(pair.cross_NM, strength / strength.sum(axis=1, keepdims=True), rtol=1e-4)
+    assert pair.norm_N is None

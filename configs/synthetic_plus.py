@@ -1,0 +1,41 @@
+"""Second stage on configs/synthetic.py: the trained network is frozen and learns to look at two images together.
+
+    python -m cacenet_jax.main --config=configs/synthetic.py --workdir=workdirs/synthetic
+    python -m cacenet_jax.main --config=configs/synthetic_plus.py --config.init_from=workdirs/synthetic \
+        --workdir=workdirs/synthetic_plus
+"""
+
+from ml_collections import ConfigDict
+
+from cacenet_jax.config import paper
+
+
+def get_config() -> ConfigDict:
+    config = paper()
+    # The data and the network of the first stage.
+    config.init_from = "workdirs/synthetic"
+    config.data.name = "synthetic_pedestrians"
+    config.data.options = ConfigDict({"num_train_ids": 240, "num_test_ids": 80, "images_per_id": 12, "seed": 2})
+    config.data.height = 128
+    config.data.width = 64
+    config.data.val_share = 0.1
+    config.model.backbone = "resnet_small"
+    config.model.width = 24
+    config.model.embed_dim = 128
+    config.eval.top_k = 50
+
+    # The second stage.
+    config.epochs = 30
+    config.log_every = 20
+    config.data.num_ids = 8
+    config.data.hard_pool = 15
+    config.augment.pad = 5
+    config.model.frozen = True
+    config.model.pair_score = "evidence"
+    config.optim.name = "adamw"
+    config.optim.learning_rate = 2e-3
+    config.optim.reference_batch = 32
+    config.optim.weight_decay = 1e-2
+    config.optim.warmup_epochs = 0.0
+    config.eval.mix = 0.5
+    return config

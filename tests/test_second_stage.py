@@ -1,0 +1,118 @@
+"""The second stage: a trained network stays as it is and learns to compare; stopped, it goes on without a trace."""
+
+import importlib.util
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from cacenet_jax import optim
+from cacenet_jax.checkpoints import Checkpoints
+from cacenet_jax.config import validate
+from cacenet_jax.errors import UserError
+from cacenet_jax.parallel import global_mesh, replicated
+from cacenet_jax.train import train
+
+SPEC = importlib.util.spec_from_file_location("tiny", Path(__file__).parent / "configs" / "tiny.py")
+TINY = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(TINY)
+
+
+def first_config(folder):
+    config = TINY.get_config()
+    config.data.dir, config.epochs, config.model.pairs = str(folder / "prepared"), 2, False
+    return config
+
+
+def second_config(folder):
+    config = first_config(folder)
+    config.epochs, config.checkpoint_every, config.init_from = 2, 5, str(folder / "first")
+    config.model.update({"pairs": True, "pair_score": "evidence", "evidence_channels": 8, "frozen": True})
+    config.data.num_ids, config.data.hard_pool, config.optim.weight_decay = 3, 4, 0.5
+    return config
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A first stage without a pair stage, and a second one."""
+    folder = tmp_path_factory.mktemp("stages")
+    jax.config.update("jax_disable_most_optimizations", True)  # compiles in half the time
+    results = train(first_config(folder), folder / "first"), train(second_config(folder), folder / "second")
+    yield folder, *results
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def arrays(workdir, step=None):
+    checkpoints = Checkpoints(workdir, create=False)
+    params, stats = checkpoints.parameters(step or checkpoints.steps()[-1], replicated(global_mesh(1)))
+    checkpoints.close()
+    return jax.tree.map(np.asarray, {"params": params, "batch_stats": stats})
+
+
+def test_what_is_frozen_stays_and_the_individual_ranking_with_it(folder):
+    folder, before, after = folder
+    first, second = arrays(folder / "first"), arrays(folder / "second")
+    for collection in ("params", "batch_stats"):
+        for name in optim.FROZEN:
+            jax.tree.map(np.testing.assert_array_equal, first[collection][name], second[collection][name])
+    assert after["individual"] == before["individual"] and "conditional" in after
+    judge = second["params"]["local_evidence"]["judge_bias"]
+    assert judge.shape == (32,) and abs(judge).max() > 1e-4  # it started at 0
+    assert "conditional_head" not in second["params"]
+
+
+@pytest.mark.slow
+def test_a_stopped_run_goes_on_to_the_same_bits(folder):
+    folder, _, _ = folder
+    stopped = folder / "stopped"
+    config = second_config(folder)
+    whole = arrays(folder / "second")
+    # What a run of another length leaves at step 5 would differ in its schedule, so the same run is stopped.
+    with pytest.MonkeyPatch.context() as patch:
+        save = Checkpoints.save
+
+        def stop_after_five(self, step, state, validation_map=None):
+            save(self, step, state, validation_map)
+            if step == 5:
+                raise KeyboardInterrupt
+
+        patch.setattr(Checkpoints, "save", stop_after_five)
+        with pytest.raises(KeyboardInterrupt):
+            train(config, stopped)
+    shutil.move(folder / "first", folder / "elsewhere")  # what a run began from is not needed again
+    try:
+        train(config, stopped)
+    finally:
+        shutil.move(folder / "elsewhere", folder / "first")
+    jax.tree.map(np.testing.assert_array_equal, whole, arrays(stopped))
+
+
+def test_a_network_of_another_shape_is_refused(folder):
+    folder, _, _ = folder
+    config = second_config(folder)
+    config.model.embed_dim = 8
+    with pytest.raises(UserError, match=r"init_from: found .*individual_head does not fit"):
+        train(config, folder / "other")
+    config = second_config(folder)
+    config.init_from = str(folder / "nowhere")
+    with pytest.raises(UserError, match=r"nowhere.*found no complete checkpoint"):
+        train(config, folder / "other2")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("init_from", None, "init_from: found None"),
+        ("model.frozen", False, "hard_pool: found 4, expected 0 without model.frozen"),
+        ("data.hard_pool", 1, "hard_pool: found 1, expected at least num_ids - 1, 2"),
+        ("model.clue_weight", 0.5, "clue_weight: found 0.5, expected 0 with model.pair_score=evidence"),
+        ("model.pairs", False, "frozen: found True, expected False without a pair stage"),
+    ],
+)
+def test_impossible_second_stages_are_named(tmp_path, field, value, message):
+    config = second_config(tmp_path)
+    config.update_from_flattened_dict({field: value})
+    with pytest.raises(UserError, match=message):
+        validate(config)
