@@ -34,10 +34,9 @@ def plot_table(table: Table, lines: Sequence[Line], path: Path) -> None:
         for offset, name in enumerate(RANKINGS):
             _points(panels[0], list(scores(line, name, "mAP").values()), position + 0.22 * (offset - 1), name)
         if not line.cells:
-            text = "no run yet" if not line.missing else "not run"
-            panels[0].annotate(
-                text, (0.5, position), xycoords=("axes fraction", "data"), ha="center", va="center", color="0.4"
-            )
+            where = {"xycoords": ("axes fraction", "data"), "ha": "center", "va": "center"}
+            text = "data absent or failed" if line.missing else "no run yet"
+            panels[0].annotate(text, (0.5, position), color="0.4", backgroundcolor="white", **where)
     paper = [row.paper.mAP for row in table.rows]
     panels[0].set_xlabel("mAP, per cent")
     panels[0].set_title("Each ranking, ours" if table.one_data_set else "Ours and the paper's")

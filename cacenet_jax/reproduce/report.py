@@ -122,12 +122,13 @@ def markdown(table: Table, lines: Sequence[Line], num_seeds: int) -> str:
         cells = [_pair(scores(line, name, "mAP"), scores(line, name, "rank1")) for name in RANKINGS]
         body.append((row.label, f"`{line.command}`", f"{len(line.cells)} of {num_seeds}", *cells, _of_paper(row.paper)))
     out += _grid(head, body)
+    notes = []
     if table.one_data_set:
         out += ["", _GAIN, "", *_gains(table, lines), "", *_orders(table, lines)]
     else:
         known = [(row, line) for row, line in zip(table.rows, lines, strict=True) if line.cells]
-        out += [""] + [f"- {row.label}: {describe_data(line.cells)}" for row, line in known]
-    notes = [f"- {row.label}: {row.note}." for row in table.rows if row.note]
+        notes += [f"- {row.label}: {describe_data(line.cells)}" for row, line in known]
+    notes += [f"- {row.label}: {row.note}." for row in table.rows if row.note]
     notes += [f"- {row.label}: {line.missing}" for row, line in zip(table.rows, lines, strict=True) if line.missing]
     return "\n".join([*out, *(["", *notes] if notes else [])]).rstrip() + "\n"
 
