@@ -144,14 +144,17 @@ def _gains(table: Table, lines: Sequence[Line]) -> list[str]:
 
 
 def _orders(table: Table, lines: Sequence[Line]) -> list[str]:
-    known = []
+    """The rows from the worst to the best, over the seeds that all of them have so far."""
+    known = {}
     for row, line in zip(table.rows, lines, strict=True):
         if line.cells:
-            name = compared(line.cells[0].results)
-            known.append((statistics.mean(scores(line, name, "mAP").values()), row.label))
-    order = " < ".join(f"{label} {value:.2f}" for value, label in sorted(known))
+            known[row.label] = scores(line, compared(line.cells[0].results), "mAP")
+    seeds = set.intersection(*map(set, known.values())) if known else set()
+    means = {label: statistics.mean(values[seed] for seed in seeds) for label, values in known.items() if seeds}
+    ours = " < ".join(f"{label} {means[label]:.2f}" for label in sorted(means, key=means.get))
     paper = " < ".join(f"{row.label} {row.paper.mAP:.2f}" for row in sorted(table.rows, key=lambda row: row.paper.mAP))
-    return [f"Order by mAP, ours: {order or 'nothing yet'}.", "", f"Order by mAP, paper: {paper}."]
+    of = f" (seeds {', '.join(map(str, sorted(seeds)))})" if seeds else ""
+    return [f"Order by mAP, ours{of}: {ours or 'nothing yet'}.", "", f"Order by mAP, paper: {paper}."]
 
 
 def _csv(head: Sequence[str], body: Iterable[Sequence[Any]]) -> str:
