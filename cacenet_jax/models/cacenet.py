@@ -283,7 +283,7 @@ class CACENet(nn.Module):
         return Described(embedding_BF, self.terms(maps_BHWD, parts_BN, train=False) if self.pairs else None)
 
     def pair_distance(self, u: PairTerms, v: PairTerms) -> Float[Array, ""]:
-        """Distance of two images that were looked at together (section 3.5), 0 to 2.
+        """Distance of two images that were looked at together (section 3.5), 0 to 2; of local evidence, any number.
 
         1 - cos(f(u|v), f(v|u)), half the squared distance that the pair triplet trains; with a clue_weight, mixed with
         the clue distance. With pair_score "keypoints" that of the key-point pairs, with "evidence" that of the local

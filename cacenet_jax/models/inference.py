@@ -177,7 +177,7 @@ def group_distance(
         nearest: as in `alignment.connect`.
 
     Returns:
-        Distances from 0 to 2, at least float32. Products of bfloat16 keys are exact and summed in float32.
+        Distances as in `CACENet.pair_distance`, at least float32. Products of bfloat16 keys are exact and summed in float32.
     """
     if isinstance(constants, Judge):
         with jax.default_matmul_precision("highest"):
