@@ -18,7 +18,8 @@ def look_alikes(classifier_FI: Float[np.ndarray, "F I"], count: int) -> Int[np.n
     """
     weights_FI = np.asarray(classifier_FI, np.float64)
     weights_FI = weights_FI / np.maximum(np.linalg.norm(weights_FI, axis=0), np.finfo(np.float64).tiny)
-    cosine_II = weights_FI.T @ weights_FI
+    # Rounded, because a BLAS differs from host to host in the last bits, and all must draw the same batches.
+    cosine_II = np.round(weights_FI.T @ weights_FI, 9)
     np.fill_diagonal(cosine_II, -np.inf)
     return np.argsort(-cosine_II, axis=1, kind="stable")[:, : min(count, len(cosine_II) - 1)]
 

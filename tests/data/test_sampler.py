@@ -85,6 +85,13 @@ def test_look_alikes_are_the_nearest_by_cosine_without_oneself():
     assert look_alikes(weights_FI, 9).shape == (5, 4)
 
 
+def test_look_alikes_do_not_depend_on_the_last_bits_of_a_product():
+    angles = np.array([0.0, 0.5, 0.5, 0.5, 2.0])
+    for noise in ([0, 1e-13, 0, -1e-13, 0], [0, -1e-13, 1e-13, 0, 0]):
+        shifted = angles + noise
+        assert look_alikes(np.stack([np.cos(shifted), np.sin(shifted)]), 3)[0].tolist() == [1, 2, 3]
+
+
 def test_a_batch_of_look_alikes_is_one_class_in_turn_and_others_of_its_row():
     labels, nearest = np.repeat(np.arange(6), 4), np.array([[(i + k) % 6 for k in (1, 2, 3)] for i in range(6)])
     draw = PKSampler(labels, 3, 4, 0, nearest)
