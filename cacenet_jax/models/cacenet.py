@@ -315,6 +315,8 @@ class CACENet(nn.Module):
         else:
             maps_BHWD = self.maps(images_BHWC[..., :3], train=train)
         individual = self.individual(maps_BHWD, train=train and not self.frozen)
+        if self.frozen:  # what is not applied must not count in the norm of the gradient, nor where that is clipped
+            individual = jax.lax.stop_gradient(individual)
         if not self.pairs:
             return individual, None
         return individual, self.grid(maps_BHWD, self.parts(images_BHWC, *maps_BHWD.shape[1:3]), train=train)

@@ -82,3 +82,16 @@ def test_network_and_retrieval_score_by_it(memory):
     rounded = inference.describe(net, variables, constants, maps)[1]
     assert all(x.dtype == jnp.bfloat16 for x in jax.tree.leaves(rounded))
     np.testing.assert_allclose(inference.group_distance(constants, take(rounded, 0), rounded), expected[0], atol=0.02)
+
+
+def test_what_is_frozen_has_no_gradient():
+    net, variables = network(jnp.float64, pair_score="evidence", evidence_channels=5, frozen=True)
+    images = jnp.asarray(RNG.standard_normal((4, 3, 2, 3)))
+
+    def everything(params):
+        (individual, grid), _ = net.apply({**variables, "params": params}, images, train=True, mutable=["batch_stats"])
+        return individual.logits.sum() + individual.embedding.sum() + (grid.evidence**2).sum()
+
+    found = jax.grad(everything)(variables["params"])
+    assert all((x == 0).all() for x in jax.tree.leaves(found["individual_head"]))
+    assert abs(found["local_evidence"]["judge_out"]).max() > 1e-6
