@@ -169,8 +169,14 @@ def node_parts(parts_BHW: Shaped[Array, "B H W"], height: int, width: int) -> In
     _, rows, columns = parts_BHW.shape
     in_row_hH = jax.nn.one_hot(jnp.arange(rows) * height // rows, height, axis=0)
     in_column_wW = jax.nn.one_hot(jnp.arange(columns) * width // columns, width, axis=0)
-    pixels_BHWP = jax.nn.one_hot(jnp.round(parts_BHW).astype(jnp.int32), NUM_LABELS)
-    count_BhwP = jnp.einsum("hH,bHWp,wW->bhwp", in_row_hH, pixels_BHWP, in_column_wW)
-    nobody_Bhw = 2 * count_BhwP[..., 0] > count_BhwP.sum(axis=-1)
-    part_Bhw = jnp.where(nobody_Bhw, 0, 1 + count_BhwP[..., 1:].argmax(axis=-1))
+    label_BHW = jnp.round(parts_BHW).astype(jnp.int32)
+
+    def count(label: Array) -> Array:
+        shown_BHW = (label_BHW == label).astype(in_row_hH.dtype)
+        return jnp.einsum("hH,bHW,wW->bhw", in_row_hH, shown_BHW, in_column_wW)
+
+    # One label at a time: one-hot pixels would take NUM_LABELS times the memory of the labels.
+    count_PBhw = jax.lax.map(count, jnp.arange(NUM_LABELS))
+    nobody_Bhw = 2 * count_PBhw[0] > count_PBhw.sum(axis=0)
+    part_Bhw = jnp.where(nobody_Bhw, 0, 1 + count_PBhw[1:].argmax(axis=0))
     return part_Bhw.reshape(part_Bhw.shape[0], -1)
