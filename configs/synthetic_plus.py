@@ -3,6 +3,10 @@
     python -m cacenet_jax.main --config=configs/synthetic.py --workdir=workdirs/synthetic
     python -m cacenet_jax.main --config=configs/synthetic_plus.py --config.init_from=workdirs/synthetic \
         --workdir=workdirs/synthetic_plus
+
+Local evidence instead of the graph, batches of look-alikes, the loss of a ranked list; docs/conditional_gain.md is the
+study. Measured, mAP over three seeds of both stages: individual 44.14, mixed 45.18 before (top 100) and 47.53 after,
++3.39 ± 0.36 over individual; 8 minutes or more on one core. Chosen on the synthetic data of seed 3.
 """
 
 from ml_collections import ConfigDict
@@ -22,7 +26,7 @@ def get_config() -> ConfigDict:
     config.model.backbone = "resnet_small"
     config.model.width = 24
     config.model.embed_dim = 128
-    config.eval.top_k = 50
+    config.eval.top_k = 100
 
     # The second stage.
     config.epochs = 30
