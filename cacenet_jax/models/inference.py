@@ -85,8 +85,8 @@ def compose(net: CACENet, variables: Any) -> PairConstants | PointConstants | Ju
     """The constants of a network with a pair stage; once for each state of it."""
     if net.pair_score == "evidence":
         return net.apply(variables, method="judge")
-    # A weight that is not learned is one number for all channels.
-    weight_E = net.apply(variables, "cross", jnp.ones(1), method="weight")
+    # A weight that is not learned is one number for all channels, and one for that of the threshold.
+    weight_E = net.apply(variables, "cross", jnp.ones(1 + _has_threshold(net)), method="weight")
     weight_E = weight_E.astype(jnp.promote_types(weight_E.dtype, jnp.float32))
     if net.pair_score == "keypoints":
         return PointConstants(weight_E)

@@ -159,9 +159,11 @@ def test_the_grid_is_that_of_the_literal_graphs(strategy, neighbours):
             np.testing.assert_allclose(grid.conditional.embedding[u, v], expected, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize(("strategy", "neighbours"), CASES)
-def test_retrieval_scores_pairs_as_the_network_does(strategy, neighbours):
-    net, variables, images = tiny(strategy, neighbours)
+@pytest.mark.parametrize(
+    ("strategy", "neighbours", "keys"), [*((*case, "raw") for case in CASES), ("individual", 1, "correlation")]
+)
+def test_retrieval_scores_pairs_as_the_network_does(strategy, neighbours, keys):
+    net, variables, images = tiny(strategy, neighbours, keys=keys)
     maps = net.apply(variables, images[..., :3], train=False, method="maps")
     parts = net.apply(variables, images, 4, 2, method="parts")
     terms = net.apply(variables, maps, parts, train=False, method="terms")
