@@ -22,6 +22,9 @@ _SHARED_S = 60.0  # a network file system may show a new file that late
 
 # Fields of config.model that change no parameter's meaning: evaluation may choose them anew.
 _NOT_OF_THE_NETWORK = ("model.pair_memory_mib", "model.dtype", "model.clue_weight")
+# Fields that make another image or another map of it, also where no parameter's shape tells; beside data.options.
+_OF_THE_MAPS = ("data.name", "model.backbone", "model.width", "model.last_stride")
+_CHECKED = "data.options.check_counts"  # changes no record
 
 
 def check_workdir(workdir: Path, config: dict[str, Any]) -> None:
@@ -46,6 +49,28 @@ def check_network(workdir: Path, config: dict[str, Any]) -> None:
     found = differences(_recorded(workdir) or {}, json.loads(json.dumps(config)))
     of_the_network = [d for d in found if d.startswith("model.") and d.split(":")[0] not in _NOT_OF_THE_NETWORK]
     _need_same(workdir, of_the_network)
+
+
+def check_beginning(workdir: Path, config: dict[str, Any], data: dict[str, Any]) -> None:
+    """Checks that a run of this config, on this data, may begin from the network in a workdir.
+
+    Raises:
+        UserError: there is none; its maps are made in another way; or it was trained on other records: it may know the
+            validation identities, and its classes would mean other people.
+    """
+    if not (workdir / "checkpoints").is_dir():
+        raise UserError(f"config.init_from: found no checkpoints in {workdir}, expected some; train that network first")
+    found = differences(_recorded(workdir) or {}, json.loads(json.dumps(config)))
+    fields = {d: d.split(":")[0] for d in found}
+    other = [d for d, f in fields.items() if f in _OF_THE_MAPS or (f.startswith("data.options.") and f != _CHECKED)]
+    recorded = _read_json(workdir / "data.json")
+    if recorded is not None and recorded != data:
+        other.append(f"training data: {recorded} -> {data}")
+    if other:
+        raise UserError(
+            f"config.init_from: found {workdir}, a network of another kind ({'; '.join(other)}), expected this run's "
+            "backbone and training identities; name another workdir, or take its config.data and config.model fields"
+        )
 
 
 def claim_workdir(workdir: Path, config: dict[str, Any], data: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from cacenet_jax import build, compilation, optim
-from cacenet_jax.checkpoints import Checkpoints, check_network, check_workdir, claim_workdir
+from cacenet_jax.checkpoints import Checkpoints, check_beginning, check_network, check_workdir, claim_workdir
 from cacenet_jax.config import to_dict, validate
 from cacenet_jax.data.builders import Prepared, open_split, prepare
 from cacenet_jax.data.pipeline import training_batches
@@ -52,13 +52,19 @@ def cut_training(config: ConfigDict, prepared: Prepared) -> TrainVal:
     return cut_validation(open_split(prepared, "train"), data.val_share, data.val_seed, data.val_group)
 
 
-def begin_from(config: ConfigDict, state: TrainState) -> TrainState:
+def begin_from(config: ConfigDict, state: TrainState, data: dict[str, Any]) -> TrainState:
     """A fresh state with the parameters and statistics of the network in config.init_from, where both have them.
 
+    Args:
+        config: of this run.
+        state: freshly initialised.
+        data: what is trained on, as `Subset.summary` gives it.
+
     Raises:
-        UserError: no checkpoint there, or a network of another shape.
+        UserError: no checkpoint there, a network of another shape, or one that was trained on other records.
     """
     folder = Path(config.init_from)
+    check_beginning(folder, to_dict(config), data)
     checkpoints = Checkpoints(folder, create=False)
     if not checkpoints.steps():
         raise UserError(f"config.init_from: found no checkpoint in {folder}, expected one; train that network first")
@@ -147,14 +153,17 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     state = create_state(net, optimizer, init_key, (data.height, data.width))
 
     # -- Where we stopped ---------------------------------------------------------------------------------------------
+    is_new = not (workdir / "config.json").exists()
+    if is_new and config.init_from:  # before the workdir is claimed, which would hold on to a wrong config.init_from
+        state = begin_from(config, state, cut.train.summary())
     claim_workdir(workdir, to_dict(config), cut.train.summary())
     checkpoints = Checkpoints(workdir)
     first_step = checkpoints.agreed(max(checkpoints.steps(), default=0))
     if first_step:
         state = checkpoints.load(first_step, state, replicated(device_map.mesh))
         _say(f"continuing {workdir} from step {first_step} of {last_step}")
-    elif config.init_from:
-        state = begin_from(config, state)
+    elif config.init_from and not is_new:  # it was stopped before its first checkpoint
+        state = begin_from(config, state, cut.train.summary())
     state = device_map.replicate(state)
     if data.hard_pool:  # from what is frozen, so that a run that continues draws the same batches
         classifier = state.params["individual_head"]["classifier"]["kernel"].addressable_data(0)

@@ -1,6 +1,7 @@
 """The second stage: a trained network stays as it is and learns to compare; stopped, it goes on without a trace."""
 
 import importlib.util
+import json
 import shutil
 from pathlib import Path
 
@@ -9,8 +10,8 @@ import numpy as np
 import pytest
 
 from cacenet_jax import optim
-from cacenet_jax.checkpoints import Checkpoints
-from cacenet_jax.config import validate
+from cacenet_jax.checkpoints import Checkpoints, check_beginning
+from cacenet_jax.config import to_dict, validate
 from cacenet_jax.errors import UserError
 from cacenet_jax.parallel import global_mesh, replicated
 from cacenet_jax.train import train
@@ -97,8 +98,30 @@ def test_a_network_of_another_shape_is_refused(folder):
         train(config, folder / "other")
     config = second_config(folder)
     config.init_from = str(folder / "nowhere")
-    with pytest.raises(UserError, match=r"nowhere.*found no complete checkpoint"):
-        train(config, folder / "other2")
+    with pytest.raises(UserError, match=r"init_from: found no checkpoints in .*nowhere"):
+        train(config, folder / "other")
+    assert not (folder / "other").exists()  # not claimed: a mistake can be corrected
+
+
+def test_a_network_of_other_maps_is_refused_before_the_workdir_is_claimed(folder):
+    config = second_config(folder[0])
+    config.model.last_stride = 2  # no parameter's shape tells
+    with pytest.raises(UserError, match=r"another kind \(model.last_stride: 1 -> 2\)"):
+        train(config, folder[0] / "other")
+    assert not (folder[0] / "other").exists()
+
+
+def test_a_network_that_knows_the_validation_identities_is_refused(folder):
+    first, config = folder[0] / "first", second_config(folder[0])
+    data = json.loads((first / "data.json").read_text())
+    check_beginning(first, to_dict(config), data)
+    config.data.options.check_counts = True  # changes no record
+    check_beginning(first, to_dict(config), data)
+    with pytest.raises(UserError, match=r"another kind \(training data: .*'sha256': 'others'"):
+        check_beginning(first, to_dict(config), {**data, "sha256": "others"})  # another cut of as many identities
+    config.data.options.seed = 5
+    with pytest.raises(UserError, match=r"another kind \(data.options.seed: None -> 5\)"):
+        check_beginning(first, to_dict(config), data)
 
 
 @pytest.mark.parametrize(
