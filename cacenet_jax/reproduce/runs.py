@@ -158,6 +158,8 @@ def why_no_data(config: ConfigDict) -> str | None:
 def outcome(folder: Path, config: ConfigDict) -> Outcome | None:
     """The outcome of a run that is done, None where it is not, or was scored in another way than the config says.
 
+    --mode=evaluate writes results too: of a run that was stopped, or on other data, they are not the run's.
+
     Raises:
         UserError: the folder holds a run of another config; or a file that is no JSON.
     """
@@ -167,13 +169,27 @@ def outcome(folder: Path, config: ConfigDict) -> Outcome | None:
         return None
     recorded = (_read(folder / "config.json") or {}).get("eval", {})
     current = to_dict(config)["eval"]
+    health = _health(folder / "metrics.jsonl")
+    data = to_dict(config)["data"]
+    other_data = any(
+        results.get(field, data[of]) != data[of] for field, of in (("data", "name"), ("options", "options"))
+    )
+    if other_data or health.pop("step", 0) < _last_step(folder, config):
+        return None
     scored = {**recorded, "mix": results["mix"]}
     # What was cut to the gallery is what a larger one gives.
     scored["top_k"] = current["top_k"] if results["top_k"] == min(current["top_k"], results["num_gallery"]) else None
     if any(scored.get(field) != current[field] for field in _SCORES):
         return None
     seconds = (_read(folder / "reproduce.json") or {}).get("seconds")
-    return Outcome(results, _health(folder / "metrics.jsonl"), seconds)
+    return Outcome(results, health, seconds)
+
+
+def _last_step(folder: Path, config: ConfigDict) -> int:
+    """The step that a run ends with; 0 where it did not record its data."""
+    images = (_read(folder / "data.json") or {}).get("images")
+    batch = config.data.num_ids * config.data.images_per_id
+    return 0 if images is None else config.epochs * max(images // batch, 1)
 
 
 def _read(path: Path) -> dict[str, Any] | None:
@@ -186,13 +202,13 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def _health(path: Path) -> dict[str, float]:
-    """The last training metrics of a run."""
+    """The last training metrics of a run and their step."""
     last: dict[str, float] = {}
     for line in path.read_text().splitlines() if path.exists() else ():
         values = json.loads(line)
         if "loss" in values:
             last = values
-    return {name: last[name] for name in _HEALTH if name in last}
+    return {name: float(last[name]) for name in ("step", *_HEALTH) if name in last}
 
 
 def run(config: ConfigDict, folder: Path) -> None:

@@ -140,6 +140,19 @@ def test_a_top_k_that_was_cut_to_the_gallery_is_the_same_one(tmp_path):
     assert runs.outcome(tmp_path, config) is None
 
 
+def test_what_evaluate_wrote_of_a_stopped_run_or_of_other_data_is_not_the_runs_outcome(tmp_path):
+    config = base()
+    config.epochs, config.optim.warmup_epochs = 2, 0.0
+    finish(tmp_path, config, data="synthetic_pedestrians", options={})
+    for images, is_done in ((31, True), (33, False)):  # an epoch of 1 or of 2 steps; the run ended at step 2
+        (tmp_path / "data.json").write_text(json.dumps({"images": images}))
+        assert (runs.outcome(tmp_path, config) is not None) == is_done
+    (tmp_path / "data.json").unlink()
+    for other in ({"data": "market1501"}, {"options": {"seed": 9}}):
+        finish(tmp_path, config, **other)
+        assert runs.outcome(tmp_path, config) is None
+
+
 def test_a_run_of_another_config_is_an_error(tmp_path):
     finish(tmp_path, base())
     config = base()
