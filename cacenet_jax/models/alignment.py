@@ -159,7 +159,7 @@ def node_parts(parts_BHW: Shaped[Array, "B H W"], height: int, width: int) -> In
     """Body part of each position of a height x width map from the labels of its pixels.
 
     The most frequent body part of the pixels that a position stands for (of equal ones the lowest label); 0 where more than
-    half of them belong to nobody.
+    three quarters of them belong to nobody: limbs are narrower than a position.
 
     Args:
         parts_BHW: label of each pixel, 0 for background, below NUM_LABELS.
@@ -177,6 +177,6 @@ def node_parts(parts_BHW: Shaped[Array, "B H W"], height: int, width: int) -> In
 
     # One label at a time: one-hot pixels would take NUM_LABELS times the memory of the labels.
     count_PBhw = jax.lax.map(count, jnp.arange(NUM_LABELS))
-    nobody_Bhw = 2 * count_PBhw[0] > count_PBhw.sum(axis=0)
+    nobody_Bhw = 4 * count_PBhw[0] > 3 * count_PBhw.sum(axis=0)
     part_Bhw = jnp.where(nobody_Bhw, 0, 1 + count_PBhw[1:].argmax(axis=0))
     return part_Bhw.reshape(part_Bhw.shape[0], -1)

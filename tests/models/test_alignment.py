@@ -109,7 +109,7 @@ def test_positions_have_the_most_frequent_part_of_their_pixels():
     pixels = np.zeros((4, 6), int)
     pixels[:2, :3] = [[1, 1, 2], [2, 2, 0]]  # part 2 more often than part 1
     pixels[:2, 3:] = [[3, 0, 0], [0, 0, 0]]  # nobody
-    pixels[2:, :3] = [[5, 5, 5], [0, 0, 0]]  # exactly half
+    pixels[2:, :3] = [[5, 5, 0], [0, 0, 0]]  # a third
     pixels[2:, 3:] = [[7, 7, 7], [4, 4, 4]]  # equal: the lower label
     np.testing.assert_array_equal(node_parts(jnp.asarray(pixels[None]), 2, 2), [[2, 0, 5, 4]])
 
