@@ -39,7 +39,7 @@ class Trainer:
         names = ("individual", "conditional", "mixed") if config.model.pairs else ("individual",)
         found = {name: RANKING for name in names} | {
             "mix": config.eval.mix, "top_k": config.eval.top_k, "num_query": 10, "num_gallery": 200, "num_valid": 10,
-            "step": 7, "seconds": 1.0, "data": config.data.name, "options": {},
+            "step": 7, "seconds": 1.0, "data": config.data.name, "options": config.data.options.to_dict(),
         }  # fmt: skip
         (folder / "results.json").write_text(json.dumps(found))
 
