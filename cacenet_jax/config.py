@@ -13,7 +13,8 @@ from cacenet_jax.errors import UserError
 
 # What may differ when a run continues: where things are, how often they are reported, how they are computed and scored.
 NOT_OF_THE_RUN = (
-    "eval", "devices", "parallel", "log_every", "checkpoint_every", "data.root", "data.dir", "data.workers",
+    "eval", "devices", "parallel", "log_every", "checkpoint_every", "data.root", "data.dir", "data.parts",
+    "data.workers",
     "model.pair_memory_mib", "visualize",
 )  # fmt: skip
 
@@ -64,6 +65,7 @@ def paper() -> ml_collections.ConfigDict:
     config.model.neighbours = 1  # K of the similarity alignment
     config.model.kind = "discrepancy"  # or normal
     config.model.filters = "tied"  # or untied
+    # kind, filters and affinity are of the graph: evidence reads none, keypoints affinity alone, rules kind and filters.
     config.model.affinity = "raw"  # between maps (the paper); or of l2, standardised nodes, correlation
     config.model.clue_weight = 0.0  # share of the clue distance in a pair's distance; 0: the paper's distance
     config.model.pair_memory_mib = 1024.0  # of a training step's pair grid on a device; past it blocks are recomputed
@@ -142,6 +144,8 @@ def validate(config: ml_collections.ConfigDict) -> None:
         _need(config.model.clue_weight == 0, "model.clue_weight", config.model.clue_weight, "0 with "
               f"model.pair_score={score}", "choose one of the two distances")  # fmt: skip
     if config.model.frozen:
+        _need(evaluation.flip, "eval.flip", False, "True with model.frozen",
+              "the second stage trains on maps that are averaged over both mirrorings")  # fmt: skip
         _need(config.model.pairs, "model.frozen", True, "False without a pair stage", "there would be nothing to train")
         _need(bool(config.init_from), "init_from", config.init_from, "a workdir with model.frozen",
               "set it to that of the network to freeze")  # fmt: skip

@@ -25,7 +25,7 @@ from cacenet_jax.scoring import MIXES, check_splits, score, score_test
 from cacenet_jax.train_step import TrainState, create_state, make_train_step
 
 # What may differ between the processes of one run: where their machine keeps the data and how it reads them.
-_OF_THE_MACHINE = ("root", "dir", "workers")
+_OF_THE_MACHINE = ("root", "dir", "parts", "workers")
 _PATIENCE_S = 10.0
 _SHOWN = ("loss", "identity", "triplet", "pair_identity", "pair_triplet", "evidence")
 

@@ -130,6 +130,7 @@ def test_a_network_that_knows_the_validation_identities_is_refused(folder):
         ("init_from", None, "init_from: found None"),
         ("model.frozen", False, "hard_pool: found 4, expected 0 without model.frozen"),
         ("data.hard_pool", 1, "hard_pool: found 1, expected at least num_ids - 1, 2"),
+        ("eval.flip", False, "eval.flip: found False, expected True with model.frozen"),
         ("model.clue_weight", 0.5, "clue_weight: found 0.5, expected 0 with model.pair_score=evidence"),
         ("model.pairs", False, "frozen: found True, expected False without a pair stage"),
     ],

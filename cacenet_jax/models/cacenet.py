@@ -254,7 +254,9 @@ class CACENet(nn.Module):
             return PairGrid(None, None, None, None, None, None, found)
         keys_BNE = self._keys(nodes_BND, parts_BN, train)
         share = 1.0 if self.clue_weight == 0 else 0.5  # the clue distances take the rest
-        block = max(int(share * self.pair_memory_mib * 2**20) // (12 * rows * num_nodes**2), 1)
+        # Bytes of a pair of positions, with what its backward pass holds: key points have two products.
+        each = 24 if self.pair_score == "keypoints" else 12
+        block = max(int(share * self.pair_memory_mib * 2**20) // (each * rows * num_nodes**2), 1)
         if self.pair_score == "keypoints":
             points = key_points(nodes_BND, keys_BNE)
             found = key_point_grid(points, self.weight("cross", points.keys_NE), block, axis_name)

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from cacenet_jax.config import validate
 from cacenet_jax.errors import UserError
-from cacenet_jax.processes import from_writer, is_writer
+from cacenet_jax.processes import check_same, from_writer, is_writer
 from cacenet_jax.reproduce import plot, report, runs, sweep
 from cacenet_jax.reproduce.report import Cell, Line
 from cacenet_jax.reproduce.runs import FULL, Plan
@@ -175,6 +175,7 @@ def reproduce(
     plan = runs.make_plan(config, tables, config_file, overrides)
     study = Study(workdir, config_file, tables, plan, seeds)
     study.absent = _absent(study)
+    check_same("data of the rows", dict.fromkeys(study.absent, "absent"))  # all processes must take the same rows
     ready = [run for run in plan.configs if run not in study.absent]
     if not ready:
         raise UserError(next(iter(study.absent.values())))
