@@ -158,6 +158,7 @@ def test_requirements_are_floors():
         assert line.startswith("#") or re.fullmatch(r"[\w-]+>=[\d.]+", line.partition("#")[0].strip()), line
 
 
+@pytest.mark.timeout(600)  # 20 s of a free core
 def test_short_form_runs(tmp_path, monkeypatch, request):
     notebook = read()
     settings = next(i for i, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", ()))
@@ -181,7 +182,7 @@ def test_short_form_runs(tmp_path, monkeypatch, request):
         monkeypatch.setenv(name, value)
     # In the folder of the notebook, as Jupyter runs it.
     NotebookClient(
-        notebook, timeout=240, kernel_name="python3", resources={"metadata": {"path": PATH.parent}}
+        notebook, timeout=500, kernel_name="python3", resources={"metadata": {"path": PATH.parent}}
     ).execute()
     check_outputs(notebook)
     assert (tmp_path / "run/figures/report.html").is_file() and Path(tmp_path / "prepared").is_dir()
