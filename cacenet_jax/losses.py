@@ -73,6 +73,14 @@ def mixup_cross_entropy(
     return mixup_rows(logits_BBC, labels_B, labels_B, alpha).mean()
 
 
+def _pairs(row_labels_R: AnyArray, column_labels_C: AnyArray, row_index_R: AnyArray) -> tuple[Array, Array]:
+    """Which pairs of a grid show one identity, and which of them two images of it, (R, C) each."""
+    columns_C = jnp.asarray(column_labels_C)
+    same_RC = jnp.asarray(row_labels_R)[:, None] == columns_C[None]
+    itself_RC = jnp.asarray(row_index_R)[:, None] == jnp.arange(len(columns_C))[None]
+    return same_RC, same_RC & ~itself_RC
+
+
 def batch_hard_rows(
     distance_RC: Float[AnyArray, "R C"],
     row_labels_R: Int[AnyArray, "R"],
@@ -93,9 +101,7 @@ def batch_hard_rows(
         Loss and validity of each row; a row with no positive or no negative does not count.
     """
     distance_RC = _wide(distance_RC)
-    same_RC = jnp.asarray(row_labels_R)[:, None] == jnp.asarray(column_labels_C)[None]
-    itself_RC = jnp.asarray(row_index_R)[:, None] == jnp.arange(distance_RC.shape[1])[None]
-    positive_RC = same_RC & ~itself_RC
+    same_RC, positive_RC = _pairs(row_labels_R, column_labels_C, row_index_R)
     hardest_positive_R = jnp.max(jnp.where(positive_RC, distance_RC, -jnp.inf), axis=1)
     hardest_negative_R = jnp.min(jnp.where(same_RC, jnp.inf, distance_RC), axis=1)
     valid_R = positive_RC.any(axis=1) & (~same_RC).any(axis=1)
@@ -122,9 +128,7 @@ def list_rows(
         Loss and validity of each row; a row with no positive or no negative does not count.
     """
     score_RC = _wide(score_RC)
-    same_RC = jnp.asarray(row_labels_R)[:, None] == jnp.asarray(column_labels_C)[None]
-    itself_RC = jnp.asarray(row_index_R)[:, None] == jnp.arange(score_RC.shape[1])[None]
-    positive_RC = same_RC & ~itself_RC
+    same_RC, positive_RC = _pairs(row_labels_R, column_labels_C, row_index_R)
     valid_R = positive_RC.any(axis=1) & (~same_RC).any(axis=1)
     negatives_RC = jnp.where(same_RC & valid_R[:, None], -jnp.inf, score_RC)
     all_R = jax.nn.logsumexp(negatives_RC, axis=1)
