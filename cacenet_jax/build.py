@@ -10,7 +10,6 @@ from jaxtyping import Array, Float, UInt8
 from ml_collections import ConfigDict
 
 from cacenet_jax.data.augment import Augment, normalise_images
-from cacenet_jax.data.parts import PartLabels
 from cacenet_jax.models import inference, resnet
 from cacenet_jax.models.cacenet import CACENet
 from cacenet_jax.retrieval.extract import Features
@@ -24,6 +23,8 @@ def model(config: ConfigDict, num_identities: int, axis_name: str | None = None)
     fields: dict[str, Any] = {"dtype": dtype, "axis_name": axis_name, "last_stride": settings.last_stride}
     if settings.width:
         fields["width"] = settings.width
+    if settings.non_local:
+        fields["non_local"] = True
     return CACENet(
         backbone=resnet.build(settings.backbone, **fields),
         num_identities=num_identities,
@@ -38,14 +39,20 @@ def model(config: ConfigDict, num_identities: int, axis_name: str | None = None)
         filters=settings.filters,
         keys=settings.affinity,
         clue_weight=settings.clue_weight,
+        pooling=settings.pooling,
+        shared_encoder=settings.shared_encoder,
+        relu=settings.relu,
+        dropout=settings.dropout,
         pair_memory_mib=settings.pair_memory_mib,
         dtype=dtype,
         axis_name=axis_name,
     )
 
 
-def part_labels(config: ConfigDict) -> PartLabels | None:
-    """What reads part labels; None for a network that needs none."""
+def part_labels(config: ConfigDict) -> Any:
+    """What reads part labels, a `data.parts.PartLabels`; None for a network that needs none."""
+    from cacenet_jax.data.parts import PartLabels  # here: an export to ONNX has no libraries that read data
+
     needed = config.model.pairs and config.model.alignment == "semantic"
     return PartLabels(config.data.parts) if needed else None
 

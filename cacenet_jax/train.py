@@ -258,18 +258,22 @@ def load(config: ConfigDict, workdir: str | Path) -> Trained:
     Raises:
         UserError: no checkpoint, one that does not fit the config, or broken data.
     """
-    workdir = Path(workdir)
-    validate(config)
-    check_same_config(config)
-    checkpoints = Checkpoints(workdir, create=False)
-    check_network(workdir, to_dict(config))
-    num_identities = checkpoints.num_identities()
+    net, step, state = load_network(config, workdir)
     prepared = prepare_data(config)
     check_splits(config, prepared)
-    net = build.model(config, num_identities)
+    return Trained(net, step, state, prepared)
+
+
+def load_network(config: ConfigDict, workdir: str | Path) -> tuple[CACENet, int, TrainState]:
+    """The network, step and state that `load` gives, where no data set is needed; arguments and errors as there."""
+    validate(config)
+    check_same_config(config)
+    checkpoints = Checkpoints(Path(workdir), create=False)
+    check_network(Path(workdir), to_dict(config))
+    net = build.model(config, checkpoints.num_identities())
     step, state = restore(config, net, checkpoints)
     checkpoints.close()
-    return Trained(net, step, state, prepared)
+    return net, step, state
 
 
 def evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
