@@ -14,21 +14,19 @@ for n = B * H * W values a channel (1.0003 at B = 16 in the last stage). Flax mo
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from functools import partial, reduce
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jax import lax
 from jaxtyping import Array, Float
 
 from cacenet_jax.errors import UserError
+from cacenet_jax.models.convolutions import Conv1x1, StemConv, kaiming_fan_out, max_pool
 
 Block = Literal["basic", "bottleneck"]
 EXPANSION = {"basic": 1, "bottleneck": 4}
-# torchvision: normal with variance 2 / (kernel height * kernel width * output channels).
-kaiming_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
 class Stages(NamedTuple):
@@ -37,6 +35,7 @@ class Stages(NamedTuple):
     stages: tuple[int, int, int, int]
     block: Block
     width: int
+    ibn: bool = False
 
 
 STAGES: dict[str, Stages] = {
@@ -47,118 +46,30 @@ STAGES: dict[str, Stages] = {
     "resnet50": Stages((3, 4, 6, 3), "bottleneck", 64),
     "resnet101": Stages((3, 4, 23, 3), "bottleneck", 64),
 }
+STAGES |= {
+    f"{name}_ibn_a": STAGES[name]._replace(ibn=True) for name in ("resnet18", "resnet34", "resnet50", "resnet101")
+}
 
 
-def _conv(x_BHWC: Array, kernel_HWCD: Array, stride: int, padding: int) -> Array:
-    pads = ((padding, padding), (padding, padding))
-    layout = ("NHWC", "HWIO", "NHWC")
-    return lax.conv_general_dilated(x_BHWC, kernel_HWCD, (stride, stride), pads, dimension_numbers=layout)
+class InstanceBatchNorm(nn.Module):
+    """IBN-a (Pan et al. 2018, https://arxiv.org/abs/1807.09441): instance norm `IN` on the first half of the channels.
 
-
-class Conv1x1(nn.Module):
-    """A 1x1 convolution without bias, with the parameter of `nn.Conv`: `kernel` of shape (1, 1, C, D).
+    The other half has the batch norm `BN`; the names are those of the authors' weights.
 
     Attributes:
-        features: D.
-        stride: Every stride-th row and column is kept.
-        matmul: Compute a matrix product instead of a convolution: the same numbers, and a ResNet-50 trains
-            1.3 to 1.5 times as fast on a CPU, where XLA's gradient of a convolution is slow.
-        dtype: Compute type; the parameter is float32.
+        norm: Makes a batch norm.
+        dtype: Compute type; the statistics of an image are float32 or wider.
     """
 
-    features: int
-    stride: int = 1
-    matmul: bool = False
+    norm: Callable[..., Callable]
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x_BHWC: Float[Array, "B H W C"]) -> Float[Array, "B h w D"]:
-        """Map every kept position's C channels to D."""
-        shape = (1, 1, x_BHWC.shape[-1], self.features)
-        kernel_11CD = self.param("kernel", kaiming_fan_out, shape, jnp.float32)
-        x_BHWC, kernel_11CD = x_BHWC.astype(self.dtype), kernel_11CD.astype(self.dtype)
-        if not self.matmul:
-            return _conv(x_BHWC, kernel_11CD, self.stride, padding=0)
-        x_BHWC = x_BHWC[:, :: self.stride, :: self.stride]
-        sum_type = jnp.promote_types(self.dtype, jnp.float32)
-        return jnp.matmul(x_BHWC, kernel_11CD[0, 0], preferred_element_type=sum_type).astype(self.dtype)
-
-
-class StemConv(nn.Module):
-    """The first convolution: 7x7, stride 2, padding 3, no bias; the parameter is `nn.Conv`'s, (7, 7, C, D).
-
-    Attributes:
-        features: D.
-        pad_channels: Append zero channels until C is a multiple of four: the same numbers, and forward four
-            times as fast on a CPU for three colours, which do not fill a vector.
-        dtype: Compute type; the parameter is float32.
-    """
-
-    features: int
-    pad_channels: bool = False
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x_BHWC: Float[Array, "B H W C"]) -> Float[Array, "B h w D"]:
-        """Halve the resolution and map C colours to D channels."""
-        channels = x_BHWC.shape[-1]
-        kernel_77CD = self.param("kernel", kaiming_fan_out, (7, 7, channels, self.features), jnp.float32)
-        x_BHWC, kernel_77CD = x_BHWC.astype(self.dtype), kernel_77CD.astype(self.dtype)
-        if self.pad_channels:
-            extra = -channels % 4
-            x_BHWC = jnp.pad(x_BHWC, ((0, 0), (0, 0), (0, 0), (0, extra)))
-            kernel_77CD = jnp.pad(kernel_77CD, ((0, 0), (0, 0), (0, extra), (0, 0)))
-        return _conv(x_BHWC, kernel_77CD, stride=2, padding=3)
-
-
-@jax.custom_vjp
-def _pool_by_slices(x_BHWC: Float[Array, "B H W C"]) -> Float[Array, "B h w C"]:
-    """Compare nine shifted slices: no window reduction, whose gradient is a slow scatter."""
-    rows, columns = (2 * ((size + 1) // 2) - 1 for size in x_BHWC.shape[1:3])
-    x_BHWC = jnp.pad(x_BHWC, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    starts = [(i, j) for i in range(3) for j in range(3)]
-    return reduce(jnp.maximum, [x_BHWC[:, i : i + rows : 2, j : j + columns : 2] for i, j in starts])
-
-
-def _pool_backward(saved: tuple[Array, Array], grad_BHWC: Array) -> tuple[Array]:
-    """Let each position gather from the windows it won: one for an even row or column, two for an odd one."""
-    x_BHWC, out_BHWC = saved
-    _, height, width, _ = x_BHWC.shape
-
-    def window_of(y_BHWC: Array, down: int, right: int) -> Array:
-        y_BHWC = jnp.pad(y_BHWC[:, down:, right:], ((0, 0), (0, down), (0, right), (0, 0)))
-        return y_BHWC.repeat(2, axis=1).repeat(2, axis=2)[:, :height, :width]
-
-    is_odd_row = (jnp.arange(height) % 2 == 1)[:, None, None]
-    is_odd_column = (jnp.arange(width) % 2 == 1)[:, None]
-    total_BHWC = jnp.zeros_like(x_BHWC)
-    for down, right in ((0, 0), (0, 1), (1, 0), (1, 1)):
-        won = x_BHWC == window_of(out_BHWC, down, right)
-        won &= (is_odd_row | (down == 0)) & (is_odd_column | (right == 0))
-        total_BHWC += jnp.where(won, window_of(grad_BHWC, down, right), 0)
-    return (total_BHWC,)
-
-
-_pool_by_slices.defvjp(lambda x_BHWC: (out := _pool_by_slices(x_BHWC), (x_BHWC, out)), _pool_backward)
-
-
-def max_pool(x_BHWC: Float[Array, "B H W C"], *, by_slices: bool = False) -> Float[Array, "B h w C"]:
-    """Take the maximum over 3x3 windows, stride 2, padding 1, of the output of a ReLU.
-
-    The padding is zeros, which equal torch's -inf after a ReLU and survive an export to ONNX.
-
-    Args:
-        x_BHWC: Values that are nowhere negative.
-        by_slices: Use a form that is several times as fast on a CPU. The same numbers, except that every one
-            of several equal maxima gets the whole gradient (at zero the ReLU stops it). Reverse mode only.
-
-    Returns:
-        The maxima, with h = ceil(H / 2) and w = ceil(W / 2).
-    """
-    if by_slices:
-        return _pool_by_slices(x_BHWC)
-    padded_BHWC = jnp.pad(x_BHWC, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    return nn.max_pool(padded_BHWC, (3, 3), strides=(2, 2), padding="VALID")
+    def __call__(self, x_BHWC: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
+        """Normalise each half in its way."""
+        half = x_BHWC.shape[-1] // 2
+        instance = nn.InstanceNorm(epsilon=1e-5, use_fast_variance=False, dtype=self.dtype, name="IN")
+        return jnp.concatenate([instance(x_BHWC[..., :half]), self.norm(name="BN")(x_BHWC[..., half:])], axis=-1)
 
 
 class ResidualBlock(nn.Module):
@@ -172,6 +83,7 @@ class ResidualBlock(nn.Module):
         conv1x1: Makes a 1x1 convolution from (features, stride, name).
         conv3x3: Makes a 3x3 convolution with padding 1 from (features, stride, name).
         norm: Makes a batch norm.
+        first_norm: Makes the norm after the first convolution; None for a batch norm.
         zero_init: Start the last batch norm's scale at zero.
     """
 
@@ -182,21 +94,23 @@ class ResidualBlock(nn.Module):
     conv1x1: Callable[..., Callable]
     conv3x3: Callable[..., Callable]
     norm: Callable[..., Callable]
+    first_norm: Callable[..., Callable] | None = None
     zero_init: bool = False
 
     @nn.compact
     def __call__(self, x_BHWC: Float[Array, "B H W C"]) -> Float[Array, "B h w D"]:
         """Apply the block."""
         features = self.width * EXPANSION[self.kind]
+        first_norm = self.first_norm or self.norm
         last_norm = partial(self.norm, scale_init=nn.initializers.zeros) if self.zero_init else self.norm
         if self.kind == "basic":
             y_BHWC = self.conv3x3(self.width, self.stride, name="conv1")(x_BHWC)
-            y_BHWC = nn.relu(self.norm(name="bn1")(y_BHWC))
+            y_BHWC = nn.relu(first_norm(name="bn1")(y_BHWC))
             y_BHWC = self.conv3x3(self.width, 1, name="conv2")(y_BHWC)
             y_BHWD = last_norm(name="bn2")(y_BHWC)
         else:
             y_BHWC = self.conv1x1(self.width, 1, name="conv1")(x_BHWC)
-            y_BHWC = nn.relu(self.norm(name="bn1")(y_BHWC))
+            y_BHWC = nn.relu(first_norm(name="bn1")(y_BHWC))
             y_BHWC = self.conv3x3(self.width, self.stride, name="conv2")(y_BHWC)
             y_BHWC = nn.relu(self.norm(name="bn2")(y_BHWC))
             y_BHWD = last_norm(name="bn3")(self.conv1x1(features, 1, name="conv3")(y_BHWC))
@@ -219,6 +133,7 @@ class ResNet(nn.Module):
         matmul_1x1: Compute 1x1 convolutions as matrix products, faster on a CPU; see `Conv1x1`.
         cpu_stem: Compute stem and pooling in forms that are faster on a CPU; see `StemConv`, `max_pool`.
         zero_init_residual: Start every block at its skip connection (off, as in torchvision).
+        ibn: Instance norm on half of the channels after the first convolution of a block, the last stage aside.
     """
 
     stages: Sequence[int]
@@ -230,6 +145,7 @@ class ResNet(nn.Module):
     matmul_1x1: bool = False
     cpu_stem: bool = False
     zero_init_residual: bool = False
+    ibn: bool = False
 
     @property
     def channels(self) -> int:
@@ -264,6 +180,7 @@ class ResNet(nn.Module):
         conv = partial(nn.Conv, use_bias=False, dtype=self.dtype, kernel_init=kaiming_fan_out)
         norm = partial(nn.BatchNorm, use_running_average=not train, momentum=0.9, epsilon=1e-5)
         norm = partial(norm, dtype=self.dtype, axis_name=self.axis_name)
+        mixed_norm = partial(InstanceBatchNorm, norm, self.dtype)
 
         def conv3x3(features: int, stride: int, name: str) -> nn.Module:
             return conv(features, (3, 3), strides=(stride, stride), padding=((1, 1), (1, 1)), name=name)
@@ -287,6 +204,7 @@ class ResNet(nn.Module):
                     conv1x1=conv1x1,
                     conv3x3=conv3x3,
                     norm=norm,
+                    first_norm=mixed_norm if self.ibn and stage < len(self.stages) - 1 else None,
                     zero_init=self.zero_init_residual,
                     name=f"layer{stage + 1}_{index}",
                 )(x_BHWC)
@@ -344,7 +262,7 @@ def torch_name(path: str | Sequence[str]) -> str:
     keys = path.split("/") if isinstance(path, str) else list(path)
     keys = keys[1:] if keys[:1] in (["params"], ["batch_stats"]) else keys
     stem = len(keys) == 2 and keys[0] in ("conv1", "bn1")
-    block = len(keys) == 3 and keys[0].startswith("layer")
+    block = keys[0].startswith("layer") and (len(keys) == 3 or (len(keys) == 4 and keys[2] in ("IN", "BN")))
     if not (stem or block) or keys[-1] not in _TORCH:
         raise ValueError(f"{path!r} is not a path of a ResNet, such as 'layer1_0/conv1/kernel'")
     return ".".join(_TORCH.get(key, key.replace("_", ".")) for key in keys)

@@ -2,7 +2,8 @@
 
 Run `python tests/golden/make_resnet.py` with PyTorch (2.13.0, CPU) to write resnet.npz beside this file.
 The networks below follow torchvision's v1.5 architecture and state-dict names in this file's own words,
-without the classifier; torchvision itself is not needed. Weights and images come from NumPy generators seeded
+without the classifier; torchvision itself is not needed. IBN-a (Pan et al. 2018, arXiv:1807.09441) replaces the
+first norm of a block in stages 1 to 3: instance norm `IN` on the first half of the channels, batch norm `BN` on the rest. Weights and images come from NumPy generators seeded
 by name: the test makes them again without PyTorch, and the file stays small. Of the maps every
 CHANNEL_STEP-th channel is stored, and the sum over all of them.
 """
@@ -24,6 +25,7 @@ CASES = {
     "resnet50_s2_odd": ("resnet50", 2, (1, 61, 35)),
     "resnet18_s1": ("resnet18", 1, (2, 64, 32)),
     "resnet18_s2_odd": ("resnet18", 2, (1, 61, 35)),
+    "resnet18_ibn_a_s1_odd": ("resnet18_ibn_a", 1, (1, 61, 35)),
 }
 
 
@@ -47,8 +49,18 @@ def make_network(name: str, last_stride: int):
     import torch
     from torch import nn
 
+    class Mixed(nn.Module):
+        def __init__(self, channels: int):
+            super().__init__()
+            self.half = channels // 2
+            self.IN = nn.InstanceNorm2d(self.half, affine=True)
+            self.BN = nn.BatchNorm2d(channels - self.half)
+
+        def forward(self, x):
+            return torch.cat([self.IN(x[:, : self.half]), self.BN(x[:, self.half :])], dim=1)
+
     class Block(nn.Module):
-        def __init__(self, inputs: int, width: int, stride: int, bottleneck: bool):
+        def __init__(self, inputs: int, width: int, stride: int, bottleneck: bool, mixed: bool):
             super().__init__()
             outputs = width * 4 if bottleneck else width
             if bottleneck:
@@ -58,7 +70,7 @@ def make_network(name: str, last_stride: int):
             self.depth = len(shapes)
             for i, (c, d, k, s) in enumerate(shapes, start=1):
                 setattr(self, f"conv{i}", nn.Conv2d(c, d, k, stride=s, padding=k // 2, bias=False))
-                setattr(self, f"bn{i}", nn.BatchNorm2d(d))
+                setattr(self, f"bn{i}", Mixed(d) if mixed and i == 1 else nn.BatchNorm2d(d))
             self.downsample = None
             if stride != 1 or inputs != outputs:
                 skip = nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False)
@@ -73,7 +85,7 @@ def make_network(name: str, last_stride: int):
             return torch.relu(y + (x if self.downsample is None else self.downsample(x)))
 
     class Network(nn.Module):
-        def __init__(self, blocks: tuple[int, ...], bottleneck: bool):
+        def __init__(self, blocks: tuple[int, ...], bottleneck: bool, ibn: bool):
             super().__init__()
             self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
             self.bn1 = nn.BatchNorm2d(64)
@@ -83,7 +95,7 @@ def make_network(name: str, last_stride: int):
                 outputs = width * 4 if bottleneck else width
                 stride = (1, 2, 2, last_stride)[stage]
                 row = [
-                    Block(inputs if i == 0 else outputs, width, stride if i == 0 else 1, bottleneck)
+                    Block(inputs if i == 0 else outputs, width, stride if i == 0 else 1, bottleneck, ibn and stage < 3)
                     for i in range(count)
                 ]
                 setattr(self, f"layer{stage + 1}", nn.Sequential(*row))
@@ -97,8 +109,9 @@ def make_network(name: str, last_stride: int):
                 outputs[f"layer{stage}"] = x
             return outputs
 
-    blocks, bottleneck = {"resnet50": ((3, 4, 6, 3), True), "resnet18": ((2, 2, 2, 2), False)}[name]
-    network = Network(blocks, bottleneck).double()
+    family = name.removesuffix("_ibn_a")
+    blocks, bottleneck = {"resnet50": ((3, 4, 6, 3), True), "resnet18": ((2, 2, 2, 2), False)}[family]
+    network = Network(blocks, bottleneck, ibn=family != name).double()
     state = network.state_dict()
     for key, value in state.items():
         if not key.endswith("num_batches_tracked"):

@@ -17,6 +17,7 @@ from flax import traverse_util
 
 from cacenet_jax.errors import UserError
 from cacenet_jax.models import resnet
+from cacenet_jax.models.convolutions import max_pool
 
 GOLDEN_DIR = Path(__file__).parents[1] / "golden"
 
@@ -113,7 +114,7 @@ def test_map_shape_is_what_the_module_promises(name, last_stride, height, width,
     assert model.stride == 16 * last_stride
 
 
-@pytest.mark.parametrize("name", ["resnet50", "resnet18"])
+@pytest.mark.parametrize("name", ["resnet50", "resnet18", "resnet18_ibn_a"])
 def test_torch_name_is_a_bijection_onto_the_state_dict(name, golden):
     state = {k: v for k, v in json.loads(str(golden[f"{name}/state"])).items() if "num_batches" not in k}
     named = {}
@@ -131,7 +132,8 @@ def test_torch_name_rejects_other_paths():
 
 
 @pytest.mark.parametrize(
-    "case", ["resnet50_s1", "resnet50_s1_odd", "resnet50_s2_odd", "resnet18_s1", "resnet18_s2_odd"]
+    "case",
+    ["resnet50_s1", "resnet50_s1_odd", "resnet50_s2_odd", "resnet18_s1", "resnet18_s2_odd", "resnet18_ibn_a_s1_odd"],
 )
 def test_maps_equal_pytorchs(case, maker, golden):
     name, last_stride, shape = maker.CASES[case]
@@ -187,7 +189,7 @@ def test_max_pool_forms_agree_in_value_and_gradient(size):
     weights = jax.random.normal(jax.random.key(1), (2, -(-size[0] // 2), -(-size[1] // 2), 3))
 
     def loss(x_BHWC, by_slices):
-        pooled = resnet.max_pool(jax.nn.relu(x_BHWC), by_slices=by_slices)
+        pooled = max_pool(jax.nn.relu(x_BHWC), by_slices=by_slices)
         assert pooled.shape == weights.shape
         return (weights * pooled).sum()
 
