@@ -3,9 +3,9 @@
 Run `python tests/golden/make_resnet.py` with PyTorch (2.13.0, CPU) to write resnet.npz beside this file.
 The networks below follow torchvision's v1.5 architecture and state-dict names in this file's own words,
 without the classifier; torchvision itself is not needed. IBN-a (Pan et al. 2018, arXiv:1807.09441) replaces the
-first norm of a block in stages 1 to 3: instance norm `IN` on the first half of the channels, batch norm `BN` on the rest. Weights and images come from NumPy generators seeded
-by name: the test makes them again without PyTorch, and the file stays small. Of the maps every
-CHANNEL_STEP-th channel is stored, and the sum over all of them.
+first norm of a block in stages 1 to 3: instance norm `IN` on the first half of the channels, batch norm `BN` on
+the rest. Weights and images come from NumPy generators seeded by name: the test makes them again without PyTorch,
+and the file stays small. Of the maps every CHANNEL_STEP-th channel is stored, and the sum over all of them.
 """
 
 import json
