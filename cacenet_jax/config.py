@@ -15,7 +15,7 @@ from cacenet_jax.errors import UserError
 NOT_OF_THE_RUN = (
     "eval", "devices", "parallel", "log_every", "checkpoint_every", "data.root", "data.dir", "data.parts",
     "data.workers",
-    "model.pair_memory_mib", "visualize",
+    "model.pair_memory_mib", "visualize", "export",
 )  # fmt: skip
 
 
@@ -106,6 +106,10 @@ def paper() -> ml_collections.ConfigDict:
     config.visualize.num_queries = 4
     config.visualize.ranks = 10  # of a ranked list
     config.visualize.lines = 12  # strongest correspondences of two images
+
+    config.export = ml_collections.ConfigDict()  # of --mode=export
+    config.export.platforms = "cpu,cuda,tpu"  # what the artefacts run on; rocm too
+    config.export.check_images = 3  # random images that an artefact is compared with the model on, also one by itself
     config.lock()  # a misspelt field in a config file is an error, not a new field
     config.data.options.unlock()
     return config
@@ -159,7 +163,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
     _need(data.num_ids >= 2, "data.num_ids", data.num_ids, "at least 2", "the triplet loss needs two identities")
     positive = ("epochs", "data.height", "data.width", "model.embed_dim", "model.last_stride", "log_every",
                 "optim.learning_rate", "optim.reference_batch", "eval.top_k", "eval.memory_gib", "eval.batch_size",
-                "eval.pairs_per_call", "visualize.num_queries", "visualize.ranks", "visualize.lines",
+                "eval.pairs_per_call", "visualize.num_queries", "export.check_images", "visualize.ranks", "visualize.lines",
                 "model.pair_memory_mib",
                 "model.neighbours", "model.evidence_channels", "data.val_group")  # fmt: skip
     for field in positive:
