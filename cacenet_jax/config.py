@@ -64,10 +64,15 @@ def paper() -> ml_collections.ConfigDict:
     config.model.alignment = "attention"  # or individual, none, part, similarity, full, semantic (tables 1 and 2)
     config.model.neighbours = 1  # K of the similarity alignment
     config.model.kind = "discrepancy"  # or normal
-    config.model.filters = "tied"  # or untied
+    config.model.filters = "tied"  # or untied; residual: the graph of bottlenecks of the authors' release
     # kind, filters and affinity are of the graph: evidence reads none, keypoints affinity alone, rules kind and filters.
-    config.model.affinity = "raw"  # between maps (the paper); or of l2, standardised nodes, correlation
+    config.model.affinity = "raw"  # between maps (the paper); or of l2, standardised nodes, correlation; bottleneck
     config.model.clue_weight = 0.0  # share of the clue distance in a pair's distance; 0: the paper's distance
+    config.model.pooling = "mean"  # of a map to the encoder; or gem, the generalised mean
+    config.model.shared_encoder = False  # one encoder for f(I) and f(u|v); with residual filters
+    config.model.relu = False  # between an embedding and its classifier
+    config.model.dropout = 0.0  # share of what a classifier sees that is 0 in training
+    config.model.non_local = False  # blocks in the last three stages of a ResNet
     config.model.pair_memory_mib = 1024.0  # of a training step's pair grid on a device; past it blocks are recomputed
     config.model.dtype = "float32"  # or bfloat16
 
@@ -79,6 +84,8 @@ def paper() -> ml_collections.ConfigDict:
     config.loss.pair_identity = 1.0
     config.loss.pair_triplet = 1.0
     config.loss.evidence = 1.0  # of the list loss, with model.pair_score=evidence
+    config.loss.label_smoothing = 0.0  # of the identity loss on f(I)
+    config.loss.rectified = False  # the triplet losses see embeddings after a ReLU
 
     config.optim = ml_collections.ConfigDict()
     config.optim.name = "sgd"  # or adamw
@@ -115,6 +122,22 @@ def paper() -> ml_collections.ConfigDict:
     return config
 
 
+def released() -> ml_collections.ConfigDict:
+    """The settings of the recipe that the authors published later; docs/paper_notes.md says how it differs."""
+    config = paper()
+    config.model.filters = "residual"
+    config.model.affinity = "bottleneck"
+    config.model.pooling = "gem"
+    config.model.shared_encoder = True
+    config.model.relu = True
+    config.model.dropout = 0.5
+    config.model.non_local = True
+    config.loss.label_smoothing = 0.1
+    config.loss.rectified = True
+    config.loss.pair_identity = 2.0  # both orders of a pair, each with weight 1
+    return config
+
+
 def _need(ok: bool, field: str, found: Any, expected: str, remedy: str) -> None:
     if not ok:
         raise UserError(f"config.{field}: found {found!r}, expected {expected}; {remedy}")
@@ -132,8 +155,9 @@ def validate(config: ml_collections.ConfigDict) -> None:
         "model.pair_score": ("conditional", "keypoints", "evidence"),
         "model.alignment": STRATEGIES,
         "model.kind": ("discrepancy", "normal"),
-        "model.filters": ("tied", "untied"),
-        "model.affinity": ("raw", "l2", "standardised", "correlation"),
+        "model.filters": ("tied", "untied", "residual"),
+        "model.affinity": ("raw", "l2", "standardised", "correlation", "bottleneck"),
+        "model.pooling": ("mean", "gem"),
         "model.dtype": ("float32", "bfloat16"),
         "eval.map_dtype": ("bfloat16", "float32"),
         "optim.name": ("sgd", "adamw"),
@@ -147,6 +171,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
               f"model.pair_score={score}", "it has an alignment of its own")  # fmt: skip
         _need(config.model.clue_weight == 0, "model.clue_weight", config.model.clue_weight, "0 with "
               f"model.pair_score={score}", "choose one of the two distances")  # fmt: skip
+    _check_residual(config.model)
     if config.model.frozen:
         _need(evaluation.flip, "eval.flip", False, "True with model.frozen",
               "the second stage trains on maps that are averaged over both mirrorings")  # fmt: skip
@@ -179,11 +204,34 @@ def validate(config: ml_collections.ConfigDict) -> None:
         _need(_lookup(config, field) >= 0, field, _lookup(config, field), "0 or more", "raise it")
     for field in ("augment.flip", "augment.erase", "loss.alpha", "model.clue_weight", "eval.mix", "optim.momentum"):
         _need(0 <= _lookup(config, field) <= 1, field, _lookup(config, field), "a value from 0 to 1", "change it")
+    for field in ("model.dropout", "loss.label_smoothing"):
+        _need(0 <= _lookup(config, field) < 1, field, _lookup(config, field), "0 or more and less than 1", "lower it")
     _need(0 <= data.val_share < 1, "data.val_share", data.val_share, "0 or more and less than 1", "change it")
     _need(optim.warmup_epochs < config.epochs, "optim.warmup_epochs", optim.warmup_epochs,
           f"less than config.epochs, {config.epochs}", "lower it or train longer")  # fmt: skip
     _need(evaluation.checkpoint == "last" or data.val_share > 0, "eval.checkpoint", evaluation.checkpoint,
           "'last' where no identities are held out", "set config.data.val_share or config.eval.checkpoint=last")  # fmt: skip
+
+
+def _check_residual(model: ml_collections.ConfigDict) -> None:
+    """The fields of the released recipe that go together."""
+    residual = model.filters == "residual"
+    _need(residual == (model.affinity == "bottleneck"), "model.affinity", model.affinity,
+          f"{'' if residual else 'another than '}'bottleneck' with model.filters={model.filters}",
+          "set model.filters=residual and model.affinity=bottleneck together, or neither")  # fmt: skip
+    _need(residual or not model.shared_encoder, "model.shared_encoder", True,
+          f"False with model.filters={model.filters}", "only residual filters can share the encoder")  # fmt: skip
+    conditional = model.pairs and model.pair_score == "conditional"
+    _need(model.pooling == "mean" or residual or not conditional, "model.pooling", model.pooling,
+          f"'mean' with model.filters={model.filters}",
+          "the mean is taken before these filters; set model.filters=residual")  # fmt: skip
+    _need(model.pooling == "mean" or model.clue_weight == 0, "model.clue_weight", model.clue_weight,
+          "0 with model.pooling=gem", "clues compare nodes that a mean pools")  # fmt: skip
+    if residual and model.pairs:
+        expected = {"pair_score": "conditional", "alignment": "attention", "kind": "discrepancy", "clue_weight": 0.0}
+        for name, value in (expected | {"frozen": False}).items():
+            _need(model[name] == value, f"model.{name}", model[name], f"{value!r} with model.filters=residual",
+                  "the graph of bottlenecks has one form")  # fmt: skip
 
 
 def _lookup(config: ml_collections.ConfigDict, field: str) -> Any:

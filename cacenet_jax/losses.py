@@ -31,13 +31,22 @@ def _wide(x: Float[AnyArray, "*any"]) -> Float[Array, "*any"]:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-def cross_entropy(logits: Float[AnyArray, "*batch I"], labels: Int[AnyArray, "*batch"]) -> Float[Array, "*batch"]:
+def cross_entropy(
+    logits: Float[AnyArray, "*batch I"], labels: Int[AnyArray, "*batch"], smoothing: float = 0.0
+) -> Float[Array, "*batch"]:
     """-log softmax(logits)[label], one value an embedding.
 
-    Source: paper, equation 1, with the minus sign that the print lacks and without its stray 1/C.
+    Args:
+        logits: scores of the identities.
+        labels: 0 .. I-1.
+        smoothing: share of the target that is spread evenly over all I identities, the label's own among them.
+
+    Source: paper, equation 1, with the minus sign that the print lacks and without its stray 1/C; smoothing: Szegedy et
+        al. 2016, https://arxiv.org/abs/1512.00567, section 7.
     """
     log_p = jax.nn.log_softmax(_wide(logits), axis=-1)
-    return -jnp.take_along_axis(log_p, jnp.asarray(labels)[..., None], axis=-1)[..., 0]
+    loss = -jnp.take_along_axis(log_p, jnp.asarray(labels)[..., None], axis=-1)[..., 0]
+    return loss if smoothing == 0 else (1 - smoothing) * loss - smoothing * log_p.mean(axis=-1)
 
 
 def mixup_rows(

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from cacenet_jax.errors import UserError
 
-FROZEN = ("backbone", "individual_head")  # what config.model.frozen keeps
+FROZEN = ("backbone", "gemp", "individual_head")  # what config.model.frozen keeps
 ATTENTION_WEIGHTS = ("intra_weight", "cross_weight", "intra_threshold", "cross_threshold")
 
 

@@ -18,6 +18,8 @@ from cacenet_jax.models.cacenet import CACENet, PairGrid
 from cacenet_jax.models.heads import Embedded, normalise
 from cacenet_jax.parallel import transpose_grid
 
+_DROPOUT = 2**32 - 1  # folded into the key of a run for the dropout masks
+
 
 @struct.dataclass
 class TrainState:
@@ -47,6 +49,8 @@ class LossWeights(NamedTuple):
         pair_identity: weight of the mix-up identity loss on f(u|v).
         pair_triplet: weight of the triplet loss on pair distances.
         evidence: weight of the list loss on the scores of local evidence.
+        label_smoothing: of the identity loss on f(I).
+        rectified: whether the triplet losses see embeddings after a ReLU.
     """
 
     margin: float = 0.5
@@ -56,6 +60,8 @@ class LossWeights(NamedTuple):
     pair_identity: float = 1.0
     pair_triplet: float = 1.0
     evidence: float = 1.0
+    label_smoothing: float = 0.0
+    rectified: bool = False
 
 
 def create_state(
@@ -101,11 +107,12 @@ def loss_terms(
         total, count = _mean(rows.loss_R.sum(), axis_name), _mean(rows.valid_R.sum(), axis_name)
         return total / jnp.where(count > 0, count, 1)
 
+    seen = jax.nn.relu if weights.rectified else lambda embedding: embedding
     labels_B = _gather(labels_R, axis_name)
-    embedding_RF = normalise(individual.embedding)
+    embedding_RF = normalise(seen(individual.embedding))
     distance_RB = losses.euclidean_grid(embedding_RF, _gather(embedding_RF, axis_name))
     triplet = losses.batch_hard_rows(distance_RB, labels_R, labels_B, index_R, weights.margin)
-    identity = _mean(losses.cross_entropy(individual.logits, labels_R).mean(), axis_name)
+    identity = _mean(losses.cross_entropy(individual.logits, labels_R, weights.label_smoothing).mean(), axis_name)
     terms = {"identity": weights.identity * identity, "triplet": weights.triplet * over_rows(triplet)}
     if grid is not None and grid.evidence is not None:
         score_RB = grid.evidence + transpose_grid(grid.evidence, axis_name)
@@ -116,7 +123,7 @@ def loss_terms(
         if grid.conditional is not None:
             mixup_R = losses.mixup_rows(grid.conditional.logits, labels_R, labels_B, weights.alpha)
             terms["pair_identity"] = weights.pair_identity * _mean(mixup_R.mean(), axis_name)
-            target_RBF = normalise(grid.conditional.embedding)
+            target_RBF = normalise(seen(grid.conditional.embedding))
             pair_RB = losses.euclidean(target_RBF, transpose_grid(target_RBF, axis_name))
             if grid.clues is not None:
                 clue_RB = 2 * clue_weight * grid.clues
@@ -141,7 +148,7 @@ def make_train_step(
         optimizer: as optim.optimizer builds it.
         weights: weights and constants of the loss.
         augmentation: what happens to an image; None takes `Batch.images` as they are, normalised floats.
-        key: seed of the augmentation; step and image position are folded in, so a resumed run draws the same.
+        key: seed of augmentation and dropout; step and image position are folded in, so a resumed run draws the same.
         axis_name: device axis for collectives, None on one device.
 
     Returns:
@@ -157,9 +164,14 @@ def make_train_step(
         if augmentation is not None:
             images_RHWC = augment(jax.random.fold_in(key, state.step), index_R, images_RHWC, augmentation)
 
+        # A stream of its own: no step and no image of the augmentation has this number.
+        rngs = {"dropout": jax.random.fold_in(jax.random.fold_in(key, _DROPOUT), state.step)} if model.dropout else {}
+
         def loss_fn(params: Any) -> tuple[jax.Array, tuple[Any, ...]]:
             variables = {"params": params, "batch_stats": state.batch_stats}
-            (individual, grid), updates = model.apply(variables, images_RHWC, train=True, mutable=["batch_stats"])
+            (individual, grid), updates = model.apply(
+                variables, images_RHWC, train=True, mutable=["batch_stats"], rngs=rngs
+            )
             terms = loss_terms(individual, grid, labels_R, index_R, weights, axis_name, model.clue_weight)
             return sum(terms.values()), (terms, individual, grid, updates["batch_stats"])
 

@@ -4,7 +4,7 @@ Legend: B images, H x W positions of a map (N = H W), D channels, E channels of 
 identities, R x C pairs of target images u (rows) and contextual images v (columns).
 """
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -12,64 +12,18 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Shaped
 
 from cacenet_jax.models.alignment import LEARNED, Alignment, node_parts, rule_keys
+from cacenet_jax.models.bottleneck import BottleneckGraph, Encoder, bottleneck_maps
+from cacenet_jax.models.bottleneck import encoded_grid as bottleneck_grid
 from cacenet_jax.models.clues import Clues, clue_distance, image_clues
-from cacenet_jax.models.evidence import Judge, LocalEvidence, Regions, evidence, evidence_distance
+from cacenet_jax.models.evidence import Judge, LocalEvidence, evidence, evidence_distance
 from cacenet_jax.models.graph import Kind
 from cacenet_jax.models.grids import distance_grid
 from cacenet_jax.models.heads import ConditionalHead, Embedded, EmbeddingHead, normalise
-from cacenet_jax.models.keypoints import KeyPoints, key_point_distance, key_point_grid, key_points
+from cacenet_jax.models.keypoints import key_point_distance, key_point_grid, key_points
+from cacenet_jax.models.outputs import Described, PairGrid, PairTerms
 from cacenet_jax.models.pair_grid import coefficients, encoded_grid, plan
-from cacenet_jax.models.pairs import ImageTerms, image_terms, neighbours_both
-
-
-class PairTerms(NamedTuple):
-    """What the pair stage needs of one image; computed once per image.
-
-    Attributes:
-        graph: for the graph convolution; None in a model without it.
-        clues: for the clue distance; None in a model without it.
-        points: for the key-point distance; None in a model without it.
-        regions: for local evidence; None in a model without it.
-    """
-
-    graph: ImageTerms | None
-    clues: Clues | None
-    points: KeyPoints | None = None
-    regions: Regions | None = None
-
-
-class PairGrid(NamedTuple):
-    """What a grid of pairs gives, R target images x C contextual images; None for what a model does not have.
-
-    Attributes:
-        conditional: f(u|v) and its logits, (R, C, F) and (R, C, I).
-        clues: clue distance of each pair, (R, C).
-        points: key-point distance of each pair, (R, C).
-        positive_intra: share of positive affinities within images, scalar.
-        positive_cross: share of positive affinities across images, scalar.
-        degree: mean degree of a node in a pair's graph, scalar.
-        evidence: evidence(u|v) of each pair, (R, C).
-    """
-
-    conditional: Embedded | None
-    clues: Array | None
-    points: Array | None
-    positive_intra: Array | None
-    positive_cross: Array | None
-    degree: Array | None
-    evidence: Array | None = None
-
-
-class Described(NamedTuple):
-    """What retrieval keeps of an image.
-
-    Attributes:
-        embedding: L2-normalised f(I), (B, F).
-        terms: per-image terms of the pair stage, leading axis B; None in a model without the pair stage.
-    """
-
-    embedding: Array
-    terms: PairTerms | None
+from cacenet_jax.models.pairs import image_terms, neighbours_both
+from cacenet_jax.models.pooling import GeneralisedMean, generalised_mean
 
 
 class CACENet(nn.Module):
@@ -89,13 +43,17 @@ class CACENet(nn.Module):
         alignment: which positions are neighbours, see alignment.py; "attention" is the paper's.
         neighbours: K of the "similarity" alignment.
         kind: "discrepancy" (equation 7) or "normal" (equation 6).
-        filters: "tied" (equation 7) or "untied" (equation 5).
+        filters: "tied" (equation 7), "untied" (equation 5) or "residual", the graph of bottlenecks (bottleneck.py).
         keys: what affinities are computed from: the map ("raw", the paper); its L2-normalised nodes ("l2"); its nodes
             standardised per channel by a batch norm without scale and shift ("standardised"), whose affinities start
             with both signs; or those normalised too ("correlation"), whose affinities are correlations less a learned
-            threshold, so that a node starts with few neighbours.
+            threshold, so that a node starts with few neighbours. With residual filters a "bottleneck" of each node.
         threshold: initial threshold of "correlation".
         clue_weight: share of the clue distance in the distance of a pair; 0, the paper's own distance, leaves it out.
+        pooling: of a map: "mean", or "gem", the generalised mean with a learned exponent.
+        shared_encoder: whether the individual head encodes conditional maps too; with residual filters.
+        relu: whether classifiers see embeddings after a ReLU.
+        dropout: share of what classifiers see that is 0 in training.
         pair_memory_mib: memory of the training grid's temporaries on a device; past it the grid is cut into blocks that are
             computed again in the backward pass. Maps, their gradients and arrays of B x B x F and B x B x I do not count.
         dtype: compute type; parameters, statistics, degrees, embeddings and logits are float32.
@@ -112,10 +70,14 @@ class CACENet(nn.Module):
     alignment: Alignment = "attention"
     neighbours: int = 1
     kind: Kind = "discrepancy"
-    filters: Literal["tied", "untied"] = "tied"
-    keys: Literal["raw", "l2", "standardised", "correlation"] = "raw"
+    filters: Literal["tied", "untied", "residual"] = "tied"
+    keys: Literal["raw", "l2", "standardised", "correlation", "bottleneck"] = "raw"
     threshold: float = 0.3
     clue_weight: float = 0.0
+    pooling: Literal["mean", "gem"] = "mean"
+    shared_encoder: bool = False
+    relu: bool = False
+    dropout: float = 0.0
     pair_memory_mib: float = 1024.0
     dtype: Any = jnp.float32
     axis_name: str | None = None
@@ -123,11 +85,17 @@ class CACENet(nn.Module):
     def setup(self) -> None:
         """Creates the parts; w and w' are kept in units of 1/D, so that 1 makes an affinity a mean over channels."""
         shared = {"embed_dim": self.embed_dim, "num_identities": self.num_identities, "dtype": self.dtype}
-        shared["axis_name"] = self.axis_name
-        self.individual_head = EmbeddingHead(**shared)
+        shared |= {"axis_name": self.axis_name, "relu": self.relu, "dropout": self.dropout}
+        self.individual_head = EmbeddingHead(**shared, shared=self.residual and self.shared_encoder)
+        if self.pooling == "gem":
+            self.gemp = GeneralisedMean()
         if self.pairs:
             channels = (self.backbone.channels,)
-            if self.pair_score == "conditional":
+            if self.residual:
+                self.pair_graph = BottleneckGraph(*channels, dtype=self.dtype)
+                if not self.shared_encoder:
+                    self.conditional_head = EmbeddingHead(**shared)
+            elif self.pair_score == "conditional":
                 self.conditional_head = ConditionalHead(*channels, kind=self.kind, filters=self.filters, **shared)
             if self.pair_score == "evidence":
                 self.local_evidence = LocalEvidence(self.evidence_channels, self.axis_name)
@@ -156,14 +124,31 @@ class CACENet(nn.Module):
         return (self.maps(images_BHWC, train=False) + mirrored_BHWD[:, :, ::-1]) / 2
 
     def individual(self, maps_BHWD: Float[Array, "B h w D"], *, train: bool) -> Embedded:
-        """f(I): global average pooling and the individual head."""
+        """f(I): global pooling and the individual head."""
+        if self.pooling == "gem":
+            return self.individual_head(generalised_mean(_nodes(maps_BHWD), self.gemp()), train=train)
         wide = jnp.promote_types(maps_BHWD.dtype, jnp.float32)
         return self.individual_head(maps_BHWD.mean(axis=(1, 2), dtype=wide), train=train)
 
     @property
+    def residual(self) -> bool:
+        """Whether the pair stage is the graph of bottlenecks."""
+        return self.pairs and self.pair_score == "conditional" and self.filters == "residual"
+
+    @property
+    def _pair_head(self) -> EmbeddingHead:
+        """What encodes the maps of the graph of bottlenecks."""
+        return self.individual_head if self.shared_encoder else self.conditional_head
+
+    def pair_encoder(self) -> Encoder:
+        """What makes an embedding of a map of the graph of bottlenecks, but for the batch norm; of an initialised model."""
+        exponent = self.gemp() if self.pooling == "gem" else None
+        return Encoder(self.pair_graph.out(), exponent, self._pair_head.kernel.astype(self.dtype))
+
+    @property
     def _learned(self) -> tuple[str, ...]:
         """The blocks of the graph whose weights are learned."""
-        if self.pair_score == "evidence":
+        if self.pair_score == "evidence" or self.residual:
             return ()
         if self.pair_score == "keypoints":
             return ("cross",)
@@ -212,6 +197,8 @@ class CACENet(nn.Module):
         nodes_BND = _nodes(maps_BHWD)
         if self.pair_score == "evidence":
             return PairTerms(None, None, regions=self.local_evidence(nodes_BND, train=train)[0])
+        if self.residual:
+            return PairTerms(None, None, bottleneck=self.pair_graph(nodes_BND))
         keys_BNE = self._keys(nodes_BND, parts_BN, train)
         if self.pair_score == "keypoints":
             return PairTerms(None, None, key_points(nodes_BND, keys_BNE))
@@ -252,6 +239,8 @@ class CACENet(nn.Module):
             block = max(int(self.pair_memory_mib * 2**20) // column, 1)
             found = distance_grid(lambda u, v: evidence(judge, u, v), regions, block, axis_name)
             return PairGrid(None, None, None, None, None, None, found)
+        if self.residual:
+            return self._bottleneck_grid(nodes_BND, axis_name, train)
         keys_BNE = self._keys(nodes_BND, parts_BN, train)
         share = 1.0 if self.clue_weight == 0 else 0.5  # the clue distances take the rest
         # Bytes of a pair of positions, with what its backward pass holds: key points have two products.
@@ -275,6 +264,17 @@ class CACENet(nn.Module):
         conditional = self.conditional_head.finish(encoded, train=train)
         return PairGrid(conditional, clues, None, found.positive_intra, found.positive_cross, found.degree)
 
+    def _bottleneck_grid(self, nodes_BND: Array, axis_name: str | None, train: bool) -> PairGrid:
+        head = self._pair_head
+        if self.is_initializing():  # the head makes its parameters when it is called
+            head(nodes_BND[:, 0], train=train)
+        terms = self.pair_graph(nodes_BND)
+        found = bottleneck_grid(self.pair_encoder(), terms, int(self.pair_memory_mib * 2**20), axis_name)
+        finish = head.finish_pairs if self.shared_encoder else head.finish
+        positive_intra = (terms.intra_NN > 0).mean(dtype=jnp.float32)
+        conditional = finish(found.encoded, train=train)
+        return PairGrid(conditional, None, None, positive_intra, found.positive_cross.mean(), found.degree.mean())
+
     def judge(self) -> Judge:
         """What judges a pair of images, in an initialised model of local evidence."""
         return Judge(**{name: self.local_evidence.variables["params"][name] for name in Judge._fields})
@@ -295,6 +295,12 @@ class CACENet(nn.Module):
             return evidence_distance(self.judge(), u.regions, v.regions)
         if u.points is not None:
             return key_point_distance(u.points, v.points, self.weight("cross", u.points.keys_NE)).distance
+        if u.bottleneck is not None:
+            encoder = self.pair_encoder()
+            maps = bottleneck_maps(encoder.out_ED, u.bottleneck, v.bottleneck)
+            pooled_2D = jnp.stack([generalised_mean(map_ND, encoder.exponent) for map_ND in maps])
+            embedding_2F = normalise(self._pair_head(pooled_2D, train=False).embedding)
+            return 1 - embedding_2F[0] @ embedding_2F[1]
         keys_NE = u.graph.nodes_ND if u.graph.keys_NE is None else u.graph.keys_NE
         weight_E = self.weight("cross", keys_NE)
         near_u_D, near_v_D = neighbours_both(u.graph, v.graph, weight_E, self.nearest)

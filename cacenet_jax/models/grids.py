@@ -33,3 +33,30 @@ def distance_grid(pair: Callable[[Any, Any], Any], rows: Any, block: int = 0, ax
         found = jax.lax.map(jax.checkpoint(column), columns, batch_size=block)
         return jax.tree.map(lambda x: x.swapaxes(0, 1), found)
     return jax.vmap(jax.vmap(pair, (None, 0)), (0, None))(rows, columns)
+
+
+def map_grid(pair: Callable[[Any, Any], Any], rows: Any, columns: Any, at_once: int) -> Any:
+    """A function of two images' terms over a grid, so many pairs at a time, each block again in the backward pass.
+
+    Args:
+        pair: terms of u and of v to a small tree; what it needs on the way bounds `at_once`.
+        rows: terms of the target images, leading axis R.
+        columns: terms of the contextual images, leading axis C.
+        at_once: pairs computed at a time; one at least.
+
+    Returns:
+        What `pair` gives, with leading axes (R, C).
+    """
+    num_rows, num_columns = (len(jax.tree.leaves(tree)[0]) for tree in (rows, columns))
+
+    def row(u: Any) -> Any:
+        return jax.vmap(lambda v: pair(u, v))(columns)
+
+    def row_in_blocks(u: Any) -> Any:
+        return jax.lax.map(jax.checkpoint(lambda v: pair(u, v)), columns, batch_size=max(at_once, 1))
+
+    if at_once >= num_rows * num_columns:
+        return jax.vmap(row)(rows)
+    if at_once >= num_columns:
+        return jax.lax.map(jax.checkpoint(row), rows, batch_size=at_once // num_columns)
+    return jax.lax.map(row_in_blocks, rows)

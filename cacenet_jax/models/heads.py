@@ -4,6 +4,7 @@ Legend: B images, R x C pairs (target u, context v), D channels of a map, F embe
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
@@ -14,6 +15,7 @@ from jaxtyping import Array, Float
 from cacenet_jax.models.graph import Kind, neighbour_sign
 
 _EPSILON = 1e-5  # of the batch norms
+_KAIMING = nn.initializers.variance_scaling(2.0, "fan_out", "normal")  # of a shared encoder, as the authors' release
 
 
 class Embedded(NamedTuple):
@@ -43,19 +45,29 @@ class EmbeddingHead(nn.Module):
         num_identities: I, classes of the training set.
         dtype: compute type of the products; statistics, embedding and logits are float32.
         axis_name: device axis over which batch statistics are averaged, None on one device.
+        relu: whether the classifier sees the embedding after a ReLU.
+        dropout: share of what the classifier sees that is 0 in training (rng stream "dropout"), the same on any number of
+            devices.
+        shared: whether the head encodes pairs too, and has a second classifier for them.
     """
 
     embed_dim: int
     num_identities: int
     dtype: Any = jnp.float32
     axis_name: str | None = None
+    relu: bool = False
+    dropout: float = 0.0
+    shared: bool = False
 
     def setup(self) -> None:
         """Creates the layers."""
+        linear = partial(nn.Dense, use_bias=False, dtype=self.dtype)
         small = nn.initializers.normal(0.001)
-        self.conv = nn.Dense(self.embed_dim, use_bias=False, dtype=self.dtype)
+        self.conv = linear(self.embed_dim, **({"kernel_init": _KAIMING} if self.shared else {}))
         self.bn = nn.BatchNorm(momentum=0.9, epsilon=_EPSILON, axis_name=self.axis_name, dtype=None)
-        self.classifier = nn.Dense(self.num_identities, use_bias=False, dtype=self.dtype, kernel_init=small)
+        self.classifier = linear(self.num_identities, kernel_init=small)
+        if self.shared:
+            self.pair_classifier = linear(self.num_identities, kernel_init=small)
 
     def _encode(self, pooled: Array) -> Array:
         return self.conv(pooled).astype(jnp.promote_types(pooled.dtype, jnp.float32))
@@ -77,7 +89,32 @@ class EmbeddingHead(nn.Module):
     def finish(self, encoded: Float[Array, "*batch F"], *, train: bool) -> Embedded:
         """What the 1x1 convolution gave to embeddings (..., F) and logits (..., I)."""
         embedding = self.bn(encoded, use_running_average=not train)
-        return Embedded(embedding, self.classifier(embedding).astype(embedding.dtype))
+        return Embedded(embedding, self._scores(self.classifier, embedding, train))
+
+    def finish_pairs(self, encoded_RCF: Float[Array, "R C F"], *, train: bool) -> Embedded:
+        """As `finish`, of a grid of pairs, with the second classifier of a shared head.
+
+        The running statistics take the grid's in twice: the authors' network encodes both orders of every pair, one after
+        the other, and the second grid is the first one transposed.
+        """
+        for _ in range(2 if train else 1):
+            embedding_RCF = self.bn(encoded_RCF, use_running_average=not train)
+        return Embedded(embedding_RCF, self._scores(self.pair_classifier, embedding_RCF, train))
+
+    def _scores(self, classifier: nn.Dense, embedding: Array, train: bool) -> Array:
+        """Logits, of the embedding's type."""
+        seen = nn.relu(embedding) if self.relu else embedding
+        if train and self.dropout:
+            seen = self._drop(seen)
+        return classifier(seen).astype(embedding.dtype)
+
+    def _drop(self, seen: Array) -> Array:
+        """Zeros and rescaled values; an image's mask follows from its place in the global batch."""
+        rows, key = seen.shape[0], self.make_rng("dropout")
+        first = 0 if self.axis_name is None else jax.lax.axis_index(self.axis_name) * rows
+        keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(first + jnp.arange(rows))
+        keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - self.dropout, seen.shape[1:]))(keys)
+        return jnp.where(keep, seen / (1 - self.dropout), 0)
 
     @property
     def kernel(self) -> Float[Array, "D F"]:
@@ -100,6 +137,8 @@ class ConditionalHead(nn.Module):
         theta_init: initialiser of Theta, (D, D).
         dtype: compute type of the products.
         axis_name: device axis over which batch statistics are averaged.
+        relu: as in `EmbeddingHead`.
+        dropout: as in `EmbeddingHead`.
     """
 
     channels: int
@@ -110,6 +149,8 @@ class ConditionalHead(nn.Module):
     theta_init: Callable[..., Array] = near_identity
     dtype: Any = jnp.float32
     axis_name: str | None = None
+    relu: bool = False
+    dropout: float = 0.0
 
     def setup(self) -> None:
         """Creates the filters and the embedding head."""
@@ -117,7 +158,8 @@ class ConditionalHead(nn.Module):
         self.theta = self.param("theta", self.theta_init, square)
         if self.filters == "untied":
             self.theta_1 = self.param("theta_1", self.theta_init, square)
-        self.head = EmbeddingHead(self.embed_dim, self.num_identities, self.dtype, self.axis_name)
+        rest = (self.dtype, self.axis_name, self.relu, self.dropout)
+        self.head = EmbeddingHead(self.embed_dim, self.num_identities, *rest)
 
     def _product(self, x: Array, kernel: Array) -> Array:
         wide = jnp.promote_types(self.dtype, jnp.float32)

@@ -8,7 +8,8 @@ that matrix may act on the nodes of an image before any pair is formed:
 with E the encoder and the scale of its norm, and own_u = mean_u X Theta_0 E + bias. A pair then costs its block T_uv,
 matrix-vector products with N x N and N x F, and nothing with D or D x D in it. The maps themselves are not kept: T_uv
 is made from keys, which carry the square root of |w'| so that both images of a pair store the same thing, rounded once.
-A network without a graph convolution stores its key points, or the regions of local evidence, instead.
+A network without a graph convolution stores its key points, or the regions of local evidence, instead; one with the graph
+of bottlenecks its map and both bottlenecks, because its pooling is not linear.
 
 Legend: u one image, v the C images that it is compared with, N and M nodes, D channels, E channels of keys, F embedding
 size, B images.
@@ -21,13 +22,16 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from cacenet_jax.models.alignment import LEARNED, connect
+from cacenet_jax.models.bottleneck import BottleneckTerms, Encoder, bottleneck_maps
 from cacenet_jax.models.cacenet import CACENet, Described
 from cacenet_jax.models.clues import Clues, clue_distance
 from cacenet_jax.models.evidence import Judge, Regions, evidence_distance
 from cacenet_jax.models.graph import inverse_sqrt_degree, neighbour_sign
 from cacenet_jax.models.heads import normalise
 from cacenet_jax.models.keypoints import KeyPoints, key_point_distance
+from cacenet_jax.models.pooling import generalised_mean
 
+_AT_ONCE = 8  # candidates whose maps exist at a time
 _EPSILON = 1e-5  # of the batch norm in heads.EmbeddingHead
 
 
@@ -61,6 +65,18 @@ class PointConstants(NamedTuple):
     weight_E: Array
 
 
+class BottleneckConstants(NamedTuple):
+    """What the pair stage of a trained network with the graph of bottlenecks is, at least float32.
+
+    Attributes:
+        encoder: W_o, the exponent, and the 1x1 convolution with the scale of the batch norm.
+        bias_F: what the batch norm adds.
+    """
+
+    encoder: Encoder
+    bias_F: Array
+
+
 class StoredTerms(NamedTuple):
     """What is kept of an image to compare it with others.
 
@@ -81,10 +97,16 @@ class StoredTerms(NamedTuple):
     clues: Clues | None
 
 
-def compose(net: CACENet, variables: Any) -> PairConstants | PointConstants | Judge:
+Constants = PairConstants | PointConstants | BottleneckConstants | Judge
+Terms = StoredTerms | KeyPoints | Regions | BottleneckTerms
+
+
+def compose(net: CACENet, variables: Any) -> Constants:
     """The constants of a network with a pair stage; once for each state of it."""
     if net.pair_score == "evidence":
         return net.apply(variables, method="judge")
+    if net.residual:
+        return _compose_bottleneck(net, variables)
     # A weight that is not learned is one number for all channels, and one for that of the threshold.
     weight_E = net.apply(variables, "cross", jnp.ones(1 + _has_threshold(net)), method="weight")
     weight_E = weight_E.astype(jnp.promote_types(weight_E.dtype, jnp.float32))
@@ -110,6 +132,17 @@ def compose(net: CACENet, variables: Any) -> PairConstants | PointConstants | Ju
     )
 
 
+def _compose_bottleneck(net: CACENet, variables: Any) -> BottleneckConstants:
+    encoder: Encoder = net.clone(dtype=jnp.promote_types(net.dtype, jnp.float32)).apply(
+        variables, method="pair_encoder"
+    )
+    name = "individual_head" if net.shared_encoder else "conditional_head"
+    norm, stats = variables["params"][name]["bn"], variables["batch_stats"][name]["bn"]
+    scale_F = norm["scale"] / jnp.sqrt(stats["var"] + _EPSILON)
+    encoder = encoder._replace(kernel_DF=encoder.kernel_DF * scale_F)
+    return BottleneckConstants(encoder, norm["bias"] - stats["mean"] * scale_F)
+
+
 def _has_threshold(net: CACENet) -> bool:
     """Whether the last channel of the keys is the constant one of a learned threshold."""
     return net.keys == "correlation" and net.alignment in LEARNED
@@ -118,11 +151,11 @@ def _has_threshold(net: CACENet) -> bool:
 def describe(
     net: CACENet,
     variables: Any,
-    constants: PairConstants | PointConstants | Judge | None,
+    constants: Constants | None,
     maps_BHWD: Float[Array, "B h w D"],
     dtype: Any = jnp.bfloat16,
     parts_BN: Int[Array, "B N"] | None = None,
-) -> tuple[Float[Array, "B F"], StoredTerms | KeyPoints | Regions | None]:
+) -> tuple[Float[Array, "B F"], Terms | None]:
     """What retrieval keeps of images: f(I), L2-normalised, and the terms of the pair stage.
 
     Args:
@@ -130,7 +163,7 @@ def describe(
         variables: its parameters and statistics.
         constants: what `compose` gives; None for a network without the pair stage.
         maps_BHWD: feature maps, computed on in at least float32 whatever the network's type.
-        dtype: storage type of keys, values, affinities, clues, key points and regions.
+        dtype: storage type of keys, values, affinities, clues, key points, regions and maps.
         parts_BN: body part of each position, for the semantic alignment.
 
     Returns:
@@ -142,7 +175,10 @@ def describe(
         found: Described = net.clone(dtype=wide).apply(variables, maps_BHWD, parts_BN, method="describe")
         if found.terms is None or constants is None:
             return found.embedding, None
-        graph, clues, points, regions = found.terms
+        graph, clues, points, regions, bottleneck = found.terms
+        if bottleneck is not None:
+            stored: BottleneckTerms = jax.tree.map(lambda x: x.astype(dtype), bottleneck)
+            return found.embedding, stored._replace(degree_N=bottleneck.degree_N)
         if graph is None:
             return found.embedding, jax.tree.map(lambda x: x.astype(dtype), regions if points is None else points)
         keys_BNE = graph.nodes_ND if graph.keys_NE is None else graph.keys_NE
@@ -158,9 +194,9 @@ def describe(
 
 
 def group_distance(
-    constants: PairConstants | PointConstants | Judge,
-    u: StoredTerms | KeyPoints | Regions,
-    v: StoredTerms | KeyPoints | Regions,
+    constants: Constants,
+    u: Terms,
+    v: Terms,
     clue_weight: float = 0.0,
     nearest: int = 0,
 ) -> Float[Array, "C"]:
@@ -182,6 +218,9 @@ def group_distance(
     if isinstance(constants, Judge):
         with jax.default_matmul_precision("highest"):
             return jax.vmap(lambda v: evidence_distance(constants, u, v))(v)
+    if isinstance(constants, BottleneckConstants):
+        with jax.default_matmul_precision("highest"):
+            return jax.lax.map(lambda v: _bottleneck_distance(constants, u, v), v, batch_size=_AT_ONCE)
     if isinstance(constants, PointConstants):
         with jax.default_matmul_precision("highest"):
             one = lambda v: key_point_distance(u, v, constants.weight_E).distance
@@ -206,3 +245,11 @@ def group_distance(
             return distance_C
         clues_C = jax.vmap(clue_distance, (None, 0))(u.clues, v.clues)
         return (1 - clue_weight) * distance_C + clue_weight * clues_C
+
+
+def _bottleneck_distance(constants: BottleneckConstants, u: BottleneckTerms, v: BottleneckTerms) -> Float[Array, ""]:
+    """`CACENet.pair_distance` of two images' stored terms."""
+    maps = bottleneck_maps(constants.encoder.out_ED, u, v)
+    pooled_2D = jnp.stack([generalised_mean(map_ND, constants.encoder.exponent) for map_ND in maps])
+    embedding_2F = normalise(pooled_2D @ constants.encoder.kernel_DF + constants.bias_F)
+    return 1 - embedding_2F[0] @ embedding_2F[1]

@@ -24,6 +24,7 @@ from jaxtyping import Array, Float
 
 from cacenet_jax.errors import UserError
 from cacenet_jax.models.convolutions import Conv1x1, StemConv, kaiming_fan_out, max_pool
+from cacenet_jax.models.non_local import NonLocal
 
 Block = Literal["basic", "bottleneck"]
 EXPANSION = {"basic": 1, "bottleneck": 4}
@@ -85,6 +86,7 @@ class ResidualBlock(nn.Module):
         norm: Makes a batch norm.
         first_norm: Makes the norm after the first convolution; None for a batch norm.
         zero_init: Start the last batch norm's scale at zero.
+        non_local: Makes what the output passes through at the end, by name; None for nothing.
     """
 
     kind: Block
@@ -96,6 +98,7 @@ class ResidualBlock(nn.Module):
     norm: Callable[..., Callable]
     first_norm: Callable[..., Callable] | None = None
     zero_init: bool = False
+    non_local: Callable[..., Callable] | None = None
 
     @nn.compact
     def __call__(self, x_BHWC: Float[Array, "B H W C"]) -> Float[Array, "B h w D"]:
@@ -117,7 +120,8 @@ class ResidualBlock(nn.Module):
         if self.project:
             x_BHWC = self.conv1x1(features, self.stride, name="downsample_conv")(x_BHWC)
             x_BHWC = self.norm(name="downsample_bn")(x_BHWC)
-        return nn.relu(x_BHWC + y_BHWD)
+        x_BHWC = nn.relu(x_BHWC + y_BHWD)
+        return x_BHWC if self.non_local is None else self.non_local(name="non_local_block")(x_BHWC)
 
 
 class ResNet(nn.Module):
@@ -134,6 +138,7 @@ class ResNet(nn.Module):
         cpu_stem: Compute stem and pooling in forms that are faster on a CPU; see `StemConv`, `max_pool`.
         zero_init_residual: Start every block at its skip connection (off, as in torchvision).
         ibn: Instance norm on half of the channels after the first convolution of a block, the last stage aside.
+        non_local: A non-local block after the last but one block of layer2, layer3 and layer4.
     """
 
     stages: Sequence[int]
@@ -146,6 +151,7 @@ class ResNet(nn.Module):
     cpu_stem: bool = False
     zero_init_residual: bool = False
     ibn: bool = False
+    non_local: bool = False
 
     @property
     def channels(self) -> int:
@@ -165,6 +171,10 @@ class ResNet(nn.Module):
     def map_size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of the map of a height x width image; every layer rounds up."""
         return -(-height // self.stride), -(-width // self.stride)
+
+    def _non_local(self, stage: int) -> tuple[int, ...]:
+        """The blocks of a stage that have a non-local block after them."""
+        return (self.stages[stage] - 2,) if self.non_local and stage > 0 else ()
 
     @nn.compact
     def __call__(self, x_BHWC: Float[Array, "B H W C"], *, train: bool = False) -> Float[Array, "B h w D"]:
@@ -206,6 +216,7 @@ class ResNet(nn.Module):
                     norm=norm,
                     first_norm=mixed_norm if self.ibn and stage < len(self.stages) - 1 else None,
                     zero_init=self.zero_init_residual,
+                    non_local=partial(NonLocal, self.dtype) if index in self._non_local(stage) else None,
                     name=f"layer{stage + 1}_{index}",
                 )(x_BHWC)
         return x_BHWC
@@ -223,7 +234,7 @@ def build(name: str, **fields: Any) -> ResNet:
         The module.
 
     Raises:
-        UserError: For a name or a field that does not exist.
+        UserError: For a name or a field that does not exist, or non-local blocks in stages of one block.
     """
     if name not in STAGES:
         raise UserError(f"backbone {name!r} is not known; choose one of {', '.join(STAGES)}")
@@ -231,6 +242,11 @@ def build(name: str, **fields: Any) -> ResNet:
     if unknown := sorted(set(fields) - known):
         found, expected = ", ".join(unknown), ", ".join(sorted(known))
         raise UserError(f"backbone {name!r} has no field {found}; fields are {expected}")
+    if fields.get("non_local") and min(STAGES[name].stages[1:]) < 2:
+        raise UserError(
+            f"config.model.non_local: found True with backbone {name!r}, expected stages of two blocks or more; "
+            "set it to False or choose resnet18 or larger"
+        )
     on_cpu = jax.default_backend() == "cpu"
     return ResNet(**(STAGES[name]._asdict() | {"matmul_1x1": on_cpu, "cpu_stem": on_cpu} | fields))
 
@@ -241,7 +257,7 @@ def resnet50(**fields: Any) -> ResNet:
 
 
 _TORCH = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
-_TORCH |= {"downsample_conv": "downsample.0", "downsample_bn": "downsample.1"}
+_TORCH |= {"downsample_conv": "downsample.0", "downsample_bn": "downsample.1", "non_local_block": "non_local_block"}
 
 
 def torch_name(path: str | Sequence[str]) -> str:
@@ -262,7 +278,8 @@ def torch_name(path: str | Sequence[str]) -> str:
     keys = path.split("/") if isinstance(path, str) else list(path)
     keys = keys[1:] if keys[:1] in (["params"], ["batch_stats"]) else keys
     stem = len(keys) == 2 and keys[0] in ("conv1", "bn1")
-    block = keys[0].startswith("layer") and (len(keys) == 3 or (len(keys) == 4 and keys[2] in ("IN", "BN")))
+    inner = len(keys) == 4 and (keys[2] in ("IN", "BN") or keys[1] == "non_local_block")
+    block = keys[0].startswith("layer") and (len(keys) == 3 or inner)
     if not (stem or block) or keys[-1] not in _TORCH:
         raise ValueError(f"{path!r} is not a path of a ResNet, such as 'layer1_0/conv1/kernel'")
     return ".".join(_TORCH.get(key, key.replace("_", ".")) for key in keys)

@@ -1,0 +1,40 @@
+"""Generalised-mean pooling (Radenovic, Tolias and Chum 2018, https://arxiv.org/abs/1711.02512), of the `released` recipe.
+
+Legend: N positions of a map, D channels.
+"""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+from numpy import ndarray
+
+AnyArray = Array | ndarray
+
+SMALLEST = 1e-6  # what smaller values count as
+START = 3.0  # exponent at the start
+
+
+def generalised_mean(
+    nodes_ND: Float[AnyArray, "*batch N D"], exponent: Float[AnyArray, "*#one"] | None
+) -> Float[Array, "*batch D"]:
+    """(mean_n max(x_n, 1e-6)^p)^(1/p), at least float32.
+
+    Args:
+        nodes_ND: maps, one row a position.
+        exponent: p, one number; None for the plain mean, which clamps nothing.
+    """
+    nodes_ND = jnp.asarray(nodes_ND)
+    wide = jnp.promote_types(nodes_ND.dtype, jnp.float32)
+    if exponent is None:
+        return nodes_ND.mean(axis=-2, dtype=wide)
+    p = jnp.asarray(exponent, wide).reshape(())
+    return (jnp.maximum(nodes_ND.astype(wide), SMALLEST) ** p).mean(axis=-2) ** (1 / p)
+
+
+class GeneralisedMean(nn.Module):
+    """The learned exponent; `generalised_mean` is the maths."""
+
+    @nn.compact
+    def __call__(self) -> Float[Array, "1"]:
+        """p, which starts at 3: between the mean (1) and the maximum (infinity)."""
+        return self.param("p", nn.initializers.constant(START), (1,))
