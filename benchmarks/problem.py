@@ -14,7 +14,7 @@ import optax
 
 from cacenet_jax.data.augment import Augment
 from cacenet_jax.data.batch import Batch
-from cacenet_jax.models import resnet
+from cacenet_jax.models import backbones
 from cacenet_jax.models.cacenet import CACENet
 from cacenet_jax.train_step import LossWeights, TrainState, create_state, make_train_step
 
@@ -27,7 +27,7 @@ class Size(NamedTuple):
     """What decides how much work a step is.
 
     Attributes:
-        backbone: a name of models/resnet.py.
+        backbone: a name of models/backbones.py.
         batch: images of the global batch, four of each identity.
         height: pixels.
         width: pixels.
@@ -54,7 +54,7 @@ class Size(NamedTuple):
 def add_size(parser: argparse.ArgumentParser, **defaults: Any) -> None:
     """Adds the fields of `Size` as options."""
     size = Size(**defaults)
-    parser.add_argument("--backbone", choices=resnet.STAGES, default=size.backbone, help="%(default)s")
+    parser.add_argument("--backbone", choices=backbones.NAMES, default=size.backbone, help="%(default)s")
     parser.add_argument("--batch", type=int, default=size.batch, help="images, a multiple of 4; %(default)s")
     parser.add_argument("--height", type=int, default=size.height, help="pixels; %(default)s")
     parser.add_argument("--width", type=int, default=size.width, help="pixels; %(default)s")
@@ -76,7 +76,7 @@ def network(size: Size, axis_name: str | None = None, pairs: bool = True) -> CAC
     """The paper's network."""
     shared = {"dtype": jnp.dtype(size.dtype), "axis_name": axis_name}
     return CACENet(
-        backbone=resnet.build(size.backbone, **shared),
+        backbone=backbones.build(size.backbone, **shared),
         num_identities=size.identities,
         embed_dim=size.embed_dim,
         pairs=pairs,

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, UInt8
 from ml_collections import ConfigDict
 
 from cacenet_jax.data.augment import Augment, normalise_images
-from cacenet_jax.models import inference, resnet
+from cacenet_jax.models import backbones, inference
 from cacenet_jax.models.cacenet import CACENet
 from cacenet_jax.retrieval.extract import Features
 from cacenet_jax.train_step import LossWeights
@@ -20,13 +20,9 @@ def model(config: ConfigDict, num_identities: int, axis_name: str | None = None)
     """The network of a config for a number of training identities."""
     settings = config.model
     dtype = jnp.dtype(settings.dtype)
-    fields: dict[str, Any] = {"dtype": dtype, "axis_name": axis_name, "last_stride": settings.last_stride}
-    if settings.width:
-        fields["width"] = settings.width
-    if settings.non_local:
-        fields["non_local"] = True
+    fields = backbones.configured(settings) | {"dtype": dtype, "axis_name": axis_name}
     return CACENet(
-        backbone=resnet.build(settings.backbone, **fields),
+        backbone=backbones.build(settings.backbone, **fields),
         num_identities=num_identities,
         embed_dim=settings.embed_dim,
         pairs=settings.pairs,
@@ -63,8 +59,9 @@ def loss_weights(config: ConfigDict) -> LossWeights:
 
 
 def augmentation(config: ConfigDict) -> Augment:
-    """What happens to a training image."""
-    return Augment(**config.augment.to_dict())
+    """What happens to a training image; the backbone says how its pixels are normalised."""
+    backbone = backbones.build(config.model.backbone, **backbones.configured(config.model))
+    return Augment(**config.augment.to_dict(), mean=backbone.pixel_mean, std=backbone.pixel_std)
 
 
 class Scoring(NamedTuple):
@@ -92,7 +89,7 @@ def feature_maps(
         images_BHWC: uint8 images; channels after the colours are not looked at.
         flip: average the maps of an image and its mirror image, which is mirrored back first so that positions match.
     """
-    pixels = normalise_images(images_BHWC[..., :3])
+    pixels = normalise_images(images_BHWC[..., :3], net.backbone.pixel_mean, net.backbone.pixel_std)
     if flip:
         return net.apply(variables, pixels, method="mirrored_maps")
     return net.apply(variables, pixels, train=False, method="maps")

@@ -56,6 +56,7 @@ def paper() -> ml_collections.ConfigDict:
     config.model.backbone = "resnet50"
     config.model.width = 0  # channels of the first stage, 0 for the backbone's own
     config.model.last_stride = 1
+    config.model.backbone_fields = ""  # others of its fields: "head=False,drop_connect=0.2"
     config.model.embed_dim = 768  # F
     config.model.pairs = True  # False: the individual baseline of table 1
     config.model.pair_score = "conditional"  # of f(u|v) and f(v|u); or, without a graph: keypoints, evidence
@@ -145,13 +146,13 @@ def _need(ok: bool, field: str, found: Any, expected: str, remedy: str) -> None:
 
 def validate(config: ml_collections.ConfigDict) -> None:
     """Raises UserError, one line, for the first field whose value cannot be."""
+    from cacenet_jax.models import backbones  # here, so that a typo in a flag need not wait for jax
     from cacenet_jax.models.alignment import STRATEGIES
-    from cacenet_jax.models.resnet import STAGES  # here, so that a typo in a flag need not wait for jax
 
     data, optim, evaluation = config.data, config.optim, config.eval
     choices = {
         "parallel": ("pmap", "shard_map"),
-        "model.backbone": tuple(STAGES),
+        "model.backbone": tuple(backbones.NAMES),
         "model.pair_score": ("conditional", "keypoints", "evidence"),
         "model.alignment": STRATEGIES,
         "model.kind": ("discrepancy", "normal"),
@@ -166,6 +167,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
     for field, allowed in choices.items():
         found = _lookup(config, field)
         _need(found in allowed, field, found, "one of " + ", ".join(allowed), "choose one of them")
+    backbones.check(config.model.backbone, backbones.configured(config.model))
     if (score := config.model.pair_score) != "conditional":
         _need(config.model.alignment == "attention", "model.alignment", config.model.alignment, "'attention' with "
               f"model.pair_score={score}", "it has an alignment of its own")  # fmt: skip

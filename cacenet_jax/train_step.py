@@ -18,7 +18,8 @@ from cacenet_jax.models.cacenet import CACENet, PairGrid
 from cacenet_jax.models.heads import Embedded, normalise
 from cacenet_jax.parallel import transpose_grid
 
-_DROPOUT = 2**32 - 1  # folded into the key of a run for the dropout masks
+# Folded into the key of a run for the masks of dropout, and of a backbone that leaves out blocks (drop connect).
+_DROPOUT, _DROP_CONNECT = 2**32 - 1, 2**32 - 2
 
 
 @struct.dataclass
@@ -166,6 +167,9 @@ def make_train_step(
 
         # A stream of its own: no step and no image of the augmentation has this number.
         rngs = {"dropout": jax.random.fold_in(jax.random.fold_in(key, _DROPOUT), state.step)} if model.dropout else {}
+        # Another on each device, which draws for its own images.
+        drop_connect = jax.random.fold_in(jax.random.fold_in(key, _DROP_CONNECT), state.step)
+        rngs["drop_connect"] = jax.random.fold_in(drop_connect, first)
 
         def loss_fn(params: Any) -> tuple[jax.Array, tuple[Any, ...]]:
             variables = {"params": params, "batch_stats": state.batch_stats}

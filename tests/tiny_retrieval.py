@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cacenet_jax.data.augment import MEAN, STD
 from cacenet_jax.models.cacenet import CACENet
 
 D, F, I = 4, 3, 5
@@ -14,6 +15,7 @@ class Pixels(nn.Module):
     """A backbone that gives the image's own pixels as a map of D channels, some negative."""
 
     channels: int = D
+    pixel_mean, pixel_std = MEAN, STD
 
     def __call__(self, x, *, train):
         return jnp.concatenate([x, (x[..., :1] * x[..., 1:2])], axis=-1)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
-# Mean and standard deviation of ImageNet's pixels, in units of 255: the convention of the published weights.
+# Mean and standard deviation of ImageNet's pixels, in units of 255; a backbone says its own.
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 _ATTEMPTS = 16
@@ -24,6 +24,8 @@ class Augment(NamedTuple):
         erase: probability of random erasing.
         erase_area: smallest and largest share of the image that is erased.
         erase_aspect: smallest height over width of the erased rectangle; the largest is its reciprocal.
+        mean: of red, green and blue, as `normalise_images` takes it.
+        std: likewise.
     """
 
     flip: float = 0.5
@@ -31,12 +33,24 @@ class Augment(NamedTuple):
     erase: float = 0.5
     erase_area: tuple[float, float] = (0.02, 0.4)
     erase_aspect: float = 0.3
+    mean: tuple[float, float, float] = MEAN
+    std: tuple[float, float, float] = STD
 
 
-def normalise_images(images_BHWC: UInt8[Array, "*B H W 3"], dtype: jnp.dtype = jnp.float32) -> Float[Array, "*B H W 3"]:
-    """uint8 pixels to zero mean and unit variance by ImageNet's statistics."""
-    mean, std = jnp.asarray(MEAN, jnp.float32) * 255, jnp.asarray(STD, jnp.float32) * 255
-    return ((images_BHWC.astype(jnp.float32) - mean) / std).astype(dtype)
+def normalise_images(
+    images_BHWC: UInt8[Array, "*B H W 3"],
+    mean: tuple[float, float, float] = MEAN,
+    std: tuple[float, float, float] = STD,
+) -> Float[Array, "*B H W 3"]:
+    """uint8 pixels to what a backbone expects: less the mean, divided by the standard deviation.
+
+    Args:
+        images_BHWC: pixels.
+        mean: of red, green and blue, in units of 255; a backbone's `pixel_mean`.
+        std: likewise, `pixel_std`.
+    """
+    mean_3, std_3 = jnp.asarray(mean, jnp.float32) * 255, jnp.asarray(std, jnp.float32) * 255
+    return (images_BHWC.astype(jnp.float32) - mean_3) / std_3
 
 
 def _erase(key: Array, image_HWC: Array, erase: float, area: tuple[float, float], aspect: float) -> Array:
@@ -72,7 +86,8 @@ def augment_one(key: Array, image_HWC: UInt8[Array, "H W C"], settings: Augment)
         top = jax.random.randint(key_top, (), 0, 2 * pad + 1)
         left = jax.random.randint(key_left, (), 0, 2 * pad + 1)
         image_HWC = jax.lax.dynamic_slice(padded, (top, left, 0), image_HWC.shape)
-    pixels_HW3, labels_HWL = normalise_images(image_HWC[..., :3]), image_HWC[..., 3:].astype(jnp.float32)
+    pixels_HW3 = normalise_images(image_HWC[..., :3], settings.mean, settings.std)
+    labels_HWL = image_HWC[..., 3:].astype(jnp.float32)
     normalised_HWC = jnp.concatenate([pixels_HW3, labels_HWL], axis=-1)
     return _erase(key_erase, normalised_HWC, settings.erase, settings.erase_area, settings.erase_aspect)
 

@@ -153,6 +153,10 @@ class ResNet(nn.Module):
     ibn: bool = False
     non_local: bool = False
 
+    # Of ImageNet's pixels, in units of 255: the convention of the published weights.
+    pixel_mean = (0.485, 0.456, 0.406)
+    pixel_std = (0.229, 0.224, 0.225)
+
     @property
     def channels(self) -> int:
         """D, the channels of the map."""
@@ -220,6 +224,11 @@ class ResNet(nn.Module):
                     name=f"layer{stage + 1}_{index}",
                 )(x_BHWC)
         return x_BHWC
+
+    @staticmethod
+    def torch_name(path: str | Sequence[str]) -> str:
+        """Name a parameter or running statistic as torchvision's state dict does; see `torch_name`."""
+        return torch_name(path)
 
 
 def build(name: str, **fields: Any) -> ResNet:

@@ -9,7 +9,7 @@ from tiny_retrieval import network
 from tiny_training import fast_compile
 
 from cacenet_jax import build
-from cacenet_jax.data.augment import normalise_images
+from cacenet_jax.data.augment import MEAN, STD, normalise_images
 from cacenet_jax.models.alignment import blocks
 from cacenet_jax.models.attention import correspondence
 from cacenet_jax.models.graph import laplacian_conv
@@ -28,6 +28,7 @@ class Slanted(nn.Module):
     """A backbone that does not see a mirrored image as the mirrored map."""
 
     channels: int = 4
+    pixel_mean, pixel_std = MEAN, STD
 
     def __call__(self, x, *, train):
         return jnp.concatenate([x, x[..., :1]], axis=-1) * jnp.arange(1, x.shape[2] + 1)[:, None]

@@ -1,0 +1,128 @@
+"""Depthwise convolution with TensorFlow's "SAME" padding, in a form for accelerators and one for CPUs.
+
+Axes: B images, H x W positions, C channels, h x w positions of the output, K x K taps of the kernel.
+
+XLA's grouped convolution is slow on a CPU, and its gradients more so. There a depthwise convolution is a sum of K * K
+shifted copies of the input, each multiplied by one weight a channel, which XLA fuses into one loop.
+"""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import lax
+from jaxtyping import Array, Float
+
+# TensorFlow: normal with variance 2 / K^2, the outputs of a depthwise kernel being counted per channel.
+depthwise_init = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
+
+
+def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
+    """Zeros before and after, so that the output has ceil(size / stride) positions; the odd one comes after."""
+    total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
+    return total // 2, total - total // 2
+
+
+def _paddings(shape: tuple[int, ...], kernel: int, stride: int) -> list[tuple[int, int]]:
+    return [same_padding(size, kernel, stride) for size in shape[1:3]]
+
+
+def _taps(x_BHWC: Array, kernel: int, stride: int, height: int, width: int) -> Iterator[tuple[int, int, Array]]:
+    """(row, column, the padded input as that tap of the kernel sees it)."""
+    for i in range(kernel):
+        for j in range(kernel):
+            rows = slice(i, i + (height - 1) * stride + 1, stride)
+            columns = slice(j, j + (width - 1) * stride + 1, stride)
+            yield i, j, x_BHWC[:, rows, columns]
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def by_slices(
+    x_BHWC: Float[Array, "B H W C"], kernel_KKC: Float[Array, "K K C"], stride: int
+) -> Float[Array, "B h w C"]:
+    """The convolution as a sum of shifted products, added up in float32 at least; reverse mode only."""
+    size = kernel_KKC.shape[0]
+    wide = jnp.promote_types(x_BHWC.dtype, jnp.float32)
+    height, width = (-(-n // stride) for n in x_BHWC.shape[1:3])
+    padded_BHWC = jnp.pad(x_BHWC, ((0, 0), *_paddings(x_BHWC.shape, size, stride), (0, 0)))
+    taps = _taps(padded_BHWC, size, stride, height, width)
+    return sum(tap.astype(wide) * kernel_KKC[i, j].astype(wide) for i, j, tap in taps).astype(x_BHWC.dtype)
+
+
+def _forward(x_BHWC: Array, kernel_KKC: Array, stride: int) -> tuple[Array, tuple[Array, Array]]:
+    return by_slices(x_BHWC, kernel_KKC, stride), (x_BHWC, kernel_KKC)
+
+
+def _backward(stride: int, saved: tuple[Array, Array], grad_BHWC: Array) -> tuple[Array, Array]:
+    x_BHWC, kernel_KKC = saved
+    grad_x_BHWC = _input_gradient(x_BHWC.shape, kernel_KKC, grad_BHWC, stride)
+    return grad_x_BHWC, _kernel_gradient(x_BHWC, kernel_KKC, grad_BHWC, stride)
+
+
+def _input_gradient(shape: tuple[int, ...], kernel_KKC: Array, grad_BHWC: Array, stride: int) -> Array:
+    """The same sum with the kernel turned by 180 degrees, over the gradient with zeros between its positions."""
+    size = kernel_KKC.shape[0]
+    wide = jnp.promote_types(grad_BHWC.dtype, jnp.float32)
+    padding = [(0, 0, 0)]
+    for n, out, (before, _) in zip(shape[1:3], grad_BHWC.shape[1:3], _paddings(shape, size, stride), strict=True):
+        padding.append((size - 1 - before, n - 1 - (out - 1) * stride + before, stride - 1))
+    spread_BHWC = lax.pad(grad_BHWC, jnp.zeros((), grad_BHWC.dtype), (*padding, (0, 0, 0)))
+    taps = _taps(spread_BHWC, size, 1, *shape[1:3])
+    total = sum(tap.astype(wide) * kernel_KKC[size - 1 - i, size - 1 - j].astype(wide) for i, j, tap in taps)
+    return total.astype(grad_BHWC.dtype)
+
+
+def _kernel_gradient(x_BHWC: Array, kernel_KKC: Array, grad_BHWC: Array, stride: int) -> Array:
+    """Products are added up over images first, position by position: loops over whole rows, which stay in the cache."""
+    size = kernel_KKC.shape[0]
+    wide = jnp.promote_types(x_BHWC.dtype, jnp.float32)
+    padded_BHWC = jnp.pad(x_BHWC, ((0, 0), *_paddings(x_BHWC.shape, size, stride), (0, 0)))
+
+    def add(sums: list[Array], image: tuple[Array, Array]) -> tuple[list[Array], None]:
+        x_HWC, grad_HWC = image
+        taps = _taps(x_HWC[None], size, stride, *grad_HWC.shape[:2])
+        return [
+            s + tap[0].astype(wide) * grad_HWC.astype(wide) for s, (_, _, tap) in zip(sums, taps, strict=True)
+        ], None
+
+    sums, _ = lax.scan(add, [jnp.zeros(grad_BHWC.shape[1:], wide)] * size**2, (padded_BHWC, grad_BHWC))
+    return jnp.stack([s.sum(axis=(0, 1)) for s in sums]).reshape(kernel_KKC.shape).astype(kernel_KKC.dtype)
+
+
+by_slices.defvjp(_forward, _backward)
+
+
+class DepthwiseConv(nn.Module):
+    """A depthwise convolution without bias, with the parameter of `nn.Conv`: `kernel` of shape (K, K, 1, C).
+
+    Attributes:
+        kernel_size: K.
+        stride: stride in both directions; the output has ceil(H / stride) x ceil(W / stride) positions.
+        slices: compute `by_slices`: the same numbers, many times as fast on a CPU.
+        dtype: compute type; the parameter is float32.
+    """
+
+    kernel_size: int
+    stride: int = 1
+    slices: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x_BHWC: Float[Array, "B H W C"]) -> Float[Array, "B h w C"]:
+        """Convolve every channel with its own kernel."""
+        size, channels = self.kernel_size, x_BHWC.shape[-1]
+        kernel_KK1C = self.param("kernel", depthwise_init, (size, size, 1, channels), jnp.float32)
+        x_BHWC, kernel_KK1C = x_BHWC.astype(self.dtype), kernel_KK1C.astype(self.dtype)
+        if self.slices:
+            return by_slices(x_BHWC, kernel_KK1C[:, :, 0], self.stride)
+        return lax.conv_general_dilated(
+            x_BHWC,
+            kernel_KK1C,
+            (self.stride, self.stride),
+            _paddings(x_BHWC.shape, size, self.stride),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=channels,
+        )
