@@ -10,6 +10,7 @@ import ml_collections
 from ml_collections.config_dict import placeholder
 
 from cacenet_jax.errors import UserError
+from cacenet_jax.pretrained.sources import check_form
 
 # What may differ when a run continues: where things are, how often they are reported, how they are computed and scored.
 NOT_OF_THE_RUN = (
@@ -24,6 +25,7 @@ def paper() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.seed = 0
     config.init_from = placeholder(str)  # workdir of a trained network, whose parameters are the start of this run
+    config.pretrained = placeholder(str)  # weights of the backbone: a file, hub:OWNER/NAME or package:NAME
     config.epochs = 80
     config.devices = 0  # local devices that each process uses, 0 for all
     config.parallel = "pmap"  # or shard_map
@@ -174,6 +176,10 @@ def validate(config: ml_collections.ConfigDict) -> None:
         _need(config.model.clue_weight == 0, "model.clue_weight", config.model.clue_weight, "0 with "
               f"model.pair_score={score}", "choose one of the two distances")  # fmt: skip
     _check_residual(config.model)
+    if config.pretrained:
+        check_form(config.pretrained)
+        _need(not config.init_from, "pretrained", config.pretrained, f"none with init_from={config.init_from}",
+              "a run starts from one of them")  # fmt: skip
     if config.model.frozen:
         _need(evaluation.flip, "eval.flip", False, "True with model.frozen",
               "the second stage trains on maps that are averaged over both mirrorings")  # fmt: skip

@@ -9,7 +9,6 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from cacenet_jax import build
-from cacenet_jax.checkpoints import write_json
 from cacenet_jax.data.builders import Prepared, open_split
 from cacenet_jax.data.pipeline import evaluation_batches
 from cacenet_jax.data.splits import Subset, TrainVal, whole
@@ -22,6 +21,7 @@ from cacenet_jax.retrieval.ranking import check_rankable
 from cacenet_jax.retrieval.rescore import Rescorer
 from cacenet_jax.retrieval.store import Store, make_plan, replicate, room, tree_bytes
 from cacenet_jax.train_step import TrainState
+from cacenet_jax.workdir import write_json
 
 # Weights of the pair distance that are compared on validation data, to choose config.eval.mix.
 MIXES = tuple(round(0.1 * i, 1) for i in range(1, 10))

@@ -9,8 +9,8 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from cacenet_jax import build, compilation, optim
-from cacenet_jax.checkpoints import Checkpoints, check_beginning, check_network, check_workdir, claim_workdir
+from cacenet_jax import beginning, build, compilation, optim
+from cacenet_jax.checkpoints import Checkpoints
 from cacenet_jax.config import to_dict, validate
 from cacenet_jax.data.builders import Prepared, open_split, prepare
 from cacenet_jax.data.pipeline import training_batches
@@ -23,6 +23,7 @@ from cacenet_jax.processes import check_same, from_writer, is_writer, writer_fir
 from cacenet_jax.reporting import MetricWriter, Progress, Silent
 from cacenet_jax.scoring import MIXES, check_splits, score, score_test
 from cacenet_jax.train_step import TrainState, create_state, make_train_step
+from cacenet_jax.workdir import check_network, check_workdir, claim_workdir
 
 # What may differ between the processes of one run: where their machine keeps the data and how it reads them.
 _OF_THE_MACHINE = ("root", "dir", "parts", "workers")
@@ -50,40 +51,6 @@ def cut_training(config: ConfigDict, prepared: Prepared) -> TrainVal:
     """The training split without the identities that are held out for validation."""
     data = config.data
     return cut_validation(open_split(prepared, "train"), data.val_share, data.val_seed, data.val_group)
-
-
-def begin_from(config: ConfigDict, state: TrainState, data: dict[str, Any]) -> TrainState:
-    """A fresh state with the parameters and statistics of the network in config.init_from, where both have them.
-
-    Args:
-        config: of this run.
-        state: freshly initialised.
-        data: what is trained on, as `Subset.summary` gives it.
-
-    Raises:
-        UserError: no checkpoint there, a network of another shape, or one that was trained on other records.
-    """
-    folder = Path(config.init_from)
-    check_beginning(folder, to_dict(config), data)
-    checkpoints = Checkpoints(folder, create=False)
-    if not checkpoints.steps():
-        raise UserError(f"config.init_from: found no checkpoint in {folder}, expected one; train that network first")
-    params, batch_stats = checkpoints.parameters(checkpoints.steps()[-1], replicated(global_mesh(config.devices)))
-    checkpoints.close()
-
-    def take(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
-        missing = [name for name in optim.FROZEN if name in ours and name not in theirs]
-        taken = {name: theirs.get(name, tree) for name, tree in ours.items()}
-        shapes = lambda tree: [(path, x.shape) for path, x in jax.tree_util.tree_leaves_with_path(tree)]
-        other = [name for name in ours if shapes(taken[name]) != shapes(ours[name])]
-        if missing or other:
-            raise UserError(
-                f"config.init_from: found {folder}, whose {', '.join(missing + other)} does not fit this network, "
-                "expected one of the same backbone, embedding size and training identities; name its workdir"
-            )
-        return taken
-
-    return state.replace(params=take(state.params, params), batch_stats=take(state.batch_stats, batch_stats))
 
 
 def check_finite(step: int, metrics: dict[str, float]) -> None:
@@ -124,6 +91,9 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     validate(config)
     check_same_config(config)
     check_workdir(workdir, to_dict(config))
+    is_new = not (workdir / "config.json").exists()
+    if is_new:
+        beginning.check(config)
     data = config.data
     batch_size = data.num_ids * data.images_per_id
     devices = pick_devices(config.devices)
@@ -153,17 +123,16 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     state = create_state(net, optimizer, init_key, (data.height, data.width))
 
     # -- Where we stopped ---------------------------------------------------------------------------------------------
-    is_new = not (workdir / "config.json").exists()
-    if is_new and config.init_from:  # before the workdir is claimed, which would hold on to a wrong config.init_from
-        state = begin_from(config, state, cut.train.summary())
+    if is_new:  # before the workdir is claimed, which would hold on to a wrong config.init_from
+        state = beginning.begin(config, state, cut.train.summary())
     claim_workdir(workdir, to_dict(config), cut.train.summary())
     checkpoints = Checkpoints(workdir)
     first_step = checkpoints.agreed(max(checkpoints.steps(), default=0))
     if first_step:
         state = checkpoints.load(first_step, state, replicated(device_map.mesh))
         _say(f"continuing {workdir} from step {first_step} of {last_step}")
-    elif config.init_from and not is_new:  # it was stopped before its first checkpoint
-        state = begin_from(config, state, cut.train.summary())
+    elif not is_new:  # it was stopped before its first checkpoint
+        state = beginning.begin(config, state, cut.train.summary())
     state = device_map.replicate(state)
     if data.hard_pool:  # from what is frozen, so that a run that continues draws the same batches
         classifier = state.params["individual_head"]["classifier"]["kernel"].addressable_data(0)

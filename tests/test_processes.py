@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from command import ROOT, TINY, Command, free_address
 
-from cacenet_jax import checkpoints, processes
+from cacenet_jax import checkpoints, processes, workdir
 from cacenet_jax.command_line import check_distributed
 from cacenet_jax.errors import UserError
 
@@ -246,7 +246,7 @@ def test_the_step_to_load_is_the_writers_and_waited_for(monkeypatch, tmp_path):
     monkeypatch.setattr(found._checkpointer, "reload", lambda: late.append(1))
     assert found.agreed(3) == 5 and len(late) == 2
     monkeypatch.setattr(found, "steps", lambda: [3])
-    monkeypatch.setattr(checkpoints, "_SHARED_S", 0.1)
+    monkeypatch.setattr(checkpoints, "SHARED_S", 0.1)
     with pytest.raises(UserError, match=r"found no step 5 in process 0, expected what process 0 sees.*all hosts share"):
         found.agreed(3)
     found.close()
@@ -254,12 +254,12 @@ def test_the_step_to_load_is_the_writers_and_waited_for(monkeypatch, tmp_path):
 
 def test_a_workdir_that_is_not_shared_is_told(monkeypatch, tmp_path):
     """Also one where an earlier run on this machine left its files."""
-    checkpoints.claim_workdir(tmp_path / "run", {}, {})
+    workdir.claim_workdir(tmp_path / "run", {}, {})
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"config.json", "data.json"}
-    monkeypatch.setattr(checkpoints, "is_writer", lambda: False)
-    monkeypatch.setattr(checkpoints, "_SHARED_S", 0.1)
+    monkeypatch.setattr(workdir, "is_writer", lambda: False)
+    monkeypatch.setattr(workdir, "SHARED_S", 0.1)
     with pytest.raises(UserError, match=r"--workdir=.*run: found nothing of what process 0 writes.*all hosts share"):
-        checkpoints.claim_workdir(tmp_path / "run", {}, {})
+        workdir.claim_workdir(tmp_path / "run", {}, {})
 
 
 def test_processes_that_fail_alike_say_it_once(monkeypatch):

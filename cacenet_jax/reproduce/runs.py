@@ -13,12 +13,12 @@ import jax
 from ml_collections import ConfigDict
 
 from cacenet_jax import ablation, train
-from cacenet_jax.checkpoints import check_workdir, write_json
 from cacenet_jax.config import flatten, to_dict
 from cacenet_jax.data.builders.prepare import find
 from cacenet_jax.errors import UserError
 from cacenet_jax.processes import is_writer
 from cacenet_jax.reproduce.tables import SWEEP, TABLES
+from cacenet_jax.workdir import check_workdir, write_json
 
 FULL = "full"  # the run that the sweep scores
 # Fields of config.eval that change a score; the others are about memory and speed.

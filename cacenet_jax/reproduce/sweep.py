@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from cacenet_jax.checkpoints import write_json
 from cacenet_jax.config import to_dict
 from cacenet_jax.data.builders import open_split
 from cacenet_jax.data.splits import whole
@@ -18,6 +17,7 @@ from cacenet_jax.reproduce.tables import SWEEP_TOP_K, SWEEP_WHOLE
 from cacenet_jax.retrieval.evaluate import Rescore, evaluate
 from cacenet_jax.scoring import describe
 from cacenet_jax.train import load
+from cacenet_jax.workdir import write_json
 
 FILE = "top_k.json"  # in the work dir of the run
 

