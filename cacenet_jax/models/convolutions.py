@@ -125,4 +125,4 @@ def max_pool(x_BHWC: Float[Array, "B H W C"], *, by_slices: bool = False) -> Flo
     if by_slices:
         return _pool_by_slices(x_BHWC)
     padded_BHWC = jnp.pad(x_BHWC, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    return nn.max_pool(padded_BHWC, (3, 3), strides=(2, 2), padding="VALID")
+    return nn.max_pool(padded_BHWC, window_shape=(3, 3), strides=(2, 2), padding="VALID")  # as jax2onnx reads it
