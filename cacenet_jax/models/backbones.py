@@ -23,7 +23,8 @@ class Backbone(Protocol):
 
     Its fields are what a config or `build` may set. It needs `dtype` (of computation), `axis_name` (the device axis over
     which batch norm takes its statistics, or None) and `last_stride` (stride of its last stage), which every config sets;
-    a field `width` takes `config.model.width`, and `config.model.backbone_fields` sets any other.
+    a field `width` takes `config.model.width`, and `config.model.backbone_fields` sets any other. A property
+    `unused_weights` may say how names of published weights start that are of no use to it: its classifier's, say.
     """
 
     @property

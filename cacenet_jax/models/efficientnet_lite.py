@@ -174,6 +174,11 @@ class EfficientNetLite(nn.Module):
         return HEAD if self.head else self.stages[-1].features
 
     @property
+    def unused_weights(self) -> tuple[str, ...]:
+        """How names of published weights start that this network has no use for."""
+        return ("_fc.",) if self.head else ("_fc.", "_conv_head.", "_bn1.")
+
+    @property
     def strides(self) -> tuple[int, ...]:
         """The stride of each stage."""
         last = max(i for i, stage in enumerate(self.stages) if stage.stride != 1)

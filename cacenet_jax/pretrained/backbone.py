@@ -35,8 +35,9 @@ def load(source: str, backbone: Backbone, like: Mapping[str, Any], name: str) ->
         UserError: no such source, a broken one, or everything in it that does not fit.
     """
     arrays = read(locate(source))
+    unused = getattr(backbone, "unused_weights", ())
     try:
-        return fit(arrays, like, backbone.torch_name, there=source, here=name, may_lack=_ADDED)
+        return fit(arrays, like, backbone.torch_name, there=source, here=name, may_lack=_ADDED, unused=unused)
     except ValueError as error:
         if isinstance(error, UserError):
             raise

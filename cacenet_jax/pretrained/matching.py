@@ -11,7 +11,7 @@ from cacenet_jax.errors import UserError
 # What wraps a backbone in a training script, and how often in front of one another.
 _PREFIXES = ("module.", "backbone.", "base.", "model.", "resnet.")
 # Not of a feature map: the classifier of another data set, and a counter that no inference reads.
-_CLASSIFIERS = ("fc.", "_fc.", "classifier.", "head.")
+_CLASSIFIERS = ("fc.", "classifier.", "head.")
 _COUNTER = "num_batches_tracked"
 _SHOWN = 8  # names of each kind in a message
 
@@ -77,6 +77,7 @@ def fit(
     there: str,
     here: str,
     may_lack: Sequence[str] = (),
+    unused: Sequence[str] = (),
 ) -> Fitted:
     """The variables of a backbone, from arrays in PyTorch's names and layout.
 
@@ -90,6 +91,7 @@ def fit(
         there: what to call the file in an error.
         here: what to call the backbone in an error.
         may_lack: parts of a name, of layers that keep what `like` has for them where the file has none of their kind.
+        unused: how names start that are passed over, beside those of common classifiers.
 
     Raises:
         UserError: names everything that is missing, not expected, of another shape, not a number or not finite.
@@ -104,7 +106,9 @@ def fit(
     inside = {name.removeprefix(prefix): x for name, x in arrays.items() if name.startswith(prefix)}
     outside = [name for name in arrays if not name.startswith(prefix)]
     passed_over = [
-        n for n in inside if n not in names.values() and (n.startswith(_CLASSIFIERS) or n.endswith(_COUNTER))
+        n
+        for n in inside
+        if n not in names.values() and (n.startswith((*_CLASSIFIERS, *unused)) or n.endswith(_COUNTER))
     ]
 
     absent = [part for part in may_lack if not any(part in name for name in inside)]
