@@ -141,6 +141,29 @@ def released() -> ml_collections.ConfigDict:
     return config
 
 
+def second_stage(init_from: str) -> ml_collections.ConfigDict:
+    """The settings that make re-scoring pay on a network that is trained and stays as it is (docs/conditional_gain.md).
+
+    Args:
+        init_from: workdir of the first stage, whose data and network a config repeats.
+    """
+    config = paper()
+    config.init_from = init_from
+    config.log_every = 20
+    config.data.num_ids = 8
+    config.data.hard_pool = 15
+    config.augment.pad = 5
+    config.model.frozen = True
+    config.model.pair_score = "evidence"
+    config.optim.name = "adamw"
+    config.optim.learning_rate = 2e-3
+    config.optim.reference_batch = 32
+    config.optim.weight_decay = 1e-2
+    config.optim.warmup_epochs = 0.0
+    config.eval.mix = 0.5
+    return config
+
+
 def _need(ok: bool, field: str, found: Any, expected: str, remedy: str) -> None:
     if not ok:
         raise UserError(f"config.{field}: found {found!r}, expected {expected}; {remedy}")

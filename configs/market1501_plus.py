@@ -11,13 +11,13 @@ before and 51.55 / 73.75 after; 10 minutes on one core and 81 s for the evaluati
 
 from ml_collections import ConfigDict
 
-from cacenet_jax.config import paper
+from cacenet_jax.config import second_stage
 
 
 def get_config() -> ConfigDict:
-    config = paper()
+    config = second_stage("workdirs/market1501_cpu")
+    config.epochs = 6
     # The data and the network of the first stage.
-    config.init_from = "workdirs/market1501_cpu"
     config.data.name = "market1501"
     config.data.root = "data"
     config.data.options = ConfigDict({"check_counts": True})
@@ -25,19 +25,4 @@ def get_config() -> ConfigDict:
     config.data.width = 64
     config.model.backbone = "resnet_small"
     config.model.embed_dim = 256
-
-    # The second stage.
-    config.epochs = 6
-    config.log_every = 20
-    config.data.num_ids = 8
-    config.data.hard_pool = 15
-    config.augment.pad = 5
-    config.model.frozen = True
-    config.model.pair_score = "evidence"
-    config.optim.name = "adamw"
-    config.optim.learning_rate = 2e-3
-    config.optim.reference_batch = 32
-    config.optim.weight_decay = 1e-2
-    config.optim.warmup_epochs = 0.0
-    config.eval.mix = 0.5
     return config
