@@ -3,7 +3,6 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
@@ -41,7 +40,7 @@ def optimizer(config: ConfigDict, steps_per_epoch: int) -> optax.GradientTransfo
 
     Weight decay pulls on every parameter but the attention weights w and w', whose scale a normalised graph does not
     see, and the thresholds of their affinities. These learn at `optim.attention_scale` times the rate of the rest. With
-    `model.frozen` backbone and individual head do not change.
+    `model.frozen` backbone and individual head do not change and have no state.
     """
     opt = config.optim
     rate = schedule(config, steps_per_epoch)
@@ -66,9 +65,8 @@ def optimizer(config: ConfigDict, steps_per_epoch: int) -> optax.GradientTransfo
 
     attention = optax.stateless(lambda updates, params: scale_attention(updates))
     chain = [*parts, attention, optax.scale_by_learning_rate(rate)]
-    if config.model.frozen:
-        keep = lambda updates, params: {
-            name: jax.tree.map(jnp.zeros_like, tree) if name in FROZEN else tree for name, tree in updates.items()
-        }
-        chain.append(optax.stateless(keep))
-    return optax.chain(*chain)
+    if not config.model.frozen:
+        return optax.chain(*chain)
+    # What is kept has no state: AdamW's two moments of a backbone would be twice its size in memory and checkpoints.
+    which = lambda params: {name: "kept" if name in FROZEN else "trained" for name in params}
+    return optax.partition({"trained": optax.chain(*chain), "kept": optax.set_to_zero()}, which)

@@ -122,3 +122,6 @@ def test_a_frozen_network_is_neither_trained_nor_decayed():
     for name in ("backbone", "individual_head"):
         np.testing.assert_array_equal(found[name]["kernel"], PARAMS["conv"]["kernel"])
     assert (abs(found["local_evidence"]["kernel"] - PARAMS["conv"]["kernel"]) > 0.01).all()
+    state = optim.optimizer(config, 10).init(params)
+    moments = [x.shape for x in jax.tree.leaves(state) if x.ndim]
+    assert moments == [PARAMS["conv"]["kernel"].shape] * 2  # of local_evidence alone
