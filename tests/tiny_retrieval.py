@@ -1,11 +1,14 @@
 """A network whose maps are the image's own pixels, shared by the tests of inference and of retrieval."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from cacenet_jax.data.augment import MEAN, STD
+from cacenet_jax.models import inference
 from cacenet_jax.models.cacenet import CACENet
 
 D, F, I = 4, 3, 5
@@ -30,3 +33,19 @@ def network(dtype=jnp.float64, **fields):
     if "cross_weight" in variables["params"]:
         variables["params"]["cross_weight"] *= jnp.asarray([-1.0, 1.0, 0.0, 1.0], dtype)
     return net, variables
+
+
+# As programs: hundreds of single operations compile for longer than one program that holds them all.
+compose = jax.jit(inference.compose, static_argnums=0)
+describe = jax.jit(inference.describe, static_argnums=(0, 4))
+group_distance = jax.jit(inference.group_distance, static_argnums=(3, 4))
+
+
+def applied(net, variables, *arrays, mutable=(), **how):
+    """net.apply, compiled once a network, method and shape."""
+    return _compiled(net, tuple(mutable), tuple(how.items()))(variables, *arrays)
+
+
+@functools.cache
+def _compiled(net, mutable, how):
+    return jax.jit(functools.partial(net.apply, mutable=list(mutable) or False, **dict(how)))

@@ -25,15 +25,25 @@ AnyArray = Array | ndarray
 
 
 class KeyPoints(NamedTuple):
-    """What the key-point similarity needs of an image.
+    """What the key-point similarity needs of an image; directions are made where they are used.
 
     Attributes:
-        keys_NE: what affinities are computed from; the map itself in the paper.
-        direction_ND: nodes of norm 1, or 0 where a node is 0.
+        nodes_ND: the map, one row a position.
+        other_keys_NE: what affinities are computed from; None for the nodes, the paper's, so that they are kept once.
     """
 
-    keys_NE: Array
-    direction_ND: Array
+    nodes_ND: Array
+    other_keys_NE: Array | None = None
+
+    @property
+    def keys_NE(self) -> Array:
+        """What affinities are computed from."""
+        return self.nodes_ND if self.other_keys_NE is None else self.other_keys_NE
+
+    @property
+    def direction_ND(self) -> Array:
+        """Nodes of norm 1, or 0 where a node is 0, in the type of the nodes."""
+        return normalise(self.nodes_ND).astype(self.nodes_ND.dtype)
 
 
 class KeyPointDistance(NamedTuple):
@@ -50,8 +60,7 @@ class KeyPointDistance(NamedTuple):
 
 def key_points(nodes_ND: Float[AnyArray, "*B N D"], keys_NE: Float[AnyArray, "*B N E"] | None = None) -> KeyPoints:
     """The per-image terms; keys default to the nodes (equation 3)."""
-    nodes_ND = jnp.asarray(nodes_ND)
-    return KeyPoints(nodes_ND if keys_NE is None else jnp.asarray(keys_NE), normalise(nodes_ND).astype(nodes_ND.dtype))
+    return KeyPoints(jnp.asarray(nodes_ND), None if keys_NE is None else jnp.asarray(keys_NE))
 
 
 def key_point_distance(u: KeyPoints, v: KeyPoints, cross_weight_E: Float[AnyArray, "E"]) -> KeyPointDistance:
@@ -90,23 +99,24 @@ def key_point_grid(
     Returns:
         Leading axes (R, C).
     """
-    num_rows, nodes, _ = points.keys_NE.shape
+    num_rows, nodes, _ = points.nodes_ND.shape
     all_points = points
     if axis_name is not None:
         all_points = jax.tree.map(lambda x: jax.lax.all_gather(x, axis_name, tiled=True), points)
     flat = lambda x: x.reshape(-1, x.shape[-1])
+    direction_RND = points.direction_ND
 
     def columns(some: KeyPoints) -> KeyPointDistance:
         wide = (num_rows, nodes, -1, nodes)
         cross_RNCM = affinity(flat(points.keys_NE), flat(some.keys_NE), cross_weight_E).reshape(wide)
         cosine_RNCM = jnp.einsum(
-            "nd,md->nm", flat(points.direction_ND), flat(some.direction_ND), preferred_element_type=cross_RNCM.dtype
+            "nd,md->nm", flat(direction_RND), flat(some.direction_ND), preferred_element_type=cross_RNCM.dtype
         ).reshape(wide)
         weighted_RC, total_RC = (x.sum(axis=(1, 3)) for x in (cross_RNCM * cosine_RNCM, cross_RNCM))
         positive_RC = (cross_RNCM > 0).mean(axis=(1, 3), dtype=jnp.float32)
         return _distance(weighted_RC, total_RC, positive_RC)
 
-    num_columns = len(all_points.keys_NE)
+    num_columns = len(all_points.nodes_ND)
     size = max(
         (d for d in range(1, num_columns + 1) if num_columns % d == 0 and d <= (block or num_columns)), default=1
     )

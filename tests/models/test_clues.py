@@ -1,7 +1,6 @@
 """The clue distance against a literal loop over regions, in value and gradient, and where it could break."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from oracles import finite_difference, literal_clues
@@ -10,8 +9,12 @@ from cacenet_jax.models.clues import clue_distance, image_clues
 from cacenet_jax.models.grids import distance_grid
 
 
+@jax.jit
 def distance(regions_u, regions_v):
     return clue_distance(image_clues(regions_u), image_clues(regions_v))
+
+
+gradient = jax.jit(jax.grad(distance, (0, 1)))  # compiled once a shape, not once a case
 
 
 def regions(case):
@@ -40,7 +43,7 @@ def test_equals_the_loop(x64, case):
 @pytest.mark.parametrize("case", CASES)
 def test_gradient_is_finite_and_that_of_the_loop(x64, case):
     u, v = regions(case)
-    gradients = jax.grad(distance, (0, 1))(jnp.asarray(u), jnp.asarray(v))
+    gradients = gradient(u, v)
     assert all(np.isfinite(g).all() for g in gradients)
     if case in ("different", "one region", "opposite"):  # the loop has a gradient there
         direction = np.random.default_rng(5).standard_normal(u.shape)
@@ -51,7 +54,7 @@ def test_gradient_is_finite_and_that_of_the_loop(x64, case):
 def test_equal_images_are_no_distance_apart_with_a_finite_gradient():
     u = np.random.default_rng(3).standard_normal((32, 16)).astype(np.float32)
     assert abs(distance(u, u)) < 0.03
-    assert np.isfinite(jax.grad(distance)(jnp.asarray(u), jnp.asarray(u))).all()
+    assert all(np.isfinite(g).all() for g in gradient(u, u))
 
 
 def test_the_region_that_matches_worst_decides(x64):
@@ -70,6 +73,7 @@ def test_the_region_that_matches_worst_decides(x64):
 @pytest.mark.parametrize("block", [0, 2])
 def test_grid_is_the_loop_over_pairs(x64, block):
     regions_BNF = np.random.default_rng(4).standard_normal((3, 5, 4))
-    clues = jax.vmap(image_clues)(jnp.asarray(regions_BNF))
+    clues = jax.jit(jax.vmap(image_clues))(regions_BNF)
     expected = [[literal_clues(u, v) for v in regions_BNF] for u in regions_BNF]
-    np.testing.assert_allclose(distance_grid(clue_distance, clues, block), expected, rtol=1e-12, atol=1e-3)
+    found = jax.jit(distance_grid, static_argnums=(0, 2))(clue_distance, clues, block)
+    np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-3)

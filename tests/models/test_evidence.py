@@ -5,11 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from oracles import finite_difference, literal_evidence
-from tiny_retrieval import network
+from tiny_retrieval import applied, compose, describe, group_distance, network
 
-from cacenet_jax.models import inference
-from cacenet_jax.models.evidence import Judge, Regions, evidence, evidence_distance
+from cacenet_jax.models import evidence as module
+from cacenet_jax.models.evidence import Judge, Regions
 
+evidence, evidence_distance = jax.jit(module.evidence), jax.jit(module.evidence_distance)
 pytestmark = pytest.mark.usefixtures("x64")
 RNG = np.random.default_rng(0)
 CHANNELS = 3
@@ -43,7 +44,7 @@ def test_evidence_is_that_of_the_literal_loop(nodes, case):
 def test_gradient_is_the_difference_quotient_for_every_parameter_and_both_images():
     arguments, rng = jax.tree.map(jnp.asarray, (judge(), regions(5), regions(4))), np.random.default_rng(1)
     leaves, tree = jax.tree.flatten(arguments)
-    found = jax.tree.leaves(jax.grad(lambda a: evidence(*a))(arguments))
+    found = jax.tree.leaves(jax.jit(jax.grad(lambda a: evidence(*a)))(arguments))
     for i, (leaf, gradient) in enumerate(zip(leaves, found, strict=True)):
 
         def literal(x, i=i):
@@ -64,24 +65,24 @@ def test_network_and_retrieval_score_by_it(memory):
         lambda x: jnp.asarray(0.5 * RNG.standard_normal(x.shape)), part
     )
     images = jnp.asarray(RNG.standard_normal((4, 3, 2, 3)))
-    _, grid = net.apply(variables, images, train=False)
-    maps = net.apply(variables, images, train=False, method="maps")
-    terms = net.apply(variables, maps, train=False, method="terms")
+    _, grid = applied(net, variables, images, train=False)
+    maps = applied(net, variables, images, train=False, method="maps")
+    terms = applied(net, variables, maps, train=False, method="terms")
     take = lambda tree, i: jax.tree.map(lambda x: x[i], tree)
     expected = [
-        [net.apply(variables, take(terms, u), take(terms, v), method="pair_distance") for v in range(4)]
+        [applied(net, variables, take(terms, u), take(terms, v), method="pair_distance") for v in range(4)]
         for u in range(4)
     ]
     score = grid.evidence + grid.evidence.T
     np.testing.assert_allclose(1 - score / 8, expected, rtol=1e-9)
     assert np.std(expected) > 1e-4
-    constants = inference.compose(net, variables)
-    _, stored = inference.describe(net, variables, constants, maps, jnp.float64)
-    found = jnp.stack([inference.group_distance(constants, take(stored, u), stored) for u in range(4)])
+    constants = compose(net, variables)
+    _, stored = describe(net, variables, constants, maps, jnp.float64)
+    found = jnp.stack([group_distance(constants, take(stored, u), stored) for u in range(4)])
     np.testing.assert_allclose(found, expected, rtol=1e-9)
-    rounded = inference.describe(net, variables, constants, maps)[1]
+    rounded = describe(net, variables, constants, maps, jnp.bfloat16)[1]
     assert all(x.dtype == jnp.bfloat16 for x in jax.tree.leaves(rounded))
-    np.testing.assert_allclose(inference.group_distance(constants, take(rounded, 0), rounded), expected[0], atol=0.02)
+    np.testing.assert_allclose(group_distance(constants, take(rounded, 0), rounded), expected[0], atol=0.02)
 
 
 def test_what_is_frozen_has_no_gradient():
@@ -92,6 +93,6 @@ def test_what_is_frozen_has_no_gradient():
         (individual, grid), _ = net.apply({**variables, "params": params}, images, train=True, mutable=["batch_stats"])
         return individual.logits.sum() + individual.embedding.sum() + (grid.evidence**2).sum()
 
-    found = jax.grad(everything)(variables["params"])
+    found = jax.jit(jax.grad(everything))(variables["params"])
     assert all((x == 0).all() for x in jax.tree.leaves(found["individual_head"]))
     assert abs(found["local_evidence"]["judge_out"]).max() > 1e-6
