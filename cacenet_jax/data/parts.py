@@ -63,23 +63,23 @@ class PartLabels:
         return cv2.resize(labels_HW, (width, height), interpolation=cv2.INTER_NEAREST)
 
     def check(self, splits: dict[str, Split]) -> None:
-        """Raises UserError, before any training, where a split has images without labels.
+        """Raises UserError, before any training, where an image of a split has no labels.
 
         Args:
             splits: by name.
         """
         for split_name, split in splits.items():
-            if not len(split) or split.records[0]["parts"]:
+            where = [self.path(name) for name in split.names]
+            # Files first: to read a record takes longer, 1 s for 15,000 of them.
+            absent = [i for i, path in enumerate(where) if self.folder is None or not os.path.isfile(path)]
+            missing = [i for i in absent if not split.records[i]["parts"]]
+            if not missing:
                 continue
+            which = f"{len(missing)} of the {len(split)} images of the {split_name} split"
             if self.folder is None:
                 raise UserError(
-                    f"{split_name} split: found no part labels in the data set, expected them for "
+                    f"{which}: found no part labels in the data set, {split.names[missing[0]]} first, expected them for "
                     "config.model.alignment=semantic; set config.data.parts to a folder of label files or choose another "
                     "alignment"
                 )
-            missing = [path for path in map(self.path, split.names) if not os.path.isfile(path)]
-            if missing:
-                raise UserError(
-                    f"{missing[0]}: found no such label file, nor those of {len(missing) - 1} more of the "
-                    f"{len(split)} images of the {split_name} split; {_REMEDY} for each image"
-                )
+            raise UserError(f"{where[missing[0]]}: found no such label file, for {which}; {_REMEDY} for each image")

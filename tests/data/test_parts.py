@@ -27,9 +27,10 @@ def split_of(names, parts):
 
         def __getitem__(self, i):
             pixels = np.full((4, 2, 3), 7 * i, np.uint8)
-            return {"image": png(pixels), "name": names[i].encode(), "parts": parts}
+            return {"image": png(pixels), "name": names[i].encode(), "parts": parts[i]}
 
     count = len(names)
+    parts = [parts] * count if isinstance(parts, bytes) else parts
     return Split(Records(Source()), np.arange(count), np.zeros(count, int), list(names))
 
 
@@ -89,10 +90,21 @@ def test_broken_labels_are_one_line(tmp_path, encoded, words):
 
 def test_data_without_labels_is_refused_before_training(tmp_path):
     unlabelled = split_of(["a.jpg", "b.jpg"], b"")
-    with pytest.raises(UserError, match=r"train split: found no part labels in the data set.*config.data.parts"):
-        PartLabels().check({"train": unlabelled})
     with pytest.raises(
-        UserError, match=r"a.png: found no such label file, nor those of 1 more of the 2 images of the query"
+        UserError, match=r"2 of the 2 images of the train split: found no part labels.*a\.jpg first.*config.data.parts"
     ):
+        PartLabels().check({"train": unlabelled})
+    with pytest.raises(UserError, match=r"a\.png: found no such label file, for 2 of the 2 images of the query split"):
         PartLabels(str(tmp_path)).check({"query": unlabelled})
     PartLabels().check({"train": split_of(["a.jpg"], png(LABELS))})
+
+
+def test_every_image_is_looked_at_for_labels_and_a_record_or_a_file_will_do(tmp_path):
+    half = split_of(["a.jpg", "b.jpg", "c.jpg"], [png(LABELS), b"", b""])
+    with pytest.raises(UserError, match=r"2 of the 3 images of the train split.*b\.jpg first"):
+        PartLabels().check({"train": half})
+    cv2.imwrite(str(tmp_path / "b.png"), LABELS)
+    with pytest.raises(UserError, match=r"c\.png: found no such label file, for 1 of the 3 images"):
+        PartLabels(str(tmp_path)).check({"train": half})
+    cv2.imwrite(str(tmp_path / "c.png"), LABELS)
+    PartLabels(str(tmp_path)).check({"train": half})
