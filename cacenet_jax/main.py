@@ -19,7 +19,7 @@ from cacenet_jax.command_line import check_distributed, parse
 from cacenet_jax.errors import UserError
 from cacenet_jax.reproduce.tables import check_rows_are_free, parse_seeds, parse_tables
 
-MODES = ("train", "evaluate", "visualize", "reproduce")
+MODES = ("train", "import", "evaluate", "visualize", "reproduce")
 _EXAMPLE = "for example --config=configs/synthetic.py --workdir=workdirs/synthetic"
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -58,15 +58,29 @@ def run(argv: Sequence[str]) -> None:
 
     compilation.use_cache()
     modes: dict[str, Callable] = {
-        "train": train.train, "evaluate": train.evaluate, "visualize": _visualize, "reproduce": _reproduce,
+        "train": train.train, "evaluate": train.evaluate, "visualize": _visualize, "export": _export,
+        "reproduce": _reproduce,
+        "import": _import,
     }  # fmt: skip
     modes[_MODE.value](_CONFIG.value, _WORKDIR.value)
+
+
+def _import(config: ConfigDict, workdir: str) -> None:
+    from cacenet_jax.importing import import_checkpoint
+
+    import_checkpoint(config, workdir)
 
 
 def _visualize(config: ConfigDict, workdir: str) -> None:
     from cacenet_jax.visualize import report  # here: matplotlib takes a while, and training needs none
 
     report.visualize(config, workdir)
+
+
+def _export(config: ConfigDict, workdir: str) -> None:
+    from cacenet_jax.export import run  # here: training needs no libraries of an export
+
+    run.export(config, workdir)
 
 
 def _check_reproduce() -> None:

@@ -95,7 +95,8 @@ def rule_keys(
     if strategy == "part":
         return jnp.broadcast_to(jnp.eye(nodes, dtype=nodes_BND.dtype), (batch, nodes, nodes))
     if strategy in ("none", "full"):
-        return jnp.full((batch, nodes, 1), strategy == "full", nodes_BND.dtype)
+        one_N1 = jnp.full((nodes, 1), strategy == "full", nodes_BND.dtype)
+        return jnp.broadcast_to(one_N1, (batch, nodes, 1))  # jax2onnx fills no array of a symbolic batch
     raise UserError(
         f"alignment rule: found {strategy!r}, expected none, part, similarity, full or semantic; choose one"
     )

@@ -1,0 +1,87 @@
+"""How far an artefact may be from the model, and how far it is."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from cacenet_jax.errors import UserError
+
+# Largest difference of an array, relative to its largest value where that exceeds 1, by the type that the maps are computed
+# in. Measured are 1e-6 and less in float32.
+BOUNDS = {"float32": 1e-5, "bfloat16": 5e-2}
+# The K most similar positions are a choice: where two are level, rounding decides. So much of what follows may differ.
+_CHOSEN = ("intra_NN", "degree_N")
+_CHOICES = 1e-2
+_DISTANCE_OF_CHOICES = 1e-3
+
+
+def difference(found: Any, expected: Any) -> float:
+    """Largest difference of two arrays, relative to the largest value where that exceeds 1; NaN is infinitely far."""
+    found, expected = np.asarray(found, np.float64), np.asarray(expected, np.float64)
+    if found.shape != expected.shape or not np.isfinite(found).all():
+        return float("inf")
+    return float(np.abs(found - expected).max(initial=0) / max(1.0, np.abs(expected).max(initial=0)))
+
+
+def differences(found: Mapping[str, Any], expected: Mapping[str, Any], nearest: int = 0) -> dict[str, float]:
+    """`difference` of each array by name; an array that is missing is infinitely far.
+
+    Args:
+        found: what an artefact gives.
+        expected: what the model gives.
+        nearest: K of the similarity alignment, 0 for another. Its graph's difference is the share of other choices.
+    """
+    result = {}
+    for name, value in expected.items():
+        if name not in found:
+            result[name] = float("inf")
+        elif nearest and name in _CHOSEN and np.shape(found[name]) == np.shape(value):
+            result[name] = float((np.abs(np.asarray(found[name]) - np.asarray(value)) > 1e-3).mean())
+        else:
+            result[name] = difference(found[name], value)
+    return result
+
+
+def worst(*several: Mapping[str, float]) -> dict[str, float]:
+    """The largest of several checks, array by array."""
+    return {name: max(one[name] for one in several) for name in several[0]}
+
+
+def bound(name: str, dtype: str, nearest: int = 0) -> float:
+    """What `differences` of an array may be.
+
+    Args:
+        name: of the array.
+        dtype: compute type of the maps, config.model.dtype.
+        nearest: as in `differences`.
+    """
+    if nearest and name in _CHOSEN:
+        return _CHOICES
+    return max(BOUNDS[dtype], _DISTANCE_OF_CHOICES) if nearest and name == "distance" else BOUNDS[dtype]
+
+
+def require(artefact: str, found: Mapping[str, float], dtype: str, nearest: int = 0) -> None:
+    """Raises UserError where an artefact is too far from the model; arguments as in `bound`."""
+    for name, value in found.items():
+        allowed = bound(name, dtype, nearest)
+        if not value <= allowed:
+            raise UserError(
+                f"{artefact}: found {name} {value:.1e} from the model's, expected at most {allowed:.0e}; nothing was "
+                "written; export on another machine or with other versions (docs/tested_versions.md)"
+            )
+
+
+def first(values: Mapping[str, Any], names: Iterable[str], count: int) -> dict[str, Any]:
+    """The first `count` rows of the arrays of these names."""
+    return {name: values[name][:count] for name in names}
+
+
+def one(values: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """The first row of the arrays of these names, without leading axis: the query of the stored values."""
+    return {name: values[name][0] for name in names}
+
+
+def told(found: Mapping[str, float]) -> str:
+    """`differences` in words."""
+    return "largest difference from the model: " + ", ".join(f"{name} {value:.1e}" for name, value in found.items())

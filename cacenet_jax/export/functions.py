@@ -1,0 +1,86 @@
+"""What is exported of a network: two functions of named arrays, with the weights inside.
+
+    extractor(images)               -> {"embedding": f(I), and the terms of the pair stage under their own names}
+    pair_scorer(query, candidates)  -> distances of one image's terms and those of c others
+
+Both are `build.scoring`'s, so that they are what retrieval ranks with. Reads no data and no checkpoint: the process that
+converts to ONNX imports it too.
+
+Legend: B images, H x W pixels, C channels.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, UInt8
+from ml_collections import ConfigDict
+
+from cacenet_jax import build
+from cacenet_jax.models.cacenet import CACENet
+
+EMBEDDING = "embedding"
+Named = dict[str, Any]  # arrays, or their shapes and types, by name
+
+# Fields of a backbone that choose a form that is fast on a CPU; an artefact for every platform has the general one.
+_CPU_FORMS = ("matmul_1x1", "cpu_stem", "cpu_depthwise")
+
+
+class Functions(NamedTuple):
+    """A network as functions of arrays.
+
+    Attributes:
+        extractor: uint8 images (B, H, W, C) to the L2-normalised embedding (B, F) and the terms, leading axis B.
+        pair_scorer: terms of one image and of others (leading axis) to distances; None without the pair stage.
+        image: shape of an image, (H, W, C).
+        terms: shapes and types of an image's terms.
+    """
+
+    extractor: Callable[[Any], Named]
+    pair_scorer: Callable[[Named, Named], Any] | None
+    image: tuple[int, int, int]
+    terms: Named
+
+
+def general(net: CACENet) -> CACENet:
+    """The same network with the backbone in the form that suits every platform."""
+    known = [name for name in _CPU_FORMS if hasattr(net.backbone, name)]
+    return net.clone(backbone=net.backbone.clone(**dict.fromkeys(known, False)))
+
+
+def functions(config: ConfigDict, net: CACENet, variables: Any) -> Functions:
+    """The functions of a trained network.
+
+    Terms are float32, whatever config.eval.map_dtype stores in an evaluation: readers elsewhere know no bfloat16.
+
+    Args:
+        config: data.height, data.width and eval.flip are read.
+        net: the network.
+        variables: its parameters and statistics.
+    """
+    scoring = build.scoring(net, config.eval.flip, "float32")
+    constants = scoring.compose(variables) if scoring.compose else None
+    image = (config.data.height, config.data.width, net.image_channels)
+
+    def describe(images_BHWC: UInt8[Array, "B H W C"]) -> Any:
+        return scoring.describe((variables, constants), images_BHWC)
+
+    like = jax.eval_shape(describe, jax.ShapeDtypeStruct((1, *image), jnp.uint8)).terms
+    structure = jax.tree.structure(like)
+    terms = {name: jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for name, x in _named(like).items()}
+
+    def extractor(images_BHWC: UInt8[Array, "B H W C"]) -> Named:
+        found = describe(images_BHWC)
+        return {EMBEDDING: found.embedding} | _named(found.terms)
+
+    def pair_scorer(query: Named, candidates: Named) -> Array:
+        one, others = (jax.tree.unflatten(structure, [given[name] for name in terms]) for given in (query, candidates))
+        return scoring.distance(constants, one, others)
+
+    return Functions(extractor, pair_scorer if scoring.distance else None, image, terms)
+
+
+def _named(terms: Any) -> Named:
+    """Arrays of nested named tuples by their path, for example `clues.salience_N`; none for None."""
+    return {".".join(key.name for key in path): x for path, x in jax.tree_util.tree_leaves_with_path(terms)}

@@ -1,0 +1,108 @@
+"""The functions of a network as jax.export artefacts for several platforms, read back and compared with the model.
+
+Legend: b, c images of a call, symbolic.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.export  # not part of `import jax`
+import jax.numpy as jnp
+import numpy as np
+
+from cacenet_jax.errors import UserError
+from cacenet_jax.export import check
+from cacenet_jax.export.folder import DISTANCE, EXTRACTOR, JAX, PAIR_SCORER
+from cacenet_jax.export.functions import EMBEDDING, Functions
+
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+
+
+class Artefact(NamedTuple):
+    """A file that was written, read back and run.
+
+    Attributes:
+        name: of the file.
+        signature: names, shapes and types of inputs and outputs, for the manifest.
+        largest_difference: from the model, by output; `check.differences`.
+    """
+
+    name: str
+    signature: dict[str, Any]
+    largest_difference: dict[str, float]
+
+
+def parse_platforms(text: str) -> tuple[str, ...]:
+    """Names with commas between to platforms.
+
+    Raises:
+        UserError: an unknown name, or without the platform in use.
+    """
+    found = tuple(name.strip() for name in text.split(","))
+    if unknown := [name for name in found if name not in PLATFORMS]:
+        raise UserError(
+            f"config.export.platforms: found {unknown[0]!r}, expected names of {', '.join(PLATFORMS)} with commas between; "
+            "correct it"
+        )
+    here = jax.export.default_export_platform()
+    if here not in found:
+        raise UserError(
+            f"config.export.platforms: found {text!r}, expected {here} among them: an artefact is checked where it is made; "
+            f"add {here}"
+        )
+    return found
+
+
+def write(
+    folder: Path, functions: Functions, platforms: tuple[str, ...], values: dict[str, np.ndarray], nearest: int
+) -> list[Artefact]:
+    """Writes the artefacts of a network; the bounds are the caller's.
+
+    Args:
+        folder: where to.
+        functions: of the network, in a form for every platform.
+        platforms: what to lower for, this one among them.
+        values: images, and what the model gives for them.
+        nearest: as in `check.differences`.
+    """
+    counts = sorted({1, len(values["images"])})
+    (b,), (c,) = jax.export.symbolic_shape("b"), jax.export.symbolic_shape("c")
+    images = jax.ShapeDtypeStruct((b, *functions.image), jnp.uint8)
+    call = _write(folder / (EXTRACTOR + JAX), functions.extractor, (images,), platforms)
+    names = (EMBEDDING, *functions.terms)
+    found = [
+        check.differences(call(values["images"][:n]), check.first(values, names, n), nearest) for n in counts
+    ]  # fmt: skip
+    signature = {
+        "inputs": {"images": _shape("b", images.shape[1:], images.dtype)},
+        "outputs": {name: _shape("b", values[name].shape[1:], values[name].dtype) for name in names},
+    }
+    artefacts = [Artefact(EXTRACTOR + JAX, signature, check.worst(*found))]
+    if functions.pair_scorer is None:
+        return artefacts
+    terms = functions.terms
+    others = {name: jax.ShapeDtypeStruct((c, *x.shape), x.dtype) for name, x in terms.items()}
+    call = _write(folder / (PAIR_SCORER + JAX), functions.pair_scorer, (terms, others), platforms)
+    score = lambda n: {DISTANCE: call(check.one(values, terms), check.first(values, terms, n))}
+    found = [check.differences(score(n), check.first(values, [DISTANCE], n), nearest) for n in counts]
+    signature = {
+        "inputs": {
+            "query": {name: _shape(None, x.shape, x.dtype) for name, x in terms.items()},
+            "candidates": {name: _shape("c", x.shape, x.dtype) for name, x in terms.items()},
+        },
+        "outputs": {DISTANCE: _shape("c", (), values[DISTANCE].dtype)},
+    }
+    return [*artefacts, Artefact(PAIR_SCORER + JAX, signature, check.worst(*found))]
+
+
+def _write(path: Path, function: Callable, arguments: tuple, platforms: tuple[str, ...]) -> Callable:
+    """Writes a function and gives what reading it back gives."""
+    exported = jax.export.export(jax.jit(function), platforms=platforms)(*arguments)
+    path.write_bytes(exported.serialize())
+    return jax.export.deserialize(bytearray(path.read_bytes())).call
+
+
+def _shape(leading: str | None, shape: tuple[int, ...], dtype: Any) -> dict[str, Any]:
+    return {"shape": [*([leading] if leading else []), *shape], "dtype": str(dtype)}

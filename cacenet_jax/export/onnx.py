@@ -1,0 +1,201 @@
+"""From an export to ONNX, in a process and an environment of its own (requirements-onnx.txt).
+
+python -m cacenet_jax.export.onnx WORKDIR/export
+
+The network is built from the manifest and the weights of the folder, converted by jax2onnx, run by ONNX Runtime on the
+stored images, and put in place where it gives what the model gave. No checkpoint and no data are read.
+
+Names of inputs: `images` of the extractor, `query.<term>` and `candidates.<term>` of the pair scorer; outputs are named
+as in the other artefacts.
+
+Legend: b, c images of a call, symbolic.
+"""
+
+import logging
+import sys
+import tempfile
+import traceback
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import unflatten_dict
+from safetensors.numpy import load_file
+
+from cacenet_jax import build
+from cacenet_jax.config import paper
+from cacenet_jax.errors import UserError
+from cacenet_jax.export import check
+from cacenet_jax.export.folder import (
+    CHECK,
+    DISTANCE,
+    EXTRACTOR,
+    ONNX,
+    PAIR_SCORER,
+    WEIGHTS,
+    describe_file,
+    place,
+    read_manifest,
+)  # fmt: skip
+from cacenet_jax.export.functions import EMBEDDING, functions, general
+
+_PACKAGES = ("jax2onnx", "onnx", "onnxruntime", "jax", "flax")
+
+
+def convert(folder: Path) -> list[str]:
+    """Writes extractor.onnx and, with the pair stage, pair_scorer.onnx beside the artefacts of an export.
+
+    Args:
+        folder: WORKDIR/export.
+
+    Returns:
+        Names of the files.
+
+    Raises:
+        UserError: the export is not complete, a package is missing, the network has a type or a part that has no ONNX form,
+            or a file does not give what the model gave: then no file is written.
+    """
+    _packages()
+    manifest = read_manifest(folder)
+    dtype = manifest["dtype"]
+    if dtype != "float32":
+        raise UserError(
+            f"{folder}: found a network that computes in {dtype}, expected float32, as ONNX Runtime does on a CPU; export "
+            "again with --config.model.dtype=float32"
+        )
+    config = paper()  # a field that the recorded config lacks is younger than its network
+    with config.unlocked(), config.ignore_type():
+        config.update(manifest["config"])
+    net = general(build.model(config, manifest["num_identities"]))
+    variables = unflatten_dict(load_file(folder / WEIGHTS), sep="/")
+    network = functions(config, net, jax.tree.map(jnp.asarray, variables))
+    with np.load(folder / CHECK) as stored:
+        values = dict(stored)
+    terms = network.terms
+    outputs = (EMBEDDING, *terms)
+
+    def extractor(images: Any) -> tuple:
+        found = network.extractor(images)
+        return tuple(found[name] for name in outputs)
+
+    def pair_scorer(*arrays: Any) -> Any:
+        half = len(terms)
+        return network.pair_scorer(dict(zip(terms, arrays[:half])), dict(zip(terms, arrays[half:])))
+
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".scratch.") as made:
+        scratch = Path(made)
+        images = jax.ShapeDtypeStruct(("b", *network.image), jnp.uint8)
+        jobs = {EXTRACTOR + ONNX: (extractor, {"images": images}, outputs)}
+        if network.pair_scorer is not None:
+            query = {f"query.{name}": jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in terms.items()}
+            others = {f"candidates.{name}": jax.ShapeDtypeStruct(("c", *x.shape), x.dtype) for name, x in terms.items()}
+            jobs[PAIR_SCORER + ONNX] = (pair_scorer, query | others, (DISTANCE,))
+        files = {}
+        for name, (function, inputs, names) in jobs.items():
+            _write(scratch / name, function, inputs, names)
+            found = _differences(scratch / name, _feed(values, terms), values, names, net.nearest)
+            size = (scratch / name).stat().st_size / 2**20
+            print(f"{name}: {size:.1f} MiB; {check.told(found)}", flush=True)
+            check.require(name, found, dtype, net.nearest)
+            files[name] = describe_file(scratch / name) | {
+                "inputs": _signatures(inputs), "outputs": list(names), "largest_difference": found,
+            }  # fmt: skip
+        manifest["files"] |= files
+        manifest["versions_onnx"] = {name: version(name) for name in _PACKAGES}
+        place(scratch, folder, tuple(files), manifest, ())
+    return list(files)
+
+
+def _packages() -> None:
+    """Raises UserError where this is another environment."""
+    for name in ("jax2onnx", "onnx", "onnxruntime"):
+        if find_spec(name) is None:
+            raise UserError(
+                f"found an environment without {name}, expected that of requirements-onnx.txt; make it: python -m venv "
+                ".venv_onnx && .venv_onnx/bin/pip install -r requirements-onnx.txt"
+            )
+
+
+def _write(path: Path, function: Callable, inputs: Mapping[str, Any], outputs: Sequence[str]) -> None:
+    """Converts a function of arrays, in the order of `inputs`, to a tuple of `outputs`."""
+    import onnx  # here and below, so that a missing one is told in a line
+    import onnx_ir
+    from jax2onnx import to_onnx
+    from onnx_ir.passes.common import DeduplicateHashedInitializersPass
+
+    logging.getLogger("onnx_ir").setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of jax2onnx's own calls
+            names = {"input_names": list(inputs), "output_names": list(outputs)}
+            graph = onnx_ir.from_proto(to_onnx(function, list(inputs.values()), model_name=path.stem, **names))
+        # The image and its mirror image pass the same weights, which are stored once.
+        proto = onnx_ir.to_proto(DeduplicateHashedInitializersPass()(graph).model)
+    except Exception as error:  # a converter's plugin can fail in any way
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise UserError(
+            f"{path.name}: found a network that jax2onnx {version('jax2onnx')} does not convert ({reason}), expected one "
+            "that it does; use the .jaxexport files"
+        ) from error
+    del proto.graph.value_info[:]  # some still have the axes of before the converter moved the channels
+    onnx.save_model(proto, path)
+
+
+def _feed(values: Mapping[str, np.ndarray], terms: Sequence[str]) -> Callable[[int], dict[str, np.ndarray]]:
+    """Inputs of either file for the first n stored images."""
+
+    def feed(n: int) -> dict[str, np.ndarray]:
+        query, others = check.one(values, terms), check.first(values, terms, n)
+        pairs = {f"query.{name}": x for name, x in query.items()} | {
+            f"candidates.{name}": x for name, x in others.items()
+        }
+        return {"images": values["images"][:n]} | pairs
+
+    return feed
+
+
+def _differences(
+    path: Path, feed: Callable, values: Mapping[str, np.ndarray], outputs: Sequence[str], nearest: int
+) -> dict[str, float]:
+    """What ONNX Runtime gives, beside the stored values, for one image and for all."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    known = {x.name for x in session.get_inputs()}
+    found = []
+    for n in sorted({1, len(values["images"])}):
+        given = {name: x for name, x in feed(n).items() if name in known}
+        results = session.run(list(outputs), given)
+        found.append(check.differences(dict(zip(outputs, results)), check.first(values, outputs, n), nearest))
+    return check.worst(*found)
+
+
+def _signatures(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: {"shape": list(x.shape), "dtype": str(x.dtype)} for name, x in inputs.items()}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Converts, and ends with one line and exit code 2 on a mistake that the user can mend."""
+    words = [word for word in arguments if word != "--debug"]
+    try:
+        if len(words) != 1:
+            raise UserError(f"found {len(words)} arguments, expected the folder of an export, WORKDIR/export; name it")
+        folder = Path(words[0])
+        files = convert(folder)
+    except UserError as error:
+        if "--debug" in arguments:
+            traceback.print_exc()
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return 2
+    print(f"{folder}: {', '.join(files)}", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,141 @@
+"""--mode=export: from the checkpoint of a workdir to WORKDIR/export, each file checked before it is put in place."""
+
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict
+from ml_collections import ConfigDict
+from safetensors.numpy import save_file
+
+from cacenet_jax import __version__
+from cacenet_jax.config import to_dict, validate
+from cacenet_jax.data import augment
+from cacenet_jax.errors import UserError
+from cacenet_jax.export import check, jax_artefacts
+from cacenet_jax.export.folder import CHECK, DISTANCE, OURS, WEIGHTS, describe_file, place
+from cacenet_jax.export.functions import Functions, functions, general
+from cacenet_jax.models.alignment import NUM_LABELS
+from cacenet_jax.models.cacenet import CACENet
+from cacenet_jax.train import load_network
+
+_CONVERT = "python -m cacenet_jax.export.onnx"
+_LABELS = 8  # of body parts in the images of a check
+_PACKAGES = ("jax", "jaxlib", "flax", "numpy", "safetensors")
+
+
+def export(config: ConfigDict, workdir: str | Path) -> Path:
+    """Writes the extractor and the pair scorer, their weights, values to check them against, and manifest.json.
+
+    Args:
+        config: the config of the run; eval and export fields may differ.
+        workdir: of a run that has a checkpoint. No data set is needed.
+
+    Returns:
+        WORKDIR/export.
+
+    Raises:
+        UserError: an impossible value, several processes, no checkpoint or one that does not fit the config, or an artefact
+            that is not equal to the model: then nothing is written and an earlier export stays.
+    """
+    validate(config)
+    platforms = jax_artefacts.parse_platforms(config.export.platforms)
+    if jax.process_count() > 1:
+        raise UserError(f"--mode=export: found {jax.process_count()} processes, expected one; leave out --distributed")
+    net, step, state = load_network(config, workdir)
+    variables = jax.device_get({"params": state.params, "batch_stats": state.batch_stats})
+    folder = Path(workdir) / "export"
+    try:
+        folder.mkdir(exist_ok=True)
+        scratch = tempfile.TemporaryDirectory(dir=folder, prefix=".scratch.")
+    except OSError as error:
+        found = f"no folder that can be written ({error.strerror})"
+        raise UserError(
+            f"{folder}: found {found}, expected one; move away what is there, or make it writable"
+        ) from error
+    with scratch as made:
+        _export(config, net, variables, step, platforms, Path(made), folder)
+    return folder
+
+
+def _export(
+    config: ConfigDict, net: CACENet, variables: Any, step: int, platforms: tuple[str, ...], scratch: Path, folder: Path
+) -> None:
+    evaluated = functions(config, net, variables)  # as evaluation computes them on this machine
+    values = check_values(evaluated, config.export.check_images)
+    exported = functions(config, general(net), variables)
+    artefacts = jax_artefacts.write(scratch, exported, platforms, values, net.nearest)
+    if exported.pair_scorer is None:
+        print("no pair scorer: config.model.pairs is False, a network without the pair stage", flush=True)
+    for name, _, found in artefacts:
+        size = (scratch / name).stat().st_size / 2**20
+        print(f"{name}: {size:.1f} MiB for {', '.join(platforms)}; {check.told(found)}", flush=True)
+        check.require(name, found, config.model.dtype, net.nearest)
+    flat = flatten_dict(variables, sep="/")
+    save_file({name: np.array(x, order="C") for name, x in flat.items()}, scratch / WEIGHTS)
+    np.savez(scratch / CHECK, **values)
+    more = {
+        name: {"platforms": platforms, **signature, "largest_difference": found} for name, signature, found in artefacts
+    }
+    files = {name: describe_file(scratch / name) | more.get(name, {}) for name in (*more, WEIGHTS, CHECK)}
+    manifest = describe_network(config, net, evaluated) | {
+        "step": step,
+        "num_identities": net.num_identities,
+        "config": to_dict(config),
+        "versions": {"cacenet_jax": __version__, **{name: version(name) for name in _PACKAGES}},
+        "files": files,
+    }
+    place(scratch, folder, tuple(files), manifest, OURS)
+    print(f"{folder}: {', '.join(files)}, manifest.json; step {step}", flush=True)
+    print(f"for ONNX, in an environment of requirements-onnx.txt: {_CONVERT} {folder}", flush=True)
+
+
+def check_values(model: Functions, count: int) -> dict[str, np.ndarray]:
+    """Random images and what the model gives for them, arrays by name; the first image is the query of the pairs.
+
+    Args:
+        model: the network as evaluation computes it.
+        count: images.
+    """
+    rng = np.random.default_rng(0)
+    images_BHWC = rng.integers(0, 256, (count, *model.image), np.uint8)
+    # Images of noise are all alike to a network; with colours of their own they are as different as real ones.
+    images_BHWC = (images_BHWC * rng.uniform(0.2, 1, (count, 1, 1, model.image[2]))).astype(np.uint8)
+    images_BHWC[..., 3:] = rng.integers(0, _LABELS, images_BHWC[..., 3:].shape)
+    values = {"images": images_BHWC, **jax.device_get(jax.jit(model.extractor)(images_BHWC))}
+    if model.pair_scorer is not None:
+        pairs = check.one(values, model.terms), check.first(values, model.terms, count)
+        values[DISTANCE] = jax.device_get(jax.jit(model.pair_scorer)(*pairs))
+    return values
+
+
+def describe_network(config: ConfigDict, net: CACENet, model: Functions) -> dict[str, Any]:
+    """What a reader of the artefacts needs to know of the network, for the manifest."""
+    height, width, channels = model.image
+    mean, std = (
+        [float(x) for x in getattr(net.backbone, name, tuple(255 * y for y in default))]
+        for name, default in (("pixel_mean", augment.MEAN), ("pixel_std", augment.STD))
+    )
+    labels = [f"body part of the pixel, 0 to {NUM_LABELS - 1}, 0 for none"][: channels - 3]
+    return {
+        "images": {
+            "height": height,
+            "width": width,
+            "channels": ["red", "green", "blue", *labels],
+            "dtype": "uint8",
+            "resized": "the whole image, bilinear, whatever its proportions",
+            "normalised": {"inside": True, "mean": mean, "std": std},
+            "averaged_with_mirror_image": config.eval.flip,
+        },
+        "embedding": {"size": config.model.embed_dim, "norm": 1},
+        "distance": {
+            "individual": "1 - embedding . embedding",
+            "pair": config.model.pair_score if net.pairs else None,
+            "weight_of_pair_in_mixed": config.eval.mix if net.pairs else None,
+        },
+        "dtype": config.model.dtype,
+        "bound": check.BOUNDS[config.model.dtype],
+    }
