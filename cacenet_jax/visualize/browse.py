@@ -16,7 +16,7 @@ from cacenet_jax.data.splits import Subset, whole
 from cacenet_jax.errors import UserError
 from cacenet_jax.retrieval.evaluate import RankedLists, ranked_lists
 from cacenet_jax.scoring import describe
-from cacenet_jax.train import load
+from cacenet_jax.train import Trained, load
 from cacenet_jax.visualize.cases import read
 from cacenet_jax.visualize.ranked_lists import ShownList, figure
 
@@ -48,7 +48,11 @@ def rank(config: ConfigDict, workdir: str | Path, length: int = 10) -> Ranked:
     Raises:
         UserError: as `cacenet_jax.train.load`.
     """
-    trained = load(config, workdir)
+    return rank_by(config, load(config, workdir), length)
+
+
+def rank_by(config: ConfigDict, trained: Trained, length: int) -> Ranked:
+    """`rank` by a network that is loaded."""
     query, gallery = (whole(open_split(trained.prepared, split)) for split in ("query", "gallery"))
     lists = ranked_lists(*describe(config, trained.net, trained.state, query, gallery), length)
     return Ranked(config, query, gallery, lists)

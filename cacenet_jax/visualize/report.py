@@ -11,13 +11,10 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from cacenet_jax.data.builders import open_split
-from cacenet_jax.data.splits import whole
 from cacenet_jax.errors import UserError
-from cacenet_jax.retrieval.evaluate import ranked_lists
-from cacenet_jax.scoring import describe
 from cacenet_jax.train import load
 from cacenet_jax.visualize import page
+from cacenet_jax.visualize.browse import rank_by
 from cacenet_jax.visualize.cases import Rankings, Source, alignment_name, draw
 from cacenet_jax.visualize.ranked_lists import changed
 
@@ -46,9 +43,7 @@ def visualize(config: ConfigDict, workdir: str | Path) -> Path:
         )
     trained = load(config, workdir)
     folder = _folder(Path(workdir))
-    query, gallery = (whole(open_split(trained.prepared, split)) for split in ("query", "gallery"))
-    length = max(config.visualize.ranks, config.eval.top_k)
-    found = ranked_lists(*describe(config, trained.net, trained.state, query, gallery), length)
+    _, query, gallery, found = rank_by(config, trained, max(config.visualize.ranks, config.eval.top_k))
     name = "mixed" if config.eval.mix > 0 else "conditional"
     rankings = Rankings(found["individual"], found[name], name)
     before, after = rankings.before.statistics.ap, rankings.after.statistics.ap

@@ -1,6 +1,5 @@
 """One query's lists: the images of the ranking in its order, and clear words for a query that is not there."""
 
-import types
 from runpy import run_path
 
 import numpy as np
@@ -13,7 +12,7 @@ from cacenet_jax.data.splits import whole
 from cacenet_jax.errors import UserError
 from cacenet_jax.retrieval.evaluate import Labelled, Settings
 from cacenet_jax.scoring import Rankable
-from cacenet_jax.train import prepare_data
+from cacenet_jax.train import Trained, prepare_data
 from cacenet_jax.visualize import browse
 from cacenet_jax.visualize.style import RIGHT, WRONG
 
@@ -35,7 +34,7 @@ def ranked(tmp_path_factory):
     pair_QG = rng.random((len(query.pids), len(gallery.pids))).astype(np.float32)
     rescore = lambda order_QK: np.take_along_axis(pair_QG, order_QK, axis=1)
     with pytest.MonkeyPatch.context() as patch:
-        trained = types.SimpleNamespace(net=None, state=None, prepared=prepared)
+        trained = Trained(None, 0, None, prepared)
         patch.setattr(browse, "load", lambda config, workdir: trained)
         everything = Settings(top_k=len(gallery.pids), mix=0.5)
         patch.setattr(browse, "describe", lambda *arguments: Rankable(query, gallery, rescore, everything))
