@@ -19,7 +19,7 @@ from cacenet_jax.command_line import check_distributed, parse
 from cacenet_jax.errors import UserError
 from cacenet_jax.reproduce.tables import check_rows_are_free, parse_seeds, parse_tables
 
-MODES = ("train", "import", "evaluate", "visualize", "reproduce")
+MODES = ("train", "import", "evaluate", "visualize", "export", "reproduce")
 _EXAMPLE = "for example --config=configs/synthetic.py --workdir=workdirs/synthetic"
 
 _CONFIG = config_flags.DEFINE_config_file(

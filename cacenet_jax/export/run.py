@@ -13,7 +13,6 @@ from safetensors.numpy import save_file
 
 from cacenet_jax import __version__
 from cacenet_jax.config import to_dict, validate
-from cacenet_jax.data import augment
 from cacenet_jax.errors import UserError
 from cacenet_jax.export import check, jax_artefacts
 from cacenet_jax.export.folder import CHECK, DISTANCE, OURS, WEIGHTS, describe_file, place
@@ -23,7 +22,7 @@ from cacenet_jax.models.cacenet import CACENet
 from cacenet_jax.train import load_network
 
 _CONVERT = "python -m cacenet_jax.export.onnx"
-_LABELS = 8  # of body parts in the images of a check
+_STRIPES = 4  # body parts in the images of a check, from top to bottom
 _PACKAGES = ("jax", "jaxlib", "flax", "numpy", "safetensors")
 
 
@@ -104,7 +103,8 @@ def check_values(model: Functions, count: int) -> dict[str, np.ndarray]:
     images_BHWC = rng.integers(0, 256, (count, *model.image), np.uint8)
     # Images of noise are all alike to a network; with colours of their own they are as different as real ones.
     images_BHWC = (images_BHWC * rng.uniform(0.2, 1, (count, 1, 1, model.image[2]))).astype(np.uint8)
-    images_BHWC[..., 3:] = rng.integers(0, _LABELS, images_BHWC[..., 3:].shape)
+    stripes_H1 = np.arange(model.image[0])[:, None] * _STRIPES // model.image[0]
+    images_BHWC[..., 3:] = (stripes_H1 + rng.integers(0, 2, (count, 1, 1)))[..., None]  # body parts, where labels are needed
     values = {"images": images_BHWC, **jax.device_get(jax.jit(model.extractor)(images_BHWC))}
     if model.pair_scorer is not None:
         pairs = check.one(values, model.terms), check.first(values, model.terms, count)
@@ -115,10 +115,7 @@ def check_values(model: Functions, count: int) -> dict[str, np.ndarray]:
 def describe_network(config: ConfigDict, net: CACENet, model: Functions) -> dict[str, Any]:
     """What a reader of the artefacts needs to know of the network, for the manifest."""
     height, width, channels = model.image
-    mean, std = (
-        [float(x) for x in getattr(net.backbone, name, tuple(255 * y for y in default))]
-        for name, default in (("pixel_mean", augment.MEAN), ("pixel_std", augment.STD))
-    )
+    mean, std = ([round(255 * x, 6) for x in given] for given in (net.backbone.pixel_mean, net.backbone.pixel_std))
     labels = [f"body part of the pixel, 0 to {NUM_LABELS - 1}, 0 for none"][: channels - 3]
     return {
         "images": {
@@ -127,7 +124,7 @@ def describe_network(config: ConfigDict, net: CACENet, model: Functions) -> dict
             "channels": ["red", "green", "blue", *labels],
             "dtype": "uint8",
             "resized": "the whole image, bilinear, whatever its proportions",
-            "normalised": {"inside": True, "mean": mean, "std": std},
+            "normalised": {"where": "inside the artefact", "mean": mean, "std": std},
             "averaged_with_mirror_image": config.eval.flip,
         },
         "embedding": {"size": config.model.embed_dim, "norm": 1},
