@@ -104,7 +104,8 @@ def check_values(model: Functions, count: int) -> dict[str, np.ndarray]:
     # Images of noise are all alike to a network; with colours of their own they are as different as real ones.
     images_BHWC = (images_BHWC * rng.uniform(0.2, 1, (count, 1, 1, model.image[2]))).astype(np.uint8)
     stripes_H1 = np.arange(model.image[0])[:, None] * _STRIPES // model.image[0]
-    images_BHWC[..., 3:] = (stripes_H1 + rng.integers(0, 2, (count, 1, 1)))[..., None]  # body parts, where labels are needed
+    labels_BHW = stripes_H1 + rng.integers(0, 2, (count, 1, 1))
+    images_BHWC[..., 3:] = labels_BHW[..., None]  # where the network reads them
     values = {"images": images_BHWC, **jax.device_get(jax.jit(model.extractor)(images_BHWC))}
     if model.pair_scorer is not None:
         pairs = check.one(values, model.terms), check.first(values, model.terms, count)
