@@ -21,7 +21,8 @@ from cacenet_jax.models.grids import distance_grid
 from cacenet_jax.models.heads import ConditionalHead, Embedded, EmbeddingHead, normalise
 from cacenet_jax.models.keypoints import key_point_distance, key_point_grid, key_points
 from cacenet_jax.models.outputs import Described, PairGrid, PairTerms
-from cacenet_jax.models.pair_grid import coefficients, encoded_grid, plan
+from cacenet_jax.models.pair_grid import coefficients, encoded_grid
+from cacenet_jax.models.pair_plan import plan
 from cacenet_jax.models.pairs import image_terms, neighbours_both
 from cacenet_jax.models.pooling import GeneralisedMean, generalised_mean
 

@@ -15,7 +15,7 @@ The way of the data, for the rows of one device; a panel is a few rows and all c
 
     keys -> S, degrees -> [panel: T -> roots r, T r_vu] -> own, given -> [rows: weighted sums of nodes -> Theta, encoder]
 
-Both brackets run a few rows at a time where the memory budget asks for it (`Plan`); past it T is computed again in the
+Both brackets run a few rows at a time where the memory budget asks for it (pair_plan.py); past it T is computed again in the
 backward pass. No array has B^2 N D elements; one of B^2 N^2 exists where the budget has room for it, one of B^2 D where
 it takes no more than 64 MiB.
 
@@ -24,7 +24,6 @@ E channels of keys, F embedding size; u target image, v contextual image.
 """
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -32,39 +31,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from cacenet_jax.errors import UserError
 from cacenet_jax.models.alignment import connect
 from cacenet_jax.models.attention import affinity_scores
 from cacenet_jax.models.graph import inverse_sqrt_degree
+from cacenet_jax.models.pair_plan import Plan
 from cacenet_jax.parallel import transpose_grid
-
-# Rows x nodes of a panel that a CPU holds in its cache (192 nodes, 2048 channels, two cores: 0.26 s against 0.28 s in one).
-_CACHED = 768
-# Bytes of mean neighbours that are encoded at a time, whatever the budget: more brings nothing.
-_ENCODED = 64 * 2**20
-
-
-class Plan(NamedTuple):
-    """How a grid is cut up; see `plan`.
-
-    Attributes:
-        axis_name: device axis of the rows, None on one device.
-        panel: rows whose cross blocks are computed at a time.
-        keep: whether the cross blocks stay for the backward pass; if not they are computed again.
-        mirror: whether cross blocks are computed for one order of a pair and transposed for the other; one device, `keep`.
-        encode: rows that are encoded at a time.
-        fused: whether a product of a cross block and a vector is written as a product and a sum, which GPUs and TPUs fuse
-            and compute in float32; a CPU is faster with matrix products.
-        nearest: as in `alignment.connect`: 0 for the ReLU, K for a top-K selection, which has no gradient.
-    """
-
-    axis_name: str | None
-    panel: int
-    keep: bool
-    mirror: bool
-    encode: int
-    fused: bool = False
-    nearest: int = 0
 
 
 class Coefficients(NamedTuple):
@@ -83,62 +54,6 @@ class Coefficients(NamedTuple):
     positive_intra: Array
     positive_cross: Array
     degree: Array
-
-
-def _divisors(number: int) -> list[int]:
-    return [d for d in range(number, 0, -1) if number % d == 0]
-
-
-def plan(
-    rows: int,
-    columns: int,
-    nodes: int,
-    channels: int,
-    memory_mib: float,
-    itemsize: int = 4,
-    axis_name: str | None = None,
-    share: float = 1.0,
-    backend: str | None = None,
-) -> Plan:
-    """Cuts a grid so that what lives beside the maps, their gradients and the encoded grid stays within a budget.
-
-    Args:
-        rows: R, images of this device.
-        columns: B, images of the global batch.
-        nodes: N.
-        channels: D.
-        memory_mib: config.model.pair_memory_mib, memory of the temporaries.
-        itemsize: bytes of an element of the keys.
-        axis_name: device axis of the rows.
-        share: the share of the memory that is for this.
-        backend: what will run it, "cpu", "gpu" or "tpu"; JAX's default for None.
-
-    Raises:
-        UserError: the smallest blocks do not fit.
-    """
-    on_cpu = (backend or jax.default_backend()) == "cpu"
-    grid = rows * columns
-    vectors = 14 * grid * nodes * 4 + 3 * rows * nodes * nodes * 4  # weights, roots, both orders' cotangents; S
-    room = int(memory_mib * share * 2**20) - vectors
-    panel_bytes = lambda p: p * columns * nodes * nodes * (12 + 2 * itemsize)
-    encode_bytes = lambda p: 24 * p * columns * channels
-    least = max(panel_bytes(1), encode_bytes(1))
-    if room < least:
-        expected = math.ceil((vectors + least) / share / 2**20)
-        raise UserError(
-            f"config.model.pair_memory_mib: found {memory_mib:g}, expected at least {expected} for {rows} x {columns} pairs "
-            f"of {nodes} nodes; raise it or lower config.data.num_ids"
-        )
-    kept = grid * nodes * nodes * itemsize
-    panels = [p for p in _divisors(rows) if panel_bytes(p) <= room]
-    if on_cpu:
-        panels = [p for p in panels if p * nodes <= _CACHED] or panels[-1:]
-    keeping = [p for p in panels if kept + max(panel_bytes(p), encode_bytes(1)) <= room]
-    keep, panel = bool(keeping), (keeping or panels)[0]
-    left = room - (kept if keep else 0)
-    encode = [p for p in _divisors(rows) if encode_bytes(p) <= left and 4 * p * columns * channels <= _ENCODED]
-    mirror = keep and on_cpu and rows == columns and panel < rows
-    return Plan(axis_name, panel, keep, mirror, (encode or [1])[0], not on_cpu)
 
 
 def _gather(x: Array, axis_name: str | None) -> Array:
@@ -237,7 +152,7 @@ def coefficients(
     """The weights of nodes in the mean neighbours of every pair of the grid.
 
     Args:
-        how: from `plan`.
+        how: from `pair_plan.plan`.
         keys_RNE: what affinities are computed from, of this device's images; the maps themselves in the paper.
         intra_weight_E: diagonal of W (equation 2).
         cross_weight_E: diagonal of W' (equation 3).
@@ -323,7 +238,7 @@ def encoded_grid(
     """Mean neighbours of every pair, encoded a few rows at a time, so that an array of R x B x D need not exist.
 
     Args:
-        how: from `plan`.
+        how: from `pair_plan.plan`.
         nodes_RND: maps of this device's images.
         found: from `coefficients`.
         encode: linear function of the mean of a map, (P, 1, D), and the mean neighbours, (P, B, D), to (P, B, F).

@@ -1,5 +1,6 @@
 """The pair stage of a whole batch against the literal graphs of every pair: values, gradients, blocks, memory."""
 
+import functools
 import re
 
 import jax
@@ -11,7 +12,8 @@ from oracles import affinity, full_graph, max_relative, pair_maps
 from cacenet_jax.errors import UserError
 from cacenet_jax.models.attention import correspondence
 from cacenet_jax.models.graph import laplacian_conv
-from cacenet_jax.models.pair_grid import Plan, coefficients, encoded_grid, plan
+from cacenet_jax.models.pair_grid import coefficients, encoded_grid
+from cacenet_jax.models.pair_plan import Plan, plan
 
 PLANS = {
     "as on a GPU": Plan(None, 6, True, False, 6, True),
@@ -56,26 +58,35 @@ def literal(maps, intra, cross, theta):
     return jax.vmap(jax.vmap(pair, (None, 0)), (0, None))(maps, maps)
 
 
-def with_gradients(form, inputs):
+@functools.cache
+def compiled_form(how):
+    """Value and gradients of the grid cut up in a way, or with None of the literal form: one program for all cases."""
+    form = literal if how is None else functools.partial(exact, how)
+
+    def both(weigh, *inputs):
+        value, back = jax.vjp(form, *inputs)
+        return [value, *back(weigh.astype(value.dtype))]
+
+    return jax.jit(both)
+
+
+def with_gradients(how, inputs):
     weigh = np.random.default_rng(1).standard_normal((*inputs[0].shape[:1] * 2, inputs[3].shape[1]))
-    value, back = jax.vjp(form, *inputs)
-    return [value, *back(jnp.asarray(weigh, value.dtype))]
+    return compiled_form(how)(weigh, *inputs)
 
 
 @pytest.mark.parametrize("how", PLANS.values(), ids=PLANS)
 @pytest.mark.parametrize("case", CASES)
 def test_grid_has_the_values_and_gradients_of_the_literal_form(x64, case, how):
     inputs = batch(case)
-    found = jax.jit(lambda *x: with_gradients(lambda *y: exact(how, *y), x))(*inputs)
-    expected = jax.jit(lambda *x: with_gradients(literal, x))(*inputs)
-    for have, want in zip(found, expected, strict=True):
+    for have, want in zip(with_gradients(how, inputs), with_gradients(None, inputs), strict=True):
         assert np.isfinite(have).all()
         np.testing.assert_allclose(have, want, rtol=0, atol=1e-11 * max(1, np.abs(want).max()))
 
 
 def test_grid_equals_the_loop_over_pairs_and_nodes(x64):
     maps, intra, cross, theta = batch("isolated")
-    found = exact(PLANS["mirrored"], maps, intra, cross, theta)
+    found, *_ = with_gradients(PLANS["mirrored"], (maps, intra, cross, theta))
     maps = np.asarray(maps)
     for u, target in enumerate(maps):
         for v, context in enumerate(maps):
@@ -86,7 +97,7 @@ def test_grid_equals_the_loop_over_pairs_and_nodes(x64):
 @pytest.mark.parametrize("how", PLANS.values(), ids=PLANS)
 def test_health_of_the_graph_is_that_of_the_loop_and_passes_no_gradient(x64, how):
     maps, intra, cross, _ = batch("isolated")
-    found = coefficients(how, maps, intra, cross)
+    found = jax.jit(coefficients, static_argnums=0)(how, maps, intra, cross)
     arrays = np.asarray(maps)
     positive = np.mean([affinity(u, v, cross) > 0 for u in arrays for v in arrays])
     own = np.mean([affinity(u, u, intra) > 0 for u in arrays])
@@ -98,20 +109,20 @@ def test_health_of_the_graph_is_that_of_the_loop_and_passes_no_gradient(x64, how
         found = coefficients(how, *inputs)
         return found.positive_intra + found.positive_cross + found.degree
 
-    assert not any(np.any(x) for x in jax.grad(health, (0, 1, 2))(maps, intra, cross))
+    assert not any(np.any(x) for x in jax.jit(jax.grad(health, (0, 1, 2)))(maps, intra, cross))
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e-15, 1.0, 1e8])
 def test_float32_has_no_nan_at_any_scale(scale):
     inputs = [x.astype(jnp.float32) for x in batch("isolated")]
     inputs[0] = inputs[0] * scale
-    assert all(np.isfinite(x).all() for x in with_gradients(lambda *y: exact(PLANS["mirrored"], *y), inputs))
+    assert all(np.isfinite(x).all() for x in with_gradients(PLANS["mirrored"], inputs))
 
 
 def test_bfloat16_maps_give_float32_results_near_the_exact_ones():
     maps, *rest = (x.astype(jnp.float32) for x in batch("positive", nodes=12, channels=64))
-    wide = with_gradients(lambda *y: exact(PLANS["at once"], *y), (maps, *rest))
-    rounded = with_gradients(lambda *y: exact(PLANS["at once"], *y), (maps.astype(jnp.bfloat16), *rest))
+    wide = with_gradients(PLANS["at once"], (maps, *rest))
+    rounded = with_gradients(PLANS["at once"], (maps.astype(jnp.bfloat16), *rest))
     assert rounded[0].dtype == jnp.float32 and rounded[1].dtype == jnp.bfloat16
     for have, want in zip(rounded, wide, strict=True):
         assert max_relative(have.astype(jnp.float32), want) < 0.05
@@ -183,7 +194,7 @@ def test_compiled_blocks_hold_no_array_of_the_whole_grid():
 def test_rows_on_several_devices_give_the_grid_of_one(x64, devices, panel, keep, encode):
     """The gradient of the maps is complete on the device that owns them, without a sum over devices."""
     inputs = batch("isolated", images=8)
-    expected = with_gradients(lambda *y: exact(Plan(None, 8, True, False, 8), *y), inputs)
+    expected = with_gradients(Plan(None, 8, True, False, 8), inputs)
     weigh = np.random.default_rng(1).standard_normal(expected[0].shape)
     mesh = jax.make_mesh(
         (devices,), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:devices]
