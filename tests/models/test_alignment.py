@@ -5,15 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from oracles import affinity, graph_conv
-from tiny_retrieval import network
+from tiny_retrieval import applied, compose, describe, group_distance, network
 
 from cacenet_jax.errors import UserError
-from cacenet_jax.models import inference
-from cacenet_jax.models.alignment import STRATEGIES, blocks, connect, node_parts
+from cacenet_jax.models import alignment
+from cacenet_jax.models.alignment import STRATEGIES, blocks, connect
 from cacenet_jax.models.graph import laplacian_conv
 from cacenet_jax.models.pairs import conditional_maps, image_terms
 
 pytestmark = pytest.mark.usefixtures("x64")
+node_parts = jax.jit(alignment.node_parts, static_argnums=(1, 2))
 RNG = np.random.default_rng(0)
 U, V = RNG.standard_normal((6, 4)), RNG.standard_normal((6, 4))
 W, W_CROSS = RNG.standard_normal(4), RNG.standard_normal(4)
@@ -55,19 +56,14 @@ def literal(strategy, u, v, parts_u, parts_v, neighbours, intra=W, cross=W_CROSS
     return np.concatenate([np.concatenate(upper, axis=1), np.concatenate(lower, axis=1)])
 
 
-@pytest.mark.parametrize("neighbours", [1, 3])
-@pytest.mark.parametrize("strategy", STRATEGIES)
+CASES = [(strategy, 1) for strategy in STRATEGIES] + [("similarity", 3)]
+GIVEN = {"intra_weight_D": W, "cross_weight_D": W_CROSS, "parts_u_N": PARTS_U, "parts_v_M": PARTS_V}
+compiled_blocks = jax.jit(blocks, static_argnames=("strategy", "neighbours"))
+
+
+@pytest.mark.parametrize(("strategy", "neighbours"), CASES)
 def test_blocks_are_those_of_the_literal_loop(strategy, neighbours):
-    found = blocks(
-        strategy,
-        U,
-        V,
-        intra_weight_D=W,
-        cross_weight_D=W_CROSS,
-        parts_u_N=PARTS_U,
-        parts_v_M=PARTS_V,
-        neighbours=neighbours,
-    )
+    found = compiled_blocks(strategy, U, V, **GIVEN, neighbours=neighbours)
     expected = literal(strategy, U, V, PARTS_U, PARTS_V, neighbours)
     graph = np.block([[found.intra_u, found.cross], [found.cross.T, found.intra_v]])
     np.testing.assert_allclose(graph, expected, rtol=1e-12, atol=1e-12)
@@ -88,7 +84,7 @@ def test_a_top_k_selection_takes_those_with_fewer_than_k_above_them(count):
 
 
 def test_similarity_has_no_gradient_through_its_choice():
-    gradient = jax.grad(lambda u: blocks("similarity", u, V, neighbours=2).cross.sum())(jnp.asarray(U))
+    gradient = jax.jit(jax.grad(lambda u: blocks("similarity", u, V, neighbours=2).cross.sum()))(jnp.asarray(U))
     np.testing.assert_array_equal(gradient, 0)
 
 
@@ -121,7 +117,6 @@ def test_positions_of_a_map_that_does_not_divide_the_image_share_its_pixels():
 
 # -- In the network -----------------------------------------------------------------------------------------------------
 
-CASES = [(strategy, 1) for strategy in STRATEGIES] + [("similarity", 3)]
 LABELS = np.random.default_rng(4).integers(0, 4, (3, 4, 2))
 IMAGES = np.concatenate([np.random.default_rng(3).standard_normal((3, 4, 2, 3)), LABELS[..., None]], axis=-1)
 
@@ -134,6 +129,12 @@ def tiny(strategy, neighbours, **fields):
     return net, variables, jnp.asarray(images)
 
 
+def looked_at(net, variables, images):
+    """Maps, and the part of each position."""
+    maps = applied(net, variables, images[..., :3], train=False, method="maps")
+    return maps, node_parts(images[..., 3], 4, 2) if net.image_channels == 4 else None
+
+
 def nodes_of(images):
     x = np.asarray(images)[..., :3]
     return np.concatenate([x, x[..., :1] * x[..., 1:2]], axis=-1).reshape(len(x), -1, 4)
@@ -142,9 +143,8 @@ def nodes_of(images):
 @pytest.mark.parametrize(("strategy", "neighbours"), CASES)
 def test_the_grid_is_that_of_the_literal_graphs(strategy, neighbours):
     net, variables, images = tiny(strategy, neighbours)
-    maps = net.apply(variables, images[..., :3], train=False, method="maps")
-    parts = net.apply(variables, images, 4, 2, method="parts")
-    grid = net.apply(variables, maps, parts, train=False, method="grid")
+    maps, parts = looked_at(net, variables, images)
+    grid = applied(net, variables, maps, parts, train=False, method="grid")
     nodes, labels = nodes_of(images), LABELS.reshape(3, -1)
     weights = [np.asarray(variables["params"][f"{name}_weight"]) / 4 for name in ("intra", "cross")]
     head = variables["params"]["conditional_head"]
@@ -164,38 +164,30 @@ def test_the_grid_is_that_of_the_literal_graphs(strategy, neighbours):
 )
 def test_retrieval_scores_pairs_as_the_network_does(strategy, neighbours, keys):
     net, variables, images = tiny(strategy, neighbours, keys=keys)
-    maps = net.apply(variables, images[..., :3], train=False, method="maps")
-    parts = net.apply(variables, images, 4, 2, method="parts")
-    terms = net.apply(variables, maps, parts, train=False, method="terms")
-    constants = inference.compose(net, variables)
-    _, stored = inference.describe(net, variables, constants, maps, jnp.float64, parts)
+    maps, parts = looked_at(net, variables, images)
+    terms = applied(net, variables, maps, parts, train=False, method="terms")
+    constants = compose(net, variables)
+    _, stored = describe(net, variables, constants, maps, jnp.float64, parts)
     take = lambda tree, i: jax.tree.map(lambda x: x[i], tree)
     for u in range(3):
-        found = inference.group_distance(constants, take(stored, u), stored, net.clue_weight, net.nearest)
-        expected = [net.apply(variables, take(terms, u), take(terms, v), method="pair_distance") for v in range(3)]
+        found = group_distance(constants, take(stored, u), stored, net.clue_weight, net.nearest)
+        expected = [applied(net, variables, take(terms, u), take(terms, v), method="pair_distance") for v in range(3)]
         np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize(("strategy", "neighbours"), CASES)
 def test_conditional_maps_are_those_of_the_literal_convolution(strategy, neighbours):
-    graph = blocks(
-        strategy,
-        U,
-        V,
-        intra_weight_D=W,
-        cross_weight_D=W_CROSS,
-        parts_u_N=PARTS_U,
-        parts_v_M=PARTS_V,
-        neighbours=neighbours,
-    )
-    expected = laplacian_conv(graph, U, V)
+    graph = compiled_blocks(strategy, U, V, **GIVEN, neighbours=neighbours)
+    expected = jax.jit(laplacian_conv)(graph, U, V)
     net, variables, _ = tiny(strategy, neighbours)
     params = {**variables["params"], "intra_weight": jnp.asarray(4 * W), "cross_weight": jnp.asarray(4 * W_CROSS)}
     bound = net.bind({**variables, "params": params})
     keys = [bound._keys(jnp.asarray(x)[None], jnp.asarray(p)[None], False) for x, p in ((U, PARTS_U), (V, PARTS_V))]
     keys = [jnp.asarray(x) if k is None else k[0] for x, k in zip((U, V), keys, strict=True)]
-    terms = [image_terms(x, bound.weight("intra", k), k, net.nearest) for x, k in zip((U, V), keys, strict=True)]
-    found = conditional_maps(*terms, bound.weight("cross", keys[0]), "discrepancy", net.nearest)
+    own = jax.jit(image_terms, static_argnums=3)
+    terms = [own(x, bound.weight("intra", k), k, net.nearest) for x, k in zip((U, V), keys, strict=True)]
+    maps = jax.jit(conditional_maps, static_argnums=(3, 4))
+    found = maps(*terms, bound.weight("cross", keys[0]), "discrepancy", net.nearest)
     for a, b in zip(found, expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10)
 
@@ -207,13 +199,31 @@ def test_a_rule_has_no_weights_to_learn_and_an_individual_graph_no_cross_weight(
         ("attention", {"intra_weight", "cross_weight"}),
     ):
         net = network(jnp.float32)[0].clone(alignment=strategy)
-        params = net.init(jax.random.key(0), jnp.zeros((2, 2, 2, 3)), train=False)["params"]
+        params = jax.eval_shape(
+            lambda key, net=net: net.init(key, jnp.zeros((2, 2, 2, 3)), train=False), jax.random.key(0)
+        )
+        params = params["params"]
         assert {name for name in params if name.endswith("_weight")} == expected
+
+
+def test_the_graph_of_a_rule_has_no_backward_pass():
+    """Its keys and weights are constants or stopped: nothing asks for products that would be zero."""
+
+    def products_of_gradient(strategy):
+        net, variables, images = tiny(strategy, 2)
+        maps, parts = looked_at(net, variables, images)
+        total = lambda maps: net.apply(variables, maps, parts, train=False, method="grid").conditional.embedding.sum()
+        forward, both = (str(jax.make_jaxpr(form)(maps)).count("dot_general[") for form in (total, jax.grad(total)))
+        return both - forward
+
+    learned = products_of_gradient("attention")
+    assert all(products_of_gradient(rule) < learned / 2 for rule in ("full", "semantic", "similarity"))
 
 
 def test_pooled_part_and_full_alignment_are_the_same_thing():
     """Both leave (mean_u - mean_v) / 2: a mean over positions cannot see which of them were neighbours."""
     for u, v in ((U, V), (V, U)):
-        found = [laplacian_conv(blocks(strategy, u, v), u, v)[0].mean(axis=0) for strategy in ("part", "full")]
+        graphs = [compiled_blocks(strategy, u, v) for strategy in ("part", "full")]
+        found = [jax.jit(laplacian_conv)(graph, u, v)[0].mean(axis=0) for graph in graphs]
         np.testing.assert_allclose(found[0], (u.mean(axis=0) - v.mean(axis=0)) / 2, rtol=1e-10, atol=1e-12)
         np.testing.assert_allclose(found[0], found[1], rtol=1e-10, atol=1e-12)

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from oracles import affinity, full_graph, literal_clues, pair_maps
+from tiny_retrieval import applied
 
 from cacenet_jax.models.cacenet import CACENet
 from cacenet_jax.models.heads import ConditionalHead
@@ -25,7 +26,7 @@ class Pixels(nn.Module):
 def network(**fields):
     net = CACENet(backbone=Pixels(), num_identities=I, embed_dim=F, **{"dtype": jnp.float64, **fields})
     images = jnp.asarray(np.random.default_rng(0).standard_normal((3, 2, 2, 3)))
-    variables = jax.jit(lambda key: net.init(key, images, train=False))(jax.random.key(0))
+    variables = jax.eval_shape(lambda: net.init(jax.random.key(0), images, train=False))
     rng = np.random.default_rng(1)
     return net, jax.tree.map(lambda x: jnp.asarray(rng.uniform(0.5, 1.5, x.shape)), variables), images
 
@@ -70,7 +71,7 @@ def pooled_by_hand(nodes_BND, keys_BND, intra, cross):
 @pytest.mark.parametrize("keys", ["raw", "l2", "standardised", "correlation"])
 def test_grid_equals_the_loop_over_pairs(x64, keys, memory):
     net, variables, images = network(keys=keys, pair_memory_mib=memory)
-    (_, grid), _ = net.apply(variables, images, train=True, mutable=["batch_stats"])
+    (_, grid), _ = applied(net, variables, images, train=True, mutable=["batch_stats"])
     nodes = np.asarray(Pixels()(images, train=True)).reshape(3, 4, D)
     used = keys_by_hand(keys, nodes, variables, train=True)
     intra, cross = (weight_by_hand(name, keys, variables) for name in ("intra", "cross"))
@@ -78,7 +79,7 @@ def test_grid_equals_the_loop_over_pairs(x64, keys, memory):
     inner = {name: tree["conditional_head"] for name, tree in variables.items()}
     head = ConditionalHead(D, F, I, dtype=jnp.float64)
     own = jnp.asarray(nodes.mean(axis=1)[:, None])
-    expected, _ = head.apply(inner, own, jnp.asarray(near), train=True, mutable=["batch_stats"])
+    expected, _ = applied(head, inner, own, jnp.asarray(near), train=True, mutable=["batch_stats"])
     np.testing.assert_allclose(grid.conditional.embedding, expected.embedding, rtol=1e-7, atol=1e-8)
     np.testing.assert_allclose(grid.conditional.logits, expected.logits, rtol=1e-7, atol=1e-8)
     positive_intra = np.mean([affinity(x, x, intra) > 0 for x in used])
@@ -95,7 +96,7 @@ def test_grid_equals_the_loop_over_pairs(x64, keys, memory):
 def test_conditional_embedding_equals_the_encoded_mean_of_the_conditional_map(x64, kind):
     """Equations 2-7 from end to end, Theta included: encoder(mean over u of Y)."""
     net, variables, images = network(kind=kind)
-    _, grid = net.apply(variables, images, train=False)
+    _, grid = applied(net, variables, images, train=False)
     nodes = np.asarray(Pixels()(images, train=True)).reshape(3, 4, D)
     params = variables["params"]
     theta, head = params["conditional_head"]["theta"], params["conditional_head"]["head"]
@@ -115,7 +116,7 @@ def test_conditional_embedding_equals_the_encoded_mean_of_the_conditional_map(x6
 def test_clues_of_the_grid_are_regions_embedded_by_the_individual_head(x64, train):
     """With the head's running statistics, in training too; their mean is f(I)."""
     net, variables, images = network(clue_weight=0.5)
-    (individual, grid), after = net.apply(variables, images, train=train, mutable=["batch_stats"])
+    (individual, grid), after = applied(net, variables, images, train=train, mutable=["batch_stats"])
     head, stats = variables["params"]["individual_head"], after["batch_stats"]["individual_head"]["bn"]
     nodes = np.asarray(Pixels()(images, train=True)).reshape(3, 4, D)
     encoded = nodes @ np.asarray(head["conv"]["kernel"])
@@ -131,14 +132,14 @@ def test_clues_of_the_grid_are_regions_embedded_by_the_individual_head(x64, trai
 def test_pair_distance_is_that_of_the_grid(x64, fields):
     net, variables, images = network(**fields)
     share = fields.get("clue_weight", 0)
-    _, grid = net.apply(variables, images, train=False)
-    maps = net.apply(variables, images, train=False, method="maps")
-    described = net.apply(variables, maps, method="describe")
+    _, grid = applied(net, variables, images, train=False)
+    maps = applied(net, variables, images, train=False, method="maps")
+    described = applied(net, variables, maps, method="describe")
     embedding = np.asarray(grid.conditional.embedding)
     for u in range(3):
         for v in range(3):
             one, other = (jax.tree.map(lambda x, i=i: x[i], described.terms) for i in (u, v))
-            found = net.apply(variables, one, other, method="pair_distance")
+            found = applied(net, variables, one, other, method="pair_distance")
             a, b = embedding[u, v], embedding[v, u]
             expected = (1 - share) * (1 - a @ b / np.sqrt((a @ a) * (b @ b)))
             if share:
@@ -149,21 +150,21 @@ def test_pair_distance_is_that_of_the_grid(x64, fields):
 
 def test_without_the_pair_stage_nothing_of_it_exists(x64):
     net, variables, images = network(pairs=False)
-    individual, grid = net.apply(variables, images, train=False)
+    individual, grid = applied(net, variables, images, train=False)
     assert grid is None and set(variables["params"]) == {"individual_head"}
     pooled = np.asarray(Pixels()(images, train=False)).mean(axis=(1, 2))
     head, stats = variables["params"]["individual_head"], variables["batch_stats"]["individual_head"]["bn"]
     normed = (pooled @ head["conv"]["kernel"] - stats["mean"]) / np.sqrt(stats["var"] + 1e-5)
     np.testing.assert_allclose(individual.embedding, normed * head["bn"]["scale"] + head["bn"]["bias"], rtol=1e-9)
-    maps = net.apply(variables, images, train=False, method="maps")
-    assert net.apply(variables, maps, method="describe").terms is None
+    maps = applied(net, variables, images, train=False, method="maps")
+    assert applied(net, variables, maps, method="describe").terms is None
 
 
 @pytest.mark.parametrize("keys", ["raw", "l2", "standardised", "correlation"])
 def test_bfloat16_network_gives_float32_close_to_float32(keys):
     exact, variables, images = network(keys=keys, dtype=jnp.float32)
     rounded = exact.clone(dtype=jnp.bfloat16)
-    forward = lambda net, x: net.apply(variables, x, train=False)
+    forward = lambda net, x: applied(net, variables, x, train=False)
     (want, want_grid), (have, have_grid) = (
         forward(exact, images),
         forward(rounded, images.astype(jnp.bfloat16)),

@@ -4,9 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_retrieval import D, network
-
-from cacenet_jax.models import inference
+from tiny_retrieval import D, applied, compose, describe, group_distance, network
 
 EVERY = [
     {"keys": keys, "filters": filters, "kind": kind, "clue_weight": clue_weight}
@@ -26,15 +24,15 @@ IMAGES = np.random.default_rng(0).standard_normal((3, 2, 2, 3))
 
 def distances(net, variables, images, dtype):
     """By the plain form and by the composed one, (images, images) each."""
-    maps = net.apply(variables, jnp.asarray(images), train=False, method="maps")
-    plain = net.apply(variables, maps, method="describe")
+    maps = applied(net, variables, jnp.asarray(images), train=False, method="maps")
+    plain = applied(net, variables, maps, method="describe")
     take = lambda tree, i: jax.tree.map(lambda x: x[i], tree)
-    pair = lambda i, j: net.apply(variables, take(plain.terms, i), take(plain.terms, j), method="pair_distance")
+    pair = lambda i, j: applied(net, variables, take(plain.terms, i), take(plain.terms, j), method="pair_distance")
     expected = np.array([[pair(i, j) for j in range(len(images))] for i in range(len(images))])
-    constants = inference.compose(net, variables)
-    embedding, terms = inference.describe(net, variables, constants, maps, dtype)
+    constants = compose(net, variables)
+    embedding, terms = describe(net, variables, constants, maps, dtype)
     np.testing.assert_allclose(embedding, plain.embedding, rtol=1e-6)
-    group = lambda i: inference.group_distance(constants, take(terms, i), terms, net.clue_weight)
+    group = lambda i: group_distance(constants, take(terms, i), terms, net.clue_weight)
     return expected, np.array([group(i) for i in range(len(images))]), terms
 
 
