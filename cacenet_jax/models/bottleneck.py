@@ -102,7 +102,7 @@ def root_of(degree_N: Float[Array, "*N"]) -> Float[Array, "*N"]:
 
 
 class BottleneckGraph(nn.Module):
-    """W_y, W_g and W_o; parameters `y`, `g` (D, E) and `o` (E, D).
+    """W_y, W_g and W_o, the layers `y`, `g` and `o`.
 
     Attributes:
         channels: D.
@@ -115,25 +115,26 @@ class BottleneckGraph(nn.Module):
     def setup(self) -> None:
         """Creates the bottlenecks."""
         inside = max(self.channels // REDUCTION, 1)
-        self.y, self.g = (self.param(name, torch_uniform, (self.channels, inside)) for name in ("y", "g"))
-        self.o = self.param("o", nn.initializers.zeros, (inside, self.channels))
+        self.y, self.g = (
+            nn.Dense(inside, use_bias=False, dtype=self.dtype, kernel_init=torch_uniform) for _ in range(2)
+        )
+        self.o = nn.Dense(self.channels, use_bias=False, dtype=self.dtype, kernel_init=nn.initializers.zeros)
 
     def __call__(self, nodes_BND: Float[Array, "B N D"]) -> BottleneckTerms:
         """The terms of each image, leading axis B."""
         wide = jnp.promote_types(self.dtype, jnp.float32)
         nodes_BND = nodes_BND.astype(self.dtype)
-        product = lambda kernel: jnp.matmul(nodes_BND, kernel.astype(self.dtype), preferred_element_type=wide)
-        keys_BNE = unit(product(self.y)).astype(self.dtype)
+        keys_BNE, values_BNE = unit(self.y(nodes_BND)).astype(self.dtype), self.g(nodes_BND)
+        if self.is_initializing():  # a layer makes its parameters when it is called
+            self.o(values_BNE)
         score_BNN = jnp.einsum("bne,bme->bnm", keys_BNE, keys_BNE, preferred_element_type=wide)
         others_NN = 1 - jnp.eye(nodes_BND.shape[1], dtype=wide)
         intra_BNN = jax.nn.relu(score_BNN) * others_NN
-        return BottleneckTerms(
-            nodes_BND, keys_BNE, product(self.g).astype(self.dtype), intra_BNN, intra_BNN.sum(axis=2)
-        )
+        return BottleneckTerms(nodes_BND, keys_BNE, values_BNE, intra_BNN, intra_BNN.sum(axis=2))
 
     def out(self) -> Float[Array, "E D"]:
-        """W_o in the compute type."""
-        return self.o.astype(self.dtype)
+        """W_o of an initialised graph, in the compute type."""
+        return self.o.variables["params"]["kernel"].astype(self.dtype)
 
 
 def cross_block(u: BottleneckTerms, v: BottleneckTerms) -> Float[Array, "N M"]:

@@ -1,0 +1,22 @@
+"""The authors' later release of CACE-Net on DukeMTMC-reID (their page: 81.13 mAP / 89.90 rank-1, individual features).
+
+See configs/market1501_released.py for the recipe, its checkpoints and what it needs; the command differs in the name alone.
+
+    python -m cacenet_jax.main --config=configs/dukemtmc_released.py --config.data.root=DIR \
+        --config.pretrained=hub:timm/resnet50.tv_in1k --workdir=workdirs/dukemtmc_released
+
+Measured with this package: nothing yet.
+"""
+
+from ml_collections import ConfigDict
+
+from cacenet_jax.ablation import apply
+from cacenet_jax.config import released
+
+
+def get_config(row: str = "full") -> ConfigDict:
+    config = released()
+    config.data.name = "dukemtmc_reid"
+    config.data.root = "data"
+    config.data.options = ConfigDict({"check_counts": True})
+    return apply(config, row)

@@ -1,0 +1,56 @@
+"""The golden network of the released recipe, shared by its tests: tests/golden/released.npz, which PyTorch 2.13.0 wrote."""
+
+import functools
+import importlib.util
+import json
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+
+from cacenet_jax import build
+from cacenet_jax.config import released
+from cacenet_jax.importing import released_variables
+from cacenet_jax.models.resnet import ResNet
+
+_FOLDER = Path(__file__).parent / "golden"
+
+
+@functools.cache
+def golden():
+    return dict(np.load(_FOLDER / "released.npz"))
+
+
+@functools.cache
+def maker():
+    """The script that made the golden file (it imports PyTorch only to write)."""
+    spec = importlib.util.spec_from_file_location("make_released", _FOLDER / "make_released.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def state_dict():
+    """The golden weights under the authors' names, float64."""
+    return {name: maker().weight(name, tuple(shape)) for name, shape in json.loads(str(golden()["shapes"])).items()}
+
+
+def golden_config(**model):
+    config = released()
+    config.data.height, config.data.width = maker().SHAPE[1:]
+    config.model.embed_dim, config.model.dropout = maker().EMBED_DIM, 0.0
+    config.model.update(model)
+    return config
+
+
+def golden_network(dtype="float32", axis_name=None, **model):
+    """The network of the golden file: the recipe's, with narrow stages."""
+    net = build.model(golden_config(backbone="resnet50", **model), maker().IDENTITIES, axis_name)
+    backbone = ResNet(
+        stages=maker().STAGES, block="bottleneck", width=maker().WIDTH, non_local=True, dtype=dtype, axis_name=axis_name
+    )
+    return net.clone(backbone=backbone, dtype=jnp.dtype(dtype))
+
+
+def golden_variables(net):
+    return released_variables(net, state_dict(), "released.npz")
