@@ -69,6 +69,7 @@ class Recipe(NamedTuple):
     make: Callable[..., Any]
 
 
+_MEMBERS = ("channels", "stride", "pixel_mean", "pixel_std", "map_size", "torch_name")
 _GIVEN = ("dtype", "axis_name", "last_stride")  # what every config sets
 _OWN = {
     "width": 0,
@@ -113,7 +114,7 @@ def build(name: str, **fields: Any) -> Any:
     check(name, fields)
     backbone = NAMES[name].make(**fields)
     if not isinstance(backbone, Backbone):
-        members = [member for member in sorted(Backbone.__protocol_attrs__) if not hasattr(backbone, member)]
+        members = [member for member in _MEMBERS if not hasattr(backbone, member)]
         raise UserError(
             f"backbone {name!r}: found a {type(backbone).__name__} without {', '.join(members)}, expected the members of "
             "cacenet_jax.models.backbones.Backbone; add them"

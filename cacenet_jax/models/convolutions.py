@@ -48,7 +48,10 @@ class Conv1x1(nn.Module):
             return _conv(x_BHWC, kernel_11CD, self.stride, padding=0)
         x_BHWC = x_BHWC[:, :: self.stride, :: self.stride]
         sum_type = jnp.promote_types(self.dtype, jnp.float32)
-        return jnp.matmul(x_BHWC, kernel_11CD[0, 0], preferred_element_type=sum_type).astype(self.dtype)
+        # One long axis: over three of them XLA computes the kernel's gradient several times as slowly on a CPU.
+        x_NC = x_BHWC.reshape(-1, x_BHWC.shape[-1])
+        y_ND = jnp.matmul(x_NC, kernel_11CD[0, 0], preferred_element_type=sum_type).astype(self.dtype)
+        return y_ND.reshape(*x_BHWC.shape[:-1], self.features)
 
 
 class StemConv(nn.Module):
