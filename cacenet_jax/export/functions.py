@@ -57,8 +57,9 @@ def functions(config: ConfigDict, net: CACENet, variables: Any) -> Functions:
     Args:
         config: data.height, data.width and eval.flip are read.
         net: the network.
-        variables: its parameters and statistics.
+        variables: its parameters and statistics, arrays of any kind.
     """
+    variables = jax.tree.map(jnp.asarray, variables)
     scoring = build.scoring(net, config.eval.flip, "float32")
     constants = scoring.compose(variables) if scoring.compose else None
     image = (config.data.height, config.data.width, net.image_channels)

@@ -74,7 +74,7 @@ def convert(folder: Path) -> list[str]:
         config.update(manifest["config"])
     net = general(build.model(config, manifest["num_identities"]))
     variables = unflatten_dict(load_file(folder / WEIGHTS), sep="/")
-    network = functions(config, net, jax.tree.map(jnp.asarray, variables))
+    network = functions(config, net, variables)
     with np.load(folder / CHECK) as stored:
         values = dict(stored)
     terms = network.terms

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from cacenet_jax import __version__
 from cacenet_jax.config import to_dict, validate
@@ -74,7 +74,8 @@ def _export(
         print(f"{name}: {size:.1f} MiB for {', '.join(platforms)}; {check.told(found)}", flush=True)
         check.require(name, found, config.model.dtype, net.nearest)
     flat = flatten_dict(variables, sep="/")
-    save_file({name: np.array(x, order="C") for name, x in flat.items()}, scratch / WEIGHTS)
+    # As bytes: what the package writes by itself is for its owner alone.
+    (scratch / WEIGHTS).write_bytes(save({name: np.array(x, order="C") for name, x in flat.items()}))
     np.savez(scratch / CHECK, **values)
     more = {
         name: {"platforms": platforms, **signature, "largest_difference": found} for name, signature, found in artefacts
