@@ -22,7 +22,7 @@ from cacenet_jax.train_step import TrainState
 from cacenet_jax.workdir import recorded_config, recorded_data
 
 # Fields that make another image or another map of it, also where no parameter's shape tells; beside data.options.
-_OF_THE_MAPS = ("data.name", "model.backbone", "model.width", "model.last_stride")
+_OF_THE_MAPS = ("data.name", "model.backbone", "model.width", "model.last_stride", "model.backbone_fields")
 _CHECKED = "data.options.check_counts"  # changes no record
 # Data sets made of another's images: whoever was trained on one has seen people of the other.
 _MADE_OF = {"occluded_dukemtmc": "dukemtmc_reid"}

@@ -55,7 +55,7 @@ def paper() -> ml_collections.ConfigDict:
     config.augment.erase = 0.5
 
     config.model = ml_collections.ConfigDict()
-    config.model.backbone = "resnet50"
+    config.model.backbone = "resnet50"  # a name of models/backbones.py, or MODULE:CLASS
     config.model.width = 0  # channels of the first stage, 0 for the backbone's own
     config.model.last_stride = 1
     config.model.backbone_fields = ""  # others of its fields: "head=False,drop_connect=0.2"
@@ -177,7 +177,6 @@ def validate(config: ml_collections.ConfigDict) -> None:
     data, optim, evaluation = config.data, config.optim, config.eval
     choices = {
         "parallel": ("pmap", "shard_map"),
-        "model.backbone": tuple(backbones.NAMES),
         "model.pair_score": ("conditional", "keypoints", "evidence"),
         "model.alignment": STRATEGIES,
         "model.kind": ("discrepancy", "normal"),

@@ -1,16 +1,19 @@
 """The backbones that a config can name, and what a backbone is: any network that makes feature maps (paper, section 3.2).
 
-One of your own is a Linen module with the members of `Backbone` and one line, before the config is read:
+One of your own is a Linen module with the members of `Backbone`. A config names it by where it can be imported from,
+config.model.backbone="my_package.my_module:MyBackbone", or by a name that a line of Python gives it first:
 
     backbones.register("mine", MyBackbone)
 """
 
 import ast
 import dataclasses
+import importlib
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+from flax import linen as nn
 from jaxtyping import Array, Float
 
 from cacenet_jax.errors import UserError
@@ -71,10 +74,8 @@ class Recipe(NamedTuple):
 
 _MEMBERS = ("channels", "stride", "pixel_mean", "pixel_std", "map_size", "torch_name")
 _GIVEN = ("dtype", "axis_name", "last_stride")  # what every config sets
-_OWN = {
-    "width": 0,
-    "non_local": False,
-}  # fields of some backbones that a config has fields for, and what leaves them out
+# Fields of some backbones that a config has fields for, and what leaves them out.
+_OWN = {"width": 0, "non_local": False}
 NAMES: dict[str, Recipe] = {}
 
 
@@ -102,7 +103,7 @@ def build(name: str, **fields: Any) -> Any:
     """Makes a backbone, in the forms that are fast on the device in use.
 
     Args:
-        name: a key of `NAMES`.
+        name: a key of `NAMES`, or MODULE:CLASS.
         **fields: fields of its module.
 
     Returns:
@@ -123,13 +124,27 @@ def build(name: str, **fields: Any) -> Any:
 
 
 def check(name: str, fields: Iterable[str]) -> None:
-    """Raises UserError, one line, where there is no such backbone or it lacks one of the fields."""
+    """Raises UserError, one line, where there is no such backbone or it lacks one of the fields; imports MODULE:CLASS."""
     if name not in NAMES:
-        raise UserError(f"backbone {name!r} is not known; choose one of {', '.join(NAMES)}")
+        _import(name)
     known = _fields(NAMES[name].module)
     if unknown := sorted(set(fields) - set(known)):
         found, expected = ", ".join(unknown), ", ".join(sorted(known))
         raise UserError(f"backbone {name!r} has no field {found}; fields are {expected}; leave it out")
+
+
+def _import(name: str) -> None:
+    start = f"config.model.backbone: found {name!r}, expected "
+    module, colon, kind = name.partition(":")
+    if not (module and colon and kind):
+        raise UserError(f"{start}one of {', '.join(NAMES)}, or MODULE:CLASS; choose one of them")
+    try:
+        found = getattr(importlib.import_module(module), kind)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"{start}a class that can be imported ({error}); mend the name or set PYTHONPATH") from error
+    if not (isinstance(found, type) and issubclass(found, nn.Module)):
+        raise UserError(f"{start}a class that derives from flax.linen.Module, and {kind} is none; mend the name")
+    register(name, found)
 
 
 def configured(settings: Any) -> dict[str, Any]:

@@ -1,5 +1,8 @@
 """Backbones by name: what the registry refuses, and that one of the user's own trains."""
 
+import sys
+import types
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -126,8 +129,24 @@ def test_fields_of_a_config_reach_the_backbone():
 
 
 def test_build_names_what_exists():
-    with pytest.raises(UserError, match=r"'vgg' is not known; choose one of .*efficientnet_lite0"):
+    with pytest.raises(UserError, match=r"config.model.backbone: found 'vgg', expected one of .*efficientnet_lite0"):
         backbones.build("vgg")
+
+
+def test_a_class_is_found_where_it_can_be_imported(monkeypatch):
+    monkeypatch.setattr(backbones, "NAMES", dict(backbones.NAMES))
+    monkeypatch.setitem(sys.modules, "my_networks", types.SimpleNamespace(Patches=Patches, number=3))
+    config = config_of("my_networks:Patches", width=7)
+    validate(config)
+    assert build.model(config, 4).backbone == Patches(width=7)
+    for name, message in {
+        "my_networks:Other": "expected a class that can be imported",
+        "no_such_module:Patches": "No module named 'no_such_module'",
+        "my_networks:number": "expected a class that derives from flax.linen.Module, and number is none",
+        "my_networks:": "expected one of resnet_tiny",
+    }.items():
+        with pytest.raises(UserError, match=message):
+            validate(config_of(name))
 
 
 def test_a_class_that_is_no_backbone_is_refused_with_what_it_lacks(monkeypatch):
