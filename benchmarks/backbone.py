@@ -1,0 +1,69 @@
+"""A backbone alone: its forward pass in test mode, and forward and backward in training mode, in each form that it has.
+
+    python -m benchmarks.backbone --backbone=efficientnet_lite0 --batch=64 --height=128 --width=64
+
+`fast` is what a run on this device uses; `plain` is XLA's own convolutions, which accelerators use (on these both are one).
+Prints processor seconds too: on a machine with other jobs they tell more. One core: `taskset -c 0` before the command.
+"""
+
+import argparse
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import problem, timing
+from cacenet_jax.models import backbones
+
+FORMS = ("matmul_1x1", "cpu_stem", "cpu_depthwise")  # fields that change the speed alone
+
+
+def passes(backbone: Any, images_BHWC: np.ndarray) -> dict[str, Callable[[], Any]]:
+    """Compiled functions without arguments: the maps of a batch, and the gradient of their weighted mean."""
+    x_BHWC = jnp.asarray(images_BHWC)
+    variables = jax.jit(backbone.init)(jax.random.key(0), x_BHWC[:1])
+
+    def loss(params: Any) -> jax.Array:
+        given = {**variables, "params": params}
+        maps_BHWD, _ = backbone.apply(given, x_BHWC, train=True, mutable=["batch_stats"])
+        return (maps_BHWD * jnp.linspace(-1, 1, maps_BHWD.shape[-1])).mean()
+
+    forward = jax.jit(lambda variables: backbone.apply(variables, x_BHWC)).lower(variables).compile()
+    step = jax.jit(jax.grad(loss)).lower(variables["params"]).compile()
+    return {"forward": lambda: forward(variables), "forward and backward": lambda: step(variables["params"])}
+
+
+def measure(size: problem.Size, repeats: int, plain: bool) -> dict[str, timing.Timed]:
+    """Times of each pass, in the fast form and, if asked for, the plain one."""
+    shared = {"dtype": jnp.dtype(size.dtype)}
+    forms = {"fast": backbones.build(size.backbone, **shared)}
+    if plain:
+        fields = {field: False for field in FORMS if hasattr(forms["fast"], field)}
+        forms["plain"] = backbones.build(size.backbone, **shared, **fields)
+    shape = (size.batch, size.height, size.width, 3)
+    images_BHWC = np.random.default_rng(0).standard_normal(shape, np.float32)
+    functions = {
+        f"{form}, {name}": run
+        for form, backbone in forms.items()
+        for name, run in passes(backbone, images_BHWC).items()
+    }
+    return timing.interleaved(functions, jax.block_until_ready, repeats=repeats, queue=False)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measures and prints."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    problem.add_size(parser)
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each; %(default)s")
+    parser.add_argument("--no-plain", dest="plain", action="store_false", help="leave out the plain form")
+    args = parser.parse_args(argv)
+    size = problem.size_of(args)
+    print(f"{size}, {jax.default_backend()}")
+    for name, timed in measure(size, args.repeats, args.plain).items():
+        print(f"{name:28} {timed}, processor {1e3 * timed.cpu:.4g} ms")
+
+
+if __name__ == "__main__":
+    main()
