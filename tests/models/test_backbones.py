@@ -2,6 +2,7 @@
 
 import sys
 import types
+from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -19,7 +20,7 @@ from cacenet_jax.models import backbones
 
 
 class Patches(nn.Module):
-    """What README.md shows: 8 x 8 patches to channels, of pixels from -1 to 1."""
+    """8 x 8 patches to channels, of pixels from -1 to 1."""
 
     width: int = 6
     last_stride: int = 1
@@ -188,3 +189,14 @@ def test_drop_connect_draws_anew_in_each_step(monkeypatch):
     step = jax.jit(tiny_training.step_of(seen, optimizer))
     losses = [float(step(state.replace(step=np.asarray(i)), tiny_training.batch_of())[1]["loss"]) for i in (0, 0, 1)]
     assert losses[0] == losses[1] != losses[2]
+
+
+def test_readmes_class_is_a_backbone(monkeypatch):
+    monkeypatch.setattr(backbones, "NAMES", dict(backbones.NAMES))
+    section = (Path(__file__).parents[2] / "README.md").read_text().split("## Another backbone")[1].split("\n## ")[0]
+    names = {}
+    exec(section.split("```python\n")[1].split("```")[0], names)
+    backbones.register("readme", names["Patches"])
+    backbone = backbones.build("readme", width=5, last_stride=2, dtype=jnp.float32, axis_name=None)
+    shape = jax.eval_shape(lambda: backbone.init_with_output(jax.random.key(0), jnp.zeros((2, 64, 32, 3)))[0]).shape
+    assert shape == (2, *backbone.map_size(64, 32), backbone.channels) == (2, 4, 2, 5)
