@@ -142,9 +142,9 @@ class EfficientNetLite(nn.Module):
     Attributes:
         stages: sizes, as `scaled` makes them.
         last_stride: stride of the last stage that has one: 1 (re-identification, 16 pixels a position) or 2 (ImageNet).
-        head: end with the 1x1 convolution to 1280 channels and its ReLU6. Without it the map is the output of the last
-            block, 320 channels in Lite0: a quarter of the pair stage's cost, but values of both signs, so that half of
-            the raw affinities would be negative and vanish.
+        head: end with the 1x1 convolution to 1280 channels and its ReLU6, whose mean over positions is what training on
+            ImageNet classified. Without it the map is the output of the last block, 320 channels in Lite0: a quarter of
+            the pair stage's cost, but linear, of both signs.
         drop_connect: probability with which training leaves out the last block, falling linearly to 0 at the first; 0.2
             in the original's training on ImageNet. Needs an rng named drop_connect where it is not 0.
         momentum: of the running statistics.
