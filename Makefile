@@ -11,10 +11,10 @@ PIP := $(VENV)/bin/python -m pip install --disable-pip-version-check --quiet
 demo: $(VENV)/.installed
 	$(VENV)/bin/python -m cacenet_jax.main --config=configs/synthetic.py --workdir=workdirs/synthetic
 
-# Lint and tests.
+# Lint and tests: a process for each core, at most four; the tests of a file share what it compiles, so they stay together.
 test: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
 # A stamp is written last, so a failed installation leaves none.
 $(VENV)/.made:
