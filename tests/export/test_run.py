@@ -206,7 +206,7 @@ VARIANTS = {
     "normal, untied, correlation": {"kind": "normal", "filters": "untied", "affinity": "correlation"},
     "released": {
         "filters": "residual", "affinity": "bottleneck", "pooling": "gem", "shared_encoder": True, "relu": True,
-        "dropout": 0.5, "non_local": True,
+        "dropout": 0.5, "non_local": True, "backbone": "resnet18", "width": 8,
     },
     "top 2": {"alignment": "similarity", "neighbours": 2},
     "top 9": {"alignment": "similarity", "neighbours": 9, "data__height": 64, "data__width": 64},
