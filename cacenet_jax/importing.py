@@ -26,7 +26,7 @@ from cacenet_jax.parallel import global_mesh, replicated
 from cacenet_jax.pretrained.matching import fit
 from cacenet_jax.pretrained.reading import read
 from cacenet_jax.pretrained.sources import locate
-from cacenet_jax.train_step import TrainState, create_state
+from cacenet_jax.train_step import TrainState
 from cacenet_jax.workdir import check_workdir, claim_workdir
 
 _CLASSIFIER = "fc_layer.2.weight"
@@ -125,10 +125,9 @@ def import_checkpoint(config: ConfigDict, workdir: str | Path) -> TrainState:
     arrays = read(path)
     net = build.model(config, identities(arrays, str(path)))
     variables = jax.tree.map(jnp.asarray, released_variables(net, arrays, str(path)))
-    fresh = create_state(net, optim.optimizer(config, 1), jax.random.key(config.seed), (64, 32))
-    state = fresh.replace(
-        step=jnp.asarray(_STEP, jnp.int32), params=variables["params"], batch_stats=variables["batch_stats"]
-    )
+    params = variables["params"]
+    opt_state = optim.optimizer(config, 1).init(params)
+    state = TrainState(jnp.asarray(_STEP, jnp.int32), params, variables["batch_stats"], opt_state)
     state = jax.device_put(state, replicated(global_mesh(config.devices)))
     claim_workdir(workdir, recorded, {"imported": path.name, "identities": net.num_identities})
     checkpoints = Checkpoints(workdir)

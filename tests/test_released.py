@@ -1,0 +1,98 @@
+"""The released recipe in training: devices, dropout, losses; and the fields that go together."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from agreement import assert_same_float64, on_devices, on_one, start
+from tiny_training import tiny_config
+
+from cacenet_jax import losses
+from cacenet_jax.config import released, validate
+from cacenet_jax.errors import UserError
+from cacenet_jax.models.heads import Embedded, EmbeddingHead
+from cacenet_jax.train_step import LossWeights, loss_terms
+
+RECIPE = {
+    name: released().model[name] for name in ("filters", "affinity", "pooling", "shared_encoder", "relu", "dropout")
+}
+
+
+@pytest.mark.parametrize("memory", [1024.0, 5e-4], ids=["at once", "in blocks"])
+def test_devices_agree_with_dropout(x64, memory):
+    """The masks follow the place of an image in the global batch; the grid's columns come from other devices."""
+    config = tiny_config("float64", **RECIPE, pair_memory_mib=memory)
+    config.loss.label_smoothing, config.loss.rectified = 0.1, True
+    before, expected = start(config, "float64", True), on_one(config, "float64")
+    assert_same_float64(on_devices(config, "pmap", 4, "float64"), expected, before)
+
+
+def test_dropout_is_drawn_anew_for_each_step_and_half_is_kept_on_average():
+    head = EmbeddingHead(400, 3, relu=True, dropout=0.5)
+    encoded = jnp.asarray(np.random.default_rng(0).standard_normal((6, 400)), jnp.float32)
+    variables = jax.tree.map(lambda x: x + 0.5, head.init(jax.random.key(0), encoded, train=False, method="finish"))
+    variables["params"]["classifier"]["kernel"] = jnp.eye(400, 3)  # the first three of what the classifier sees
+
+    def seen(key, train=True):
+        rngs = {"dropout": jax.random.key(key)} if train else {}
+        out, _ = head.apply(variables, encoded, train=train, method="finish", rngs=rngs, mutable=["batch_stats"])
+        return np.asarray(out.logits), np.maximum(np.asarray(out.embedding)[:, :3], 0)
+
+    (first, full), (again, _), (other, _) = seen(1), seen(1), seen(2)
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()
+    positive = full > 0
+    assert set(np.unique(np.round(first[positive] / full[positive], 5))) == {0.0, 2.0}
+    np.testing.assert_allclose(*seen(1, train=False), rtol=1e-5)
+
+
+def test_label_smoothing_is_the_cross_entropy_with_a_softened_target(x64):
+    logits, labels = np.random.default_rng(0).standard_normal((4, 7)), [3, 0, 6, 3]
+    for row, label, found in zip(logits, labels, losses.cross_entropy(logits, np.array(labels), 0.1), strict=True):
+        log_p = row - np.log(np.exp(row).sum())
+        target = [0.9 * (i == label) + 0.1 / 7 for i in range(7)]
+        np.testing.assert_allclose(found, -sum(t * p for t, p in zip(target, log_p, strict=True)), rtol=1e-12)
+
+
+def test_rectified_triplet_does_not_see_what_is_negative(x64):
+    rng = np.random.default_rng(0)
+    embedding, labels = rng.standard_normal((4, 6)), jnp.asarray([0, 0, 1, 1])
+    moved = np.where(embedding < 0, embedding - rng.uniform(0, 1, (4, 6)), embedding)
+
+    def triplet(embedding, rectified):
+        weights = LossWeights(rectified=rectified)
+        individual = Embedded(jnp.asarray(embedding), jnp.zeros((4, 2)))
+        return loss_terms(individual, None, labels, jnp.arange(4), weights, None)["triplet"]
+
+    assert triplet(embedding, True) == triplet(moved, True) == triplet(np.maximum(embedding, 0), False)
+    assert triplet(embedding, False) != triplet(moved, False)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"filters": "tied"}, r"config.model.affinity: found 'bottleneck', expected another than 'bottleneck'"),
+        ({"affinity": "raw"}, r"config.model.affinity: found 'raw', expected 'bottleneck' with model.filters=residual"),
+        ({"filters": "tied", "affinity": "raw"}, r"config.model.shared_encoder: found True, expected False with"),
+        (
+            {"filters": "tied", "affinity": "raw", "shared_encoder": False},
+            r"config.model.pooling: found 'gem', expected 'mean' with model.filters=tied",
+        ),
+        ({"alignment": "part"}, r"config.model.alignment: found 'part', expected 'attention' with model.filters=res"),
+        ({"kind": "normal"}, r"config.model.kind: found 'normal', expected 'discrepancy' with model.filters=residual"),
+        ({"pair_score": "keypoints"}, r"config.model.pair_score: found 'keypoints', expected 'conditional' with"),
+        ({"clue_weight": 0.5}, r"config.model.clue_weight: found 0.5, expected 0 with model.pooling=gem"),
+        ({"dropout": 1.0}, r"config.model.dropout: found 1.0, expected 0 or more and less than 1"),
+        ({"pooling": "max"}, r"config.model.pooling: found 'max', expected one of mean, gem"),
+    ],
+    ids=str,
+)
+def test_fields_that_do_not_go_together_are_refused(fields, message):
+    config = released()
+    validate(config)
+    config.model.update(fields)
+    with pytest.raises(UserError, match=message):
+        validate(config)
+    config = released()
+    config.model.pairs = False  # the baseline of the recipe
+    validate(config)
