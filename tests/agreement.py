@@ -9,6 +9,8 @@ from cacenet_jax.data.batch import Batch
 from cacenet_jax.parallel import AXIS, DeviceMap, pick_devices
 
 MAPS = ("pmap", "shard_map")
+# Of several processes; the second map in the type with the stricter limit.
+ACROSS = (("float64", "pmap"), ("float64", "shard_map"), ("float32", "pmap"))
 
 
 def start(config, dtype, one_block):

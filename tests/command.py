@@ -12,6 +12,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 TINY = ROOT / "tests/configs/tiny.py"
+PATIENCE = 600  # seconds for what takes a few on a machine that does nothing else
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Command:
             self.line(*words), cwd=self.folder, env=environment, capture_output=True, text=True, check=False
         )
 
-    def together(self, *words_of_each: Sequence[str], seconds: float = 200) -> list[subprocess.CompletedProcess]:
+    def together(self, *words_of_each: Sequence[str], seconds: float = PATIENCE) -> list[subprocess.CompletedProcess]:
         """Runs programs, each given as all its words, at the same time, and waits for the end of all."""
         with contextlib.ExitStack() as stack:
             running = [

@@ -1,4 +1,4 @@
-"""Settings that must hold before any backend starts: eight CPU devices, types checked at run time."""
+"""Settings that must hold before any backend starts: eight CPU devices, quick compilation, types checked at run time."""
 
 import os
 import signal
@@ -9,6 +9,8 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
+# Compiling is most of what the tests do: machine code that is made faster is slower to make. Programs stay as they are.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 from jaxtyping import install_import_hook
 

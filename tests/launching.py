@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from command import ROOT, TINY
+from command import PATIENCE, ROOT, TINY
 
 LAUNCH = ROOT / "launch"
 SCRIPTS = ("local.sh", "tpu_pod.sh", "slurm.sbatch", "xpk.sh")
@@ -30,7 +30,7 @@ TPU = (
 )
 
 
-def launch(script: str, *words: str, folder: Path = ROOT, env=None, timeout=60) -> subprocess.CompletedProcess:
+def launch(script: str, *words: str, folder: Path = ROOT, env=None, timeout=PATIENCE) -> subprocess.CompletedProcess:
     """As a user runs it; nothing of Slurm or of a cluster is around."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
     return subprocess.run(

@@ -10,16 +10,15 @@ from pathlib import Path
 from cacenet_jax import processes
 
 if __name__ == "__main__":
-    processes.start(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), timeout=100)
+    processes.start(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), timeout=600)
     import jax
-    from agreement import MAPS, on_devices
-    from tiny_training import fast_compile, tiny_config
+    from agreement import ACROSS, on_devices
+    from tiny_training import tiny_config
 
     results = {}
-    for dtype in ("float64", "float32"):
-        with fast_compile(), jax.enable_x64(dtype == "float64"):
-            for how in MAPS:
-                results[dtype, how] = on_devices(tiny_config(dtype), how, 0, dtype)
+    for dtype, how in ACROSS:
+        with jax.enable_x64(dtype == "float64"):
+            results[dtype, how] = on_devices(tiny_config(dtype), how, 0, dtype)
     layout = [(device.process_index, device.id) for device in jax.devices()]
     said = processes.exchange("greeting", f"process {jax.process_index()}")
     number = processes.from_writer("number", 0.1 + jax.process_index())

@@ -24,7 +24,7 @@ def tiny():
     return module.get_config()
 
 
-@pytest.mark.parametrize("how", ["pmap", "shard_map"])
+@pytest.mark.parametrize("how", ["pmap", pytest.param("shard_map", marks=pytest.mark.slow)])
 def test_a_run_compiles_nothing_after_its_first_steps_checkpoint_and_validation(
     how, tmp_path, tmp_path_factory, monkeypatch
 ):

@@ -12,7 +12,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from command import TINY
+from command import PATIENCE, TINY
 
 from cacenet_jax.errors import UserError
 from cacenet_jax.retrieval.ranking import check_rankable, evaluate_ranking
@@ -230,7 +230,7 @@ def test_a_signal_ends_with_one_line_and_keeps_the_checkpoint(command, how, code
     process = command.start(*SYNTHETIC, "--config.epochs=5000", stderr=stderr)
     os.close(stderr)
     checkpoints = command.folder / "run/checkpoints"
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + PATIENCE
     shown = b""
     os.set_blocking(terminal, False)
     while not (checkpoints.is_dir() and any(path.name.isdigit() for path in checkpoints.iterdir())):

@@ -13,7 +13,7 @@ import cv2
 import nbformat
 import numpy as np
 import pytest
-from command import ROOT
+from command import PATIENCE, ROOT
 from IPython.core.inputtransformer2 import TransformerManager
 from nbclient import NotebookClient
 from nbformat.v4 import new_code_cell
@@ -158,7 +158,6 @@ def test_requirements_are_floors():
         assert line.startswith("#") or re.fullmatch(r"[\w-]+>=[\d.]+", line.partition("#")[0].strip()), line
 
 
-@pytest.mark.timeout(600)  # 20 s of a free core
 def test_short_form_runs(tmp_path, monkeypatch, request):
     notebook = read()
     settings = next(i for i, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", ()))
@@ -182,7 +181,7 @@ def test_short_form_runs(tmp_path, monkeypatch, request):
         monkeypatch.setenv(name, value)
     # In the folder of the notebook, as Jupyter runs it.
     NotebookClient(
-        notebook, timeout=500, kernel_name="python3", resources={"metadata": {"path": PATH.parent}}
+        notebook, timeout=PATIENCE, kernel_name="python3", resources={"metadata": {"path": PATH.parent}}
     ).execute()
     check_outputs(notebook)
     assert (tmp_path / "run/figures/report.html").is_file() and Path(tmp_path / "prepared").is_dir()

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 from agreement import MAPS, assert_same, assert_same_float64, on_devices, on_one, start
-from tiny_training import batch_of, fast_compile, tiny_config
+from tiny_training import batch_of, tiny_config
 
 from cacenet_jax import compilation
 from cacenet_jax.data.augment import Augment
@@ -18,15 +18,9 @@ CASES = [(how, count) for how in MAPS for count in (1, 2, 4, 8)]
 
 
 def device_cases(*quick):
-    """Both maps on 1, 2, 4 and 8 devices; with named ones, all others are marked slow."""
-    marked = [pytest.param(*case, marks=() if case in quick or not quick else pytest.mark.slow) for case in CASES]
+    """Both maps on 1, 2, 4 and 8 devices; all but the named ones are marked slow."""
+    marked = [pytest.param(*case, marks=() if case in quick else pytest.mark.slow) for case in CASES]
     return pytest.mark.parametrize(("how", "count"), marked)
-
-
-@pytest.fixture(autouse=True)
-def _fast_compile():
-    with fast_compile():
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +37,7 @@ def reference():
     return get
 
 
-@device_cases()
+@device_cases(("pmap", 1), ("pmap", 4), ("shard_map", 2), ("shard_map", 8))
 def test_devices_agree_in_float64(x64, reference, how, count):
     before, expected = reference("float64", True)
     found = on_devices(tiny_config("float64"), how, count, "float64")
@@ -58,7 +52,7 @@ def test_devices_agree_in_float64_on_a_resnet(x64, reference, how, count):
     assert_same_float64(on_devices(tiny_config("float64"), how, count, "float64", False), expected, before)
 
 
-@device_cases()
+@device_cases(("pmap", 8), ("shard_map", 4))
 def test_devices_agree_in_float32(reference, how, count):
     before, expected = reference("float32", True)
     assert_same(on_devices(tiny_config(), how, count), expected, before, 1e-5)

@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from command import ROOT, TINY, Command, free_address
+from command import PATIENCE, ROOT, TINY, Command, free_address
 
 from cacenet_jax import checkpoints, processes, workdir
 from cacenet_jax.command_line import check_distributed
@@ -23,13 +23,13 @@ TRAIN = (f"--config={TINY}", "--config.data.dir=prepared", "--config.data.val_sh
 STEPS = 12  # 3 epochs of floor(36 / 8) steps
 
 
-def pair(command: Command, *words: str, first=(), second=(), program=("-m", "cacenet_jax.main"), seconds=200):
+def pair(command: Command, *words: str, first=(), second=(), program=("-m", "cacenet_jax.main")):
     """Two processes of one run, with words of their own behind those of both."""
     where = ("--distributed", f"--coordinator={free_address()}", "--num_processes=2")
     commands = [
         (sys.executable, *program, *words, *where, f"--process_id={i}", *own) for i, own in enumerate((first, second))
     ]
-    return command.together(*commands, seconds=seconds)
+    return command.together(*commands)
 
 
 def errors(done) -> list[str]:
@@ -101,7 +101,7 @@ def test_a_run_of_two_processes_that_was_killed_goes_on_in_one(runs, request):
     where = ("--distributed", f"--coordinator={address}", "--num_processes=2")
     words = (*TRAIN, "--workdir=killed")
     both = [command.start(*words, *where, f"--process_id={i}", stderr=os.open(os.devnull, os.O_WRONLY)) for i in (0, 1)]
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + PATIENCE
     while max(steps(runs / "killed"), default=0) < 3:
         assert all(process.poll() is None for process in both) and time.monotonic() < deadline
         time.sleep(0.002)
@@ -176,7 +176,7 @@ def test_a_run_that_cannot_be_joined_ends_with_one_line(command, case):
 
 def test_a_mistake_in_one_process_ends_both_with_its_line(command):
     (command.folder / "a_file").write_text("")
-    done = pair(command, *TRAIN, "--workdir=run", second=("--config.data.dir=a_file/prepared",), seconds=100)
+    done = pair(command, *TRAIN, "--workdir=run", second=("--config.data.dir=a_file/prepared",))
     assert [process.returncode for process in done] == [2, 2], done
     line = errors(done[1])[-1]
     assert "a_file/prepared" in line and "cannot be written" in line
@@ -186,7 +186,7 @@ def test_a_mistake_in_one_process_ends_both_with_its_line(command):
 
 
 def test_processes_with_different_configs_are_no_run(command):
-    done = pair(command, *TRAIN, "--workdir=run", first=("--config.loss.margin=0.3",), seconds=100)
+    done = pair(command, *TRAIN, "--workdir=run", first=("--config.loss.margin=0.3",))
     assert [process.returncode for process in done] == [2, 2], done
     assert all(len(process.stderr.splitlines()) == 1 for process in done), done  # no stack of who lost the coordinator
     assert "config.loss.margin=0.5 in process 1, expected 0.3 as in process 0" in errors(done[1])[0]
@@ -200,7 +200,8 @@ ENDED = {
 }
 
 
-@pytest.mark.parametrize("how", ENDED)
+# Ctrl-C of both processes is in tests/launch/test_local.py.
+@pytest.mark.parametrize("how", ["SIGKILL", "SIGTERM", pytest.param("SIGINT", marks=pytest.mark.slow)])
 def test_a_process_that_was_ended_ends_the_other_soon(runs, request, how):
     """SIGTERM is what Slurm and Kubernetes send; JAX's preemption service must not swallow it."""
     code, others_code, told = ENDED[how]
@@ -210,13 +211,13 @@ def test_a_process_that_was_ended_ends_the_other_soon(runs, request, how):
     log, his = runs / f"{how}.log", runs / f"{how}_1.log"
     first = command.start(*words, *where, "--process_id=0", stderr=os.open(log, os.O_WRONLY | os.O_CREAT))
     second = command.start(*words, *where, "--process_id=1", stderr=os.open(his, os.O_WRONLY | os.O_CREAT))
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + PATIENCE
     while not steps(runs / how):
         assert first.poll() is None and second.poll() is None and time.monotonic() < deadline, log.read_text()
         time.sleep(0.01)
     os.killpg(second.pid, signal.Signals[how])
-    assert second.wait(timeout=20) == code
-    assert first.wait(timeout=60) == others_code
+    assert second.wait(timeout=PATIENCE) == code
+    assert first.wait(timeout=PATIENCE) == others_code
     assert told in log.read_text()
     assert "Traceback" not in log.read_text()
     assert len(his.read_text().splitlines()) == (how != "SIGKILL"), his.read_text()  # nor a stack of C++
@@ -308,7 +309,7 @@ def first_losses(command: Command, words: list[str], workdir: Path, count: int) 
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.2)
     process.send_signal(signal.SIGINT)
-    process.wait(timeout=60)
+    process.wait(timeout=PATIENCE)
     return np.array([row["loss"] for row in rows(workdir)[:count]])
 
 

@@ -6,9 +6,9 @@ import sys
 import jax
 import numpy as np
 import pytest
-from agreement import MAPS, assert_same, assert_same_float64, on_one, start
+from agreement import ACROSS, assert_same, assert_same_float64, on_one, start
 from command import ROOT, Command, free_address
-from tiny_training import fast_compile, tiny_config
+from tiny_training import tiny_config
 
 
 @pytest.fixture(scope="module")
@@ -34,12 +34,11 @@ def _four_devices(environment):
     return changed
 
 
-@pytest.mark.parametrize("how", MAPS)
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize(("dtype", "how"), ACROSS)
 def test_two_processes_of_four_devices_agree_with_one(two_by_four, dtype, how):
     """Loss, gradients and statistics of one global batch, each leaf to 1e-10 in float64 and 1e-5 in float32."""
     config = tiny_config(dtype)
-    with fast_compile(), jax.enable_x64(dtype == "float64"):
+    with jax.enable_x64(dtype == "float64"):
         before, expected = start(config, dtype, True), on_one(config, dtype)
         found = two_by_four[0]["results"][dtype, how]
         if dtype == "float64":
@@ -49,9 +48,9 @@ def test_two_processes_of_four_devices_agree_with_one(two_by_four, dtype, how):
             assert_same(found, expected, before, 1e-5)
 
 
-@pytest.mark.parametrize("how", MAPS)
-def test_both_processes_hold_the_same_to_the_last_bit(two_by_four, how):
-    one, two = (jax.tree.leaves(told["results"]["float32", how]) for told in two_by_four)
+@pytest.mark.parametrize(("dtype", "how"), ACROSS)
+def test_both_processes_hold_the_same_to_the_last_bit(two_by_four, dtype, how):
+    one, two = (jax.tree.leaves(told["results"][dtype, how]) for told in two_by_four)
     assert all(np.array_equal(a, b) for a, b in zip(one, two, strict=True))
 
 

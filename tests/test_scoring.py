@@ -5,13 +5,13 @@ import os
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from command import PATIENCE, ROOT
+from tiny_retrieval import applied
 from tiny_scoring import NUM_GALLERY, NUM_QUERY, run, score_state, split, state, tiny_config
-from tiny_training import fast_compile
 
 from cacenet_jax import build, scoring
 from cacenet_jax.data.augment import normalise_images
@@ -24,13 +24,6 @@ from cacenet_jax.retrieval.rescore import Rescorer
 from cacenet_jax.retrieval.store import Store, bits_type
 
 STREAMED = 1e-5  # GiB, about ten images
-ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture(autouse=True)
-def _fast_compile():
-    with fast_compile():
-        yield
 
 
 @pytest.fixture
@@ -58,8 +51,8 @@ def test_result_is_that_of_the_plain_pair_distance(seen):
     described = []
     for part, count in ((split(NUM_QUERY, 1), NUM_QUERY), (split(NUM_GALLERY, 2), NUM_GALLERY)):
         images, _ = next(evaluation_batches(part, height=6, width=4, batch_size=count))
-        maps = net.apply(variables, normalise_images(jax.numpy.asarray(images)), train=False, method="maps")
-        described.append(net.apply(variables, maps, method="describe"))
+        maps = applied(net, variables, normalise_images(jax.numpy.asarray(images)), train=False, method="maps")
+        described.append(applied(net, variables, maps, method="describe"))
     query, gallery = described
     cosine = 1 - np.asarray(query.embedding) @ np.asarray(gallery.embedding).T
     np.testing.assert_array_equal(candidates, np.argsort(cosine, axis=1, kind="stable")[:, :10])
@@ -85,6 +78,8 @@ def test_ranks_do_not_depend_on_how_they_are_computed(seen, tmp_path, map_dtype,
         {"devices": 1, "memory_gib": STREAMED},
         {"devices": 2, "batch_size": 7},
     ]
+    if clue_weight:  # where the work is cut differently; what is cut has been seen without it
+        cases = [cases[0], cases[5], cases[9]]
     results, places = [], set()
     for case in cases:
         config = tiny_config(tmp_path, map_dtype=map_dtype)
@@ -96,7 +91,7 @@ def test_ranks_do_not_depend_on_how_they_are_computed(seen, tmp_path, map_dtype,
         np.testing.assert_array_equal(candidates, seen[0][1])
         np.testing.assert_allclose(scores, seen[0][2], atol=tolerance, err_msg=str(case))
         assert results[-1] == results[0], case
-    assert places == {"device", "memory", "file"} or places == {"device", "file"}
+    assert {"device", "file"} <= places
     assert not list(tmp_path.iterdir())
 
 
@@ -155,7 +150,7 @@ def test_two_processes_give_the_result_of_one(tmp_path):
         for i in range(2)
     ]  # fmt: skip
     try:
-        logs = [process.communicate(timeout=240)[0] for process in processes]
+        logs = [process.communicate(timeout=PATIENCE)[0] for process in processes]
     finally:
         for process in processes:
             process.kill()

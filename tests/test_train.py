@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from command import TINY
+from command import PATIENCE, TINY
 
 from cacenet_jax.checkpoints import Checkpoints
 from cacenet_jax.config import paper, to_dict
@@ -43,7 +43,7 @@ def kill(process) -> None:
     process.wait()
 
 
-def wait_for(condition, process, seconds: float = 200) -> None:
+def wait_for(condition, process, seconds: float = PATIENCE) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, "it ended before it could be killed"

@@ -6,20 +6,15 @@ import numpy as np
 import optax
 import pytest
 from oracles import batch_hard, cross_entropy, mixup
-from tiny_training import LABELS, batch_of, fast_compile, network, state_of, step_of, tiny_config
+from tiny_training import LABELS, batch_of, network, state_of, step_of, tiny_config
 
 from cacenet_jax import build, optim
 from cacenet_jax.data.augment import Augment
+from cacenet_jax.data.batch import Batch
 from cacenet_jax.parallel import AXIS, DeviceMap, pick_devices
-from cacenet_jax.train_step import make_train_step
+from cacenet_jax.train_step import create_state, make_train_step
 
 TERMS = ("identity", "triplet", "pair_identity", "pair_triplet")
-
-
-@pytest.fixture(autouse=True)
-def _fast_compile():
-    with fast_compile():
-        yield
 
 
 def unit(x):
@@ -138,3 +133,26 @@ def test_training_step_lowers_for_accelerators(platform, how):
     assert exported.platforms == (platform,)
     assert exported.nr_devices == (8 if how == "shard_map" else 1)
     assert ("all_gather" in exported.mlir_module()) == (how == "shard_map")
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"pair_score": "evidence", "evidence_channels": 4},
+        {"pair_score": "evidence", "evidence_channels": 4, "frozen": True},
+        {"pair_score": "keypoints"},
+        {"alignment": "similarity", "neighbours": 9},
+        {"alignment": "semantic"},
+        {"alignment": "individual"},
+    ],
+    ids=lambda fields: "-".join(map(str, fields.values())),
+)
+def test_every_pair_stage_lowers_for_accelerators(model):
+    config = tiny_config("bfloat16", **model)
+    net, optimizer, size = network(config, one_block=True), optim.optimizer(config, 10), (48, 16)
+    state = jax.eval_shape(lambda: create_state(net, optimizer, jax.random.key(0), size))
+    batch = Batch(*(jax.ShapeDtypeStruct(*of) for of in (((8, *size, net.image_channels), np.uint8), ((8,), np.int32))))
+    step = make_train_step(net, optimizer, build.loss_weights(config), build.augmentation(config), jax.random.key(0))
+    exported = jax.export.export(jax.jit(step), platforms=["cuda", "tpu"])(state, batch)
+    assert exported.platforms == ("cuda", "tpu")
+    assert ("top_k" in exported.mlir_module()) == ("neighbours" in model)  # of 12 positions; up to 8 go without it

@@ -27,7 +27,7 @@ class Pixels(nn.Module):
 def network(dtype=jnp.float64, **fields):
     """A network and its variables, random and of that type, with a channel of w' of each sign and one that is 0."""
     net = CACENet(backbone=Pixels(), num_identities=I, embed_dim=F, dtype=dtype, **fields)
-    variables = jax.jit(lambda key: net.init(key, jnp.zeros((1, 2, 2, 3)), train=False))(jax.random.key(0))
+    variables = jax.eval_shape(lambda: net.init(jax.random.key(0), jnp.zeros((1, 2, 2, 3)), train=False))
     rng = np.random.default_rng(1)
     variables = jax.tree.map(lambda x: jnp.asarray(rng.uniform(0.5, 1.5, x.shape), dtype), variables)
     if "cross_weight" in variables["params"]:

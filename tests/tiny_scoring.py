@@ -68,7 +68,7 @@ def score_state(config, net, values, mixes=()):
 
 
 if __name__ == "__main__":
-    jax.distributed.initialize(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), initialization_timeout=60)
+    jax.distributed.initialize(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), initialization_timeout=600)
     out = Path(sys.argv[4])
     found = [run(tiny_config(out)), run(tiny_config(out, memory_gib=1e-5), mixes=())]
     (out / f"{sys.argv[3]}.json").write_text(json.dumps({"devices": jax.device_count(), "results": found}))

@@ -1,6 +1,6 @@
 """A training problem of eight small images that compiles in seconds, shared by the tests of the step and of devices."""
 
-import contextlib
+import functools
 
 import flax.linen as nn
 import jax
@@ -48,9 +48,14 @@ def batch_of(dtype="float32", duplicates=False):
     return Batch(images[[0, 0, 2, 2, 0, 5, 6, 6]] if duplicates else images, LABELS)
 
 
+@functools.cache  # a program of its own for each network
+def _initial(net, seed):
+    return jax.device_get(create_state(net, optax.identity(), jax.random.key(seed), SHAPE))
+
+
 def state_of(net, optimizer, dtype="float32", seed=0) -> TrainState:
     """A state on the host, all floats of one type, away from the symmetric start of norms and attention weights."""
-    state = create_state(net, optimizer, jax.random.key(seed), SHAPE)
+    state = _initial(net, seed)
     rng = np.random.default_rng(seed)
 
     def cast(x):
@@ -68,13 +73,3 @@ def step_of(config, optimizer=None, axis_name=None, one_block=False, augmentatio
     net = network(config, axis_name, one_block)
     weights = build.loss_weights(config)
     return make_train_step(net, optimizer or optax.sgd(1.0), weights, augmentation, jax.random.key(1), axis_name)
-
-
-@contextlib.contextmanager
-def fast_compile():
-    """Half the compile time; the arithmetic is the same."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    try:
-        yield
-    finally:
-        jax.config.update("jax_disable_most_optimizations", False)

@@ -1,7 +1,7 @@
 """A backbone that compiles in a second, in place of a ResNet."""
 
 import pytest
-from tiny_training import OneBlock, fast_compile
+from tiny_training import OneBlock
 
 from benchmarks import problem
 
@@ -26,5 +26,3 @@ def one_block(monkeypatch):
         return net.clone(backbone=Block(dtype=net.dtype, axis_name=axis_name))
 
     monkeypatch.setattr(problem, "network", small)
-    with fast_compile():
-        yield

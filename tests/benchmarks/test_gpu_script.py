@@ -33,7 +33,7 @@ def run(tmp_path, *arguments, **settings):
     fake.chmod(fake.stat().st_mode | stat.S_IXUSR)
     settings = {"HAS": "torch grain tensorflow_datasets array_record", "FAILS": "", "HANGS": ""} | settings
     env = os.environ | {"PYTHON": str(fake), "OUT": str(tmp_path / "out")} | settings
-    return subprocess.run(["bash", SCRIPT, *arguments], capture_output=True, text=True, env=env, timeout=60)
+    return subprocess.run(["bash", SCRIPT, *arguments], capture_output=True, text=True, env=env, timeout=600)
 
 
 NAMES = ["pair_stage", "torch_bfloat16", "train_bfloat16", "profile", "retrieval", "input_pipeline", "scaling",

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from command import ROOT, TINY
+from command import PATIENCE, ROOT, TINY
 from launching import GPU, LAUNCH, POD, POD_RUN, RUN, SCRIPTS, SHARE_RUN, SPACE, TPU, launch, shown
 
 
@@ -213,7 +213,7 @@ def test_tpu_pod_makes_an_environment_starts_follows_and_stops(tmp_path):
         done = pod("start", "--", *words)
         assert done.returncode == 0, done.stderr
         pids = [int((home / "run.pid").read_text()) for home in homes]
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + PATIENCE
         while not all((home / "run.log").exists() and "code" in (home / "run.log").read_text() for home in homes):
             assert time.monotonic() < deadline
             time.sleep(0.05)

@@ -7,7 +7,7 @@ import sys
 import time
 
 import pytest
-from command import Command
+from command import PATIENCE, Command
 from launching import LAUNCH, RUN
 
 
@@ -21,7 +21,7 @@ def local(command: Command, *words: str) -> subprocess.Popen:
 
 def test_local_ends_all_when_one_fails_and_passes_the_code_on(command):
     process = local(command, *RUN, "--config.data.dir=prepared", "--config.model.backbone=vgg")
-    out, err = process.communicate(timeout=100)
+    out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 2
     told = [line for line in err.splitlines() if "config.model.backbone" in line]
     # Both fail alike: one line is enough, but one that is a second later than the other has its own.
@@ -32,12 +32,12 @@ def test_local_ends_all_when_one_fails_and_passes_the_code_on(command):
 def test_local_trains_and_ctrl_c_ends_all(command):
     process = local(command, *RUN, "--config.data.dir=prepared", "--config.epochs=5000")
     checkpoints = command.folder / "run/checkpoints"
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + PATIENCE
     while not (checkpoints.is_dir() and any(path.name.isdigit() for path in checkpoints.iterdir())):
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130, err
     assert {line[:3] for line in err.splitlines() if "interrupted; the same command" in line} == {"[0]", "[1]"}, err
     assert "[0] synthetic_pedestrians: 48 images" in out and "2 cpu device(s) in 2 processes" in out

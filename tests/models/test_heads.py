@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny_retrieval import applied
 
 from cacenet_jax.models.heads import ConditionalHead, EmbeddingHead, normalise
 
@@ -14,8 +15,9 @@ def draw(*shape, seed=0):
     return np.random.default_rng(seed).standard_normal(shape)
 
 
-def random_like(variables, seed=9):
+def random_variables(head, *inputs, seed=9):
     rng = np.random.default_rng(seed)
+    variables = jax.eval_shape(lambda: head.init(jax.random.key(0), *inputs, train=False))
     return jax.tree.map(lambda x: jnp.asarray(rng.uniform(0.5, 1.5, x.shape)), variables)
 
 
@@ -24,8 +26,8 @@ def test_embedding_head_equals_the_formula_in_training(x64, batch):
     """Product, batch norm over every leading axis, product: the statistics see all images or pairs at once."""
     head = EmbeddingHead(F, I, dtype=jnp.float64)
     pooled = jnp.asarray(draw(*batch, D))
-    variables = random_like(head.init(jax.random.key(0), pooled, train=False))
-    out, updated = head.apply(variables, pooled, train=True, mutable=["batch_stats"])
+    variables = random_variables(head, pooled)
+    out, updated = applied(head, variables, pooled, train=True, mutable=["batch_stats"])
     params, stats = variables["params"], variables["batch_stats"]["bn"]
     encoded = np.asarray(pooled) @ params["conv"]["kernel"]
     rows = encoded.reshape(-1, F)
@@ -41,11 +43,11 @@ def test_embedding_head_equals_the_formula_in_training(x64, batch):
 def test_embedding_head_uses_running_statistics_in_evaluation(x64):
     head = EmbeddingHead(F, I, dtype=jnp.float64)
     pooled = jnp.asarray(draw(6, D))
-    variables = random_like(head.init(jax.random.key(0), pooled, train=False))
+    variables = random_variables(head, pooled)
     stats, params = variables["batch_stats"]["bn"], variables["params"]
     encoded = np.asarray(pooled) @ params["conv"]["kernel"]
     expected = (encoded - stats["mean"]) / np.sqrt(stats["var"] + 1e-5) * params["bn"]["scale"] + params["bn"]["bias"]
-    np.testing.assert_allclose(head.apply(variables, pooled, train=False).embedding, expected, rtol=1e-9)
+    np.testing.assert_allclose(applied(head, variables, pooled, train=False).embedding, expected, rtol=1e-9)
 
 
 @pytest.mark.parametrize("filters", ["tied", "untied"])
@@ -54,14 +56,14 @@ def test_conditional_head_filters_own_and_neighbour(x64, kind, sign, filters):
     """Equations 5-7 pooled: own Theta_0 -+ neighbour Theta_1, with Theta_1 = Theta_0 when tied."""
     head = ConditionalHead(D, F, I, kind=kind, filters=filters, dtype=jnp.float64)
     own, near = jnp.asarray(draw(2, 1, D)), jnp.asarray(draw(2, 3, D, seed=1))
-    variables = random_like(head.init(jax.random.key(0), own, near, train=False))
+    variables = random_variables(head, own, near)
     theta = variables["params"]["theta"]
     theta_1 = variables["params"].get("theta_1", theta)
     assert (filters == "tied") == ("theta_1" not in variables["params"])
     pooled = np.asarray(own @ theta + sign * (near @ theta_1))
     inner = jax.tree.map(lambda x: x, {name: tree["head"] for name, tree in variables.items()})
-    expected = EmbeddingHead(F, I, dtype=jnp.float64).apply(inner, jnp.asarray(pooled), train=False)
-    found = head.apply(variables, own, near, train=False)
+    expected = applied(EmbeddingHead(F, I, dtype=jnp.float64), inner, jnp.asarray(pooled), train=False)
+    found = applied(head, variables, own, near, train=False)
     np.testing.assert_allclose(found.embedding, expected.embedding, rtol=1e-10)
     np.testing.assert_allclose(found.logits, expected.logits, rtol=1e-10)
 
@@ -69,11 +71,11 @@ def test_conditional_head_filters_own_and_neighbour(x64, kind, sign, filters):
 def test_tied_filter_is_a_special_case_of_the_untied_one(x64):
     tied, untied = (ConditionalHead(D, F, I, filters=f, dtype=jnp.float64) for f in ("tied", "untied"))
     own, near = jnp.asarray(draw(2, 1, D)), jnp.asarray(draw(2, 3, D, seed=1))
-    variables = random_like(tied.init(jax.random.key(0), own, near, train=False))
+    variables = random_variables(tied, own, near)
     params = {**variables["params"], "theta_1": variables["params"]["theta"]}
     both = {**variables, "params": params}
     for have, want in zip(
-        untied.apply(both, own, near, train=False), tied.apply(variables, own, near, train=False), strict=True
+        applied(untied, both, own, near, train=False), applied(tied, variables, own, near, train=False), strict=True
     ):
         np.testing.assert_allclose(have, want, rtol=1e-12)
 
@@ -82,11 +84,11 @@ def test_bfloat16_products_give_float32_embeddings_and_statistics():
     own, near = jnp.asarray(draw(2, 1, D), jnp.float32), jnp.asarray(draw(2, 3, D, seed=1), jnp.float32)
     exact, rounded = (ConditionalHead(D, F, I, dtype=d) for d in (jnp.float32, jnp.bfloat16))
     variables = exact.init(jax.random.key(0), own, near, train=False)
-    want = exact.apply(variables, own, near, train=False)
-    have, updated = rounded.apply(variables, own, near, train=True, mutable=["batch_stats"])
+    want = applied(exact, variables, own, near, train=False)
+    have, updated = applied(rounded, variables, own, near, train=True, mutable=["batch_stats"])
     assert have.embedding.dtype == have.logits.dtype == jnp.float32
     assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(updated))
-    have = rounded.apply(variables, own, near, train=False)
+    have = applied(rounded, variables, own, near, train=False)
     np.testing.assert_allclose(have.embedding, want.embedding, rtol=0.05, atol=0.05)
 
 

@@ -5,7 +5,6 @@ from types import SimpleNamespace
 
 import pytest
 from tiny_scoring import NUM_GALLERY, NUM_QUERY, score_state, split, state, tiny_config
-from tiny_training import fast_compile
 
 from cacenet_jax.reproduce import sweep
 
@@ -30,16 +29,15 @@ def test_each_k_is_what_the_evaluator_says(folder, monkeypatch):
     monkeypatch.setattr(sweep, "open_split", lambda prepared, name: {"query": NUM_QUERY, "gallery": NUM_GALLERY}[name])
     monkeypatch.setattr(sweep, "whole", lambda count: split(count, {NUM_QUERY: 1, NUM_GALLERY: 2}[count]))
     config = tiny_config(folder)
-    with fast_compile():
-        rows = sweep.sweep(config, folder)
-        assert [row["top_k"] for row in rows] == [0, 10, 20, 50] == [row["pairs"] for row in rows]
-        for row in rows:
-            names = ["individual"] if row["top_k"] == 0 else ["individual", "conditional", "mixed"]
-            assert [name for name in ("individual", "conditional", "mixed") if name in row] == names
-            expected = score_state(tiny_config(folder, top_k=max(row["top_k"], 1)), net, values)
-            assert all(row[name] == expected[name] for name in names)
-            assert row["seconds"] == pytest.approx(row["describe"] + row["rescore"] + row["rank"])
-            assert (row["rescore"] > 0) == (row["top_k"] > 0) and row["describe"] > 0
+    rows = sweep.sweep(config, folder)
+    assert [row["top_k"] for row in rows] == [0, 10, 20, 50] == [row["pairs"] for row in rows]
+    for row in rows:
+        names = ["individual"] if row["top_k"] == 0 else ["individual", "conditional", "mixed"]
+        assert [name for name in ("individual", "conditional", "mixed") if name in row] == names
+        expected = score_state(tiny_config(folder, top_k=max(row["top_k"], 1)), net, values)
+        assert all(row[name] == expected[name] for name in names)
+        assert row["seconds"] == pytest.approx(row["describe"] + row["rescore"] + row["rank"])
+        assert (row["rescore"] > 0) == (row["top_k"] > 0) and row["describe"] > 0
     assert rows[1]["mixed"] != rows[3]["mixed"]  # K matters here
     assert sweep.done(folder, config) == rows
 

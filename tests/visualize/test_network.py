@@ -6,7 +6,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny_retrieval import network
-from tiny_training import fast_compile
 
 from cacenet_jax import build
 from cacenet_jax.data.augment import MEAN, STD, normalise_images
@@ -16,12 +15,6 @@ from cacenet_jax.models.graph import laplacian_conv
 from cacenet_jax.visualize.network import compare, cosine, look
 
 IMAGES = np.random.default_rng(3).integers(0, 256, (2, 3, 2, 3), np.uint8)
-
-
-@pytest.fixture(autouse=True)
-def _fast_compile():
-    with fast_compile():
-        yield
 
 
 class Slanted(nn.Module):

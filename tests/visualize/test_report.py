@@ -10,7 +10,6 @@ import optax
 import pytest
 from browser import parsed
 from command import TINY
-from tiny_training import fast_compile
 
 from cacenet_jax import build
 from cacenet_jax.config import paper, validate
@@ -52,8 +51,7 @@ def untrained(tmp_path, data_dir, monkeypatch):
         (tmp_path / "run/results.json").write_text(json.dumps(results))
         return config, tmp_path / "run", results
 
-    with fast_compile():
-        yield make
+    return make
 
 
 def check(folder, results, figures, count, ranks):
