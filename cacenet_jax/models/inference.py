@@ -220,7 +220,10 @@ def group_distance(
             return jax.vmap(lambda v: evidence_distance(constants, u, v))(v)
     if isinstance(constants, BottleneckConstants):
         with jax.default_matmul_precision("highest"):
-            return jax.lax.map(lambda v: _bottleneck_distance(constants, u, v), v, batch_size=_AT_ONCE)
+            one = lambda v: _bottleneck_distance(constants, u, v)
+            if not isinstance(v.degree_N.shape[0], int):  # an export for any number of candidates
+                return jax.vmap(one)(v)
+            return jax.lax.map(one, v, batch_size=_AT_ONCE)
     if isinstance(constants, PointConstants):
         with jax.default_matmul_precision("highest"):
             one = lambda v: key_point_distance(u, v, constants.weight_E).distance

@@ -14,6 +14,7 @@ from numpy import ndarray
 from cacenet_jax.build import feature_maps
 from cacenet_jax.models.alignment import connect
 from cacenet_jax.models.attention import affinity_scores
+from cacenet_jax.models.bottleneck import bottleneck_maps, cross_block
 from cacenet_jax.models.cacenet import CACENet, PairTerms
 from cacenet_jax.models.evidence import region_alignment
 from cacenet_jax.models.heads import normalise
@@ -70,12 +71,17 @@ def look(net: CACENet, variables: Any, images_nHWC: Array, flip: bool) -> Seen:
 def compare(net: CACENet, variables: Any, u: PairTerms, v: PairTerms) -> Pair:
     """Two images together, from the terms of each (without leading axis).
 
-    The conditional map is the network's own: (I -+ R A R) X Theta, or, with untied filters, X Theta_0 -+ R A R X Theta_1.
+    The conditional map is the network's own: (I -+ R A R) X Theta, with untied filters X Theta_0 -+ R A R X Theta_1, with
+    residual ones X + R (D - A) R G W_o.
     """
     with jax.default_matmul_precision("highest"):
         if u.regions is not None and v.regions is not None:
             judge = net.apply(variables, method="judge")
             return Pair(region_alignment(judge, u.regions, v.regions), None)
+        if u.bottleneck is not None and v.bottleneck is not None:
+            out_ED = net.apply(variables, method="pair_encoder").out_ED
+            map_ND = bottleneck_maps(out_ED, u.bottleneck, v.bottleneck)[0]
+            return Pair(cross_block(u.bottleneck, v.bottleneck), jnp.linalg.norm(map_ND, axis=-1))
         keys_u, keys_v = (_keys(terms) for terms in (u, v))
         weight_E = net.apply(variables, "cross", keys_u, method="weight")
         cross_NM = connect(affinity_scores(keys_u, keys_v, weight_E), net.nearest)
