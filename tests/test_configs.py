@@ -33,7 +33,9 @@ def test_config_is_valid_and_its_network_fits_its_images(name):
     key = jax.eval_shape(lambda: jax.random.key(0))
     shapes = jax.eval_shape(lambda key, x: net.init_with_output(key, x, train=False)[0], key, images)
     assert shapes[0].embedding.shape == (2, config.model.embed_dim)
-    if config.model.pair_score == "evidence":
+    if not config.model.pairs:
+        assert shapes[1] is None
+    elif config.model.pair_score == "evidence":
         assert shapes[1].evidence.shape == (2, 2)
     else:
         assert shapes[1].conditional.embedding.shape == (2, 2, config.model.embed_dim)
@@ -66,3 +68,13 @@ def test_a_run_from_before_a_field_existed_is_the_run_of_its_default():
     assert differences(recorded, current) == ["model.alignment: 'attention' -> 'full'"]
     recorded["model"]["gone"] = 1
     assert "model.gone: 1 -> None" in differences(recorded, current)
+
+
+@pytest.mark.parametrize("where, first", [("gpu", "market1501_lite0"), ("cpu", "market1501_lite0_cpu")])
+def test_the_second_stage_of_lite0_has_the_network_and_the_images_of_the_first(where, first):
+    second, first = load("market1501_lite0_plus", where), load(first)
+    for field in ("backbone", "backbone_fields", "width", "last_stride", "embed_dim"):
+        assert second.model[field] == first.model[field]
+    for field in ("name", "height", "width", "options"):
+        assert second.data[field] == first.data[field]
+    validate(second)
