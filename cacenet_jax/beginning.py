@@ -179,7 +179,8 @@ def _take(ours: Any, theirs: Any, same_people: bool, frozen: bool) -> _Taken:
     misfits = Misfits([], [], [], [])
     tree = dict(ours_flat)
     for path, x in ours_flat.items():
-        name, is_classifier = "/".join(path), "classifier" in path and not frozen
+        name = "/".join(path)
+        is_classifier = ("classifier" in path or "pair_classifier" in path) and not frozen
         if path[0] not in theirs:
             if path[0] in (optim.FROZEN if frozen else ("backbone",)):
                 misfits.missing.append(name)

@@ -8,7 +8,7 @@ from agreement import assert_same_float64, on_devices, on_one, start
 from tiny_training import tiny_config
 
 from cacenet_jax import losses
-from cacenet_jax.config import released, validate
+from cacenet_jax.config import differences, paper, released, to_dict, validate
 from cacenet_jax.errors import UserError
 from cacenet_jax.models.heads import Embedded, EmbeddingHead
 from cacenet_jax.train_step import LossWeights, loss_terms
@@ -66,6 +66,15 @@ def test_rectified_triplet_does_not_see_what_is_negative(x64):
 
     assert triplet(embedding, True) == triplet(moved, True) == triplet(np.maximum(embedding, 0), False)
     assert triplet(embedding, False) != triplet(moved, False)
+
+
+def test_recipe_is_the_paper_but_for_the_network_and_the_losses():
+    """What the authors' configuration file shares with section 4.2 stays the paper's."""
+    changed = [line.split(":")[0] for line in differences(to_dict(paper()), to_dict(released()))]
+    assert changed == [
+        "loss.label_smoothing", "loss.pair_identity", "loss.rectified", "model.affinity", "model.dropout",
+        "model.filters", "model.non_local", "model.pooling", "model.relu", "model.shared_encoder",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -144,6 +144,7 @@ def test_training_step_lowers_for_accelerators(platform, how):
         {"alignment": "similarity", "neighbours": 9},
         {"alignment": "semantic"},
         {"alignment": "individual"},
+        {"filters": "residual", "affinity": "bottleneck", "pooling": "gem", "shared_encoder": True, "dropout": 0.5},
     ],
     ids=lambda fields: "-".join(map(str, fields.values())),
 )

@@ -105,3 +105,18 @@ def test_correspondences_of_local_evidence_are_the_shares_of_its_alignment():
     strength = np.exp(np.exp(part["log_tau"]) * (key_u / size(key_u)) @ (key_v / size(key_v)).T)
     np.testing.assert_allclose(pair.cross_NM, strength / strength.sum(axis=1, keepdims=True), rtol=1e-4)
     assert pair.norm_N is None
+
+
+def test_norms_of_the_graph_of_bottlenecks_are_those_of_its_conditional_map():
+    fields = {"filters": "residual", "keys": "bottleneck", "pooling": "gem", "shared_encoder": True, "relu": True}
+    _, variables, nodes, pair = seen_together(fields)
+    params = jax.tree.map(lambda x: np.asarray(x, np.float64), variables["params"]["pair_graph"])
+    y, g, o = (params[name]["kernel"] for name in ("y", "g", "o"))
+    both = np.concatenate(nodes)
+    keys = both @ y / np.abs(both @ y)  # one channel
+    graph = np.maximum(keys @ keys.T, 0) * (1 - np.eye(len(both)))
+    root = graph.sum(axis=1) ** -0.5
+    laplacian = root[:, None] * (np.diag(graph.sum(axis=1)) - graph) * root
+    expected = (both + laplacian @ (both @ g) @ o)[: len(nodes[0])]
+    np.testing.assert_allclose(pair.norm_N, np.linalg.norm(expected, axis=1), rtol=1e-4)
+    np.testing.assert_allclose(pair.cross_NM, graph[: len(nodes[0]), len(nodes[0]) :], atol=1e-5)
