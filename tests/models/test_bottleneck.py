@@ -9,7 +9,14 @@ from tiny_retrieval import applied, compose, describe, group_distance, network
 
 from cacenet_jax.errors import UserError
 from cacenet_jax.models import resnet
-from cacenet_jax.models.bottleneck import BottleneckGraph, BottleneckTerms, bottleneck_maps, root_of
+from cacenet_jax.models.bottleneck import (
+    BottleneckGraph,
+    BottleneckTerms,
+    Encoder,
+    bottleneck_maps,
+    encoded_grid,
+    root_of,
+)
 from cacenet_jax.models.non_local import NonLocal
 from cacenet_jax.models.pooling import generalised_mean
 
@@ -153,3 +160,22 @@ def test_retrieval_scores_the_pairs_of_the_grid(x64, fields):
     rounded: BottleneckTerms = describe(net, variables, constants, maps, jnp.bfloat16)[1]
     assert rounded.nodes_ND.dtype == rounded.intra_NN.dtype == jnp.bfloat16 and rounded.degree_N.dtype == jnp.float64
     np.testing.assert_allclose(group(take(rounded, 0), rounded), expected[0], atol=0.02)
+
+
+def test_memory_of_the_grid_follows_its_budget():
+    """Temporaries of value and gradient, as the compiler counts them, against those of all pairs at once."""
+    images, nodes, channels, inside = 12, 16, 512, 32
+    shape = lambda *sizes: jax.ShapeDtypeStruct(sizes, jnp.float32)
+    maps, square = shape(images, nodes, channels), shape(images, nodes, nodes)
+    low = shape(images, nodes, inside)
+    terms = BottleneckTerms(maps, low, low, square, shape(images, nodes))
+    encoder = Encoder(shape(inside, channels), shape(1), shape(channels, 8))
+
+    def temporaries(mib):
+        loss = lambda *given: (encoded_grid(*given, mib * 2**20).encoded ** 2).sum()
+        compiled = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(encoder, terms).compile()
+        return compiled.memory_analysis().temp_size_in_bytes / 2**20
+
+    own = sum(x.size * 4 for x in jax.tree.leaves((encoder, terms))) / 2**20
+    small, whole = temporaries(2), temporaries(1024)
+    assert small < 2 + 2 * own < whole / 2, (small, own, whole)
