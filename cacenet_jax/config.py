@@ -25,7 +25,8 @@ def paper() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.seed = 0
     config.init_from = placeholder(str)  # workdir of a trained network, whose parameters are the start of this run
-    config.pretrained = placeholder(str)  # weights of the backbone: a file, hub:OWNER/NAME or package:NAME
+    # Weights of the backbone: a file, hub:OWNER/NAME or package:NAME; with --mode=import those of a whole network.
+    config.pretrained = placeholder(str)
     config.epochs = 80
     config.devices = 0  # local devices that each process uses, 0 for all
     config.parallel = "pmap"  # or shard_map
@@ -101,6 +102,7 @@ def paper() -> ml_collections.ConfigDict:
     config.optim.attention_scale = 1.0  # learning rate of w and w' relative to the rest
 
     config.eval = ml_collections.ConfigDict()
+    config.eval.data = placeholder(str)  # data set that --mode=evaluate scores in place of data.name
     config.eval.top_k = 100
     config.eval.camera_filter = True
     config.eval.mix = 0.5  # weight of the pair distance in the mixed ranking
@@ -277,6 +279,15 @@ def flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield from flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
+
+
+def elsewhere(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """The config with the data set of eval.data, and its builder's own options, in place of its own: a cross-domain test."""
+    config = config.copy_and_resolve_references()
+    if config.eval.data:
+        with config.unlocked():
+            config.data.name, config.data.options = config.eval.data, ml_collections.ConfigDict()
+    return config
 
 
 def to_dict(config: ml_collections.ConfigDict) -> dict[str, Any]:

@@ -119,9 +119,9 @@ def check_splits(config: ConfigDict, prepared: Prepared, cut: TrainVal | None = 
 
 
 def score_test(
-    config: ConfigDict, net: CACENet, state: TrainState, prepared: Prepared, step: int, workdir: Path
+    config: ConfigDict, net: CACENet, state: TrainState, prepared: Prepared, step: int, file: Path
 ) -> dict[str, Any]:
-    """Scores the test split; process 0 prints the table and writes results.json. Returns what it holds, in every process."""
+    """Scores the test split; process 0 prints the table and writes the file. Returns what it holds, in every process."""
     start = time.monotonic()
     result = score(config, net, state, whole(open_split(prepared, "query")), whole(open_split(prepared, "gallery")))
     result |= {
@@ -133,5 +133,5 @@ def score_test(
     }
     if is_writer():
         print(f"\n{config.data.name}, test split, step {step}, {result['seconds']:.0f} s\n{table(result)}", flush=True)
-        write_json(workdir / "results.json", result)
+        write_json(file, result)
     return result

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from cacenet_jax import beginning, build, compilation, optim
 from cacenet_jax.checkpoints import Checkpoints
-from cacenet_jax.config import to_dict, validate
+from cacenet_jax.config import elsewhere, to_dict, validate
 from cacenet_jax.data.builders import Prepared, open_split, prepare
 from cacenet_jax.data.pipeline import training_batches
 from cacenet_jax.data.sampler import PKSampler, look_alikes
@@ -198,7 +198,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
         checkpoints.close()
     else:
         first_step, state = last_step, device_map.to_global(state)
-    return score_test(config, net, state, prepared, first_step, workdir)
+    return score_test(config, net, state, prepared, first_step, workdir / "results.json")
 
 
 class Trained(NamedTuple):
@@ -248,20 +248,22 @@ def load_network(config: ConfigDict, workdir: str | Path) -> tuple[CACENet, int,
 def evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     """Scores the checkpoint of a workdir on the test split of config.data and writes results.json.
 
-    The data set may be another than the one that was trained on: a cross-domain test.
+    With config.eval.data, a cross-domain test, on that data set: results_<its name>.json.
 
     Args:
-        config: the config of the run; eval fields and the data set may differ.
+        config: the config of the run; eval fields may differ.
         workdir: of a run that has a checkpoint.
 
     Returns:
-        What results.json holds.
+        What the file holds.
 
     Raises:
         UserError: no checkpoint, one that does not fit the config, or broken data.
     """
+    file = f"results_{config.eval.data}.json" if config.eval.data else "results.json"
+    config = elsewhere(config)
     trained = load(config, workdir)
-    return score_test(config, trained.net, trained.state, trained.prepared, trained.step, Path(workdir))
+    return score_test(config, trained.net, trained.state, trained.prepared, trained.step, Path(workdir) / file)
 
 
 def _report_validation(writer: MetricWriter | Silent, step: int, result: dict[str, Any]) -> None:

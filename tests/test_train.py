@@ -7,6 +7,7 @@ import signal
 import time
 from pathlib import Path
 
+import cv2
 import jax
 import numpy as np
 import pytest
@@ -75,6 +76,23 @@ def test_an_uninterrupted_run_leaves_what_the_contract_says(whole):
     assert [row["step"] for row in rows if "val/individual_mAP" in row] == [4, 8, 12]
     events = list((workdir / "tensorboard").glob("events.out.tfevents.*"))
     assert len(events) == 1 and events[0].stat().st_size > 1000
+
+
+def test_a_network_is_scored_on_other_data_and_keeps_its_own_results(whole):
+    own = (whole.folder / "run/results.json").read_text()
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 32, 16, 3), np.uint8)
+    for number, image in enumerate(pixels):
+        pid, camid = number // 3 + 1, number % 3 + 1
+        path = whole.folder / "others" / ("train", "query", "gallery")[number % 3] / f"000{pid}_c{camid}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(path), image)
+    done = whole(
+        *TRAIN, "--workdir=run", "--mode=evaluate", "--config.eval.data=reid_folder", "--config.data.root=others"
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads((whole.folder / "run/results_reid_folder.json").read_text())
+    assert (found["data"], found["options"], found["num_query"], found["num_gallery"]) == ("reid_folder", {}, 4, 4)
+    assert (whole.folder / "run/results.json").read_text() == own
 
 
 def test_two_runs_are_equal_to_the_last_bit(whole):
