@@ -119,6 +119,8 @@ def import_checkpoint(config: ConfigDict, workdir: str | Path) -> TrainState:
         raise UserError(
             "config.pretrained: not given, expected the authors' checkpoint with --mode=import; name the file"
         )
+    if (name := config.model.backbone) not in resnet.STAGES:
+        raise UserError(f"config.model.backbone: found {name!r} with --mode=import, expected a ResNet; choose theirs")
     recorded = to_dict(config)
     check_workdir(workdir, recorded)
     path = locate(config.pretrained)

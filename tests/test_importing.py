@@ -71,6 +71,10 @@ def test_files_and_configs_of_another_kind_are_refused():
         released_variables(golden_network(shared_encoder=False), state_dict(), "FILE")
     with pytest.raises(UserError, match=r"config.pretrained: not given"):
         import_checkpoint(golden_config(), "nowhere")
+    other = golden_config(backbone="efficientnet_lite0", non_local=False)
+    other.pretrained = "FILE.pth"
+    with pytest.raises(UserError, match=r"found 'efficientnet_lite0' with --mode=import, expected a ResNet"):
+        import_checkpoint(other, "nowhere")
 
 
 def test_import_writes_a_workdir_that_is_loaded_again(tmp_path, monkeypatch, capsys):
