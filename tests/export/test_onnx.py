@@ -7,6 +7,7 @@ from importlib.util import find_spec
 
 import pytest
 from command import ROOT
+from export_reader import read_as_a_user, readers
 
 from cacenet_jax.errors import UserError
 from cacenet_jax.export import onnx
@@ -47,8 +48,6 @@ def test_mistakes_are_told_in_a_line(tmp_path, monkeypatch, capsys):
 @needs_onnx
 @pytest.mark.slow
 def test_onnx_files_give_what_the_model_gives_and_the_readme_reads_them(exported, tmp_path):
-    from test_run import read_as_a_user, readers
-
     folder = exported[0]
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
