@@ -1,7 +1,7 @@
 """From a file of weights to maps: float32 against PyTorch's.
 
-tests/golden/resnet.npz holds PyTorch's maps in float64 (origin: make_resnet.py beside it, which makes the weights again). The
-slow test, where PyTorch is installed, runs it beside ours on the whole network and images of 256 x 128.
+tests/golden/resnet.npz holds PyTorch's maps in float64 (origin: make_resnet.py beside it, which makes the weights again).
+The slow test, where PyTorch is installed, runs it beside ours on the whole network and images of 256 x 128.
 """
 
 import importlib.util
