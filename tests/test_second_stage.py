@@ -93,7 +93,8 @@ def test_a_network_of_another_shape_is_refused(folder):
     folder, _, _ = folder
     config = second_config(folder)
     config.model.embed_dim = 8
-    with pytest.raises(UserError, match=r"not fit this network \(6 of .*model.embed_dim: 16 -> 8(.|\n)*head/conv/kernel \(64, 16\) ag"):
+    told = r"not fit this network \(6 of .*model.embed_dim: 16 -> 8(.|\n)*head/conv/kernel \(64, 16\) ag"
+    with pytest.raises(UserError, match=told):
         train(config, folder / "other")
     config = second_config(folder)
     config.init_from = str(folder / "nowhere")
