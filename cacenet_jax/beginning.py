@@ -21,8 +21,13 @@ from cacenet_jax.processes import is_writer, writer_first
 from cacenet_jax.train_step import TrainState
 from cacenet_jax.workdir import recorded_config, recorded_data
 
-# Fields that make another image or another map of it, also where no parameter's shape tells; beside data.options.
-_OF_THE_MAPS = ("data.name", "model.backbone", "model.width", "model.last_stride", "model.backbone_fields")
+# Fields that make another image, another map or another f(I) of it, also where no parameter's shape tells; beside
+# data.options.
+_OF_WHAT_IS_KEPT = (
+    "data.name", "model.backbone", "model.width", "model.last_stride", "model.backbone_fields", "model.pooling",
+)  # fmt: skip
+# Of an individual head that encodes pairs too: a pair stage's own, that a network without that stage lacks.
+_PAIR_CLASSIFIER = "pair_classifier"
 _CHECKED = "data.options.check_counts"  # changes no record
 # Data sets made of another's images: whoever was trained on one has seen people of the other.
 _MADE_OF = {"occluded_dukemtmc": "dukemtmc_reid"}
@@ -90,9 +95,9 @@ def _grouped(names: list[str]) -> list[str]:
 def check_beginning(workdir: Path, config: dict[str, Any], data: dict[str, Any]) -> None:
     """Checks that a run of this config, on this data, may begin from the network in a workdir.
 
-    A frozen network must make this run's maps and know this run's training identities as its classes. Any other may
-    come from elsewhere, as long as neither it nor what it began from was trained on people of this run's data set, where
-    this run holds some of them out for validation.
+    A frozen network must make this run's maps and embeddings and know this run's training identities as its classes. Any
+    other may come from elsewhere, as long as neither it nor what it began from was trained on people of this run's data
+    set, where this run holds some of them out for validation.
 
     Args:
         workdir: of the network.
@@ -106,11 +111,12 @@ def check_beginning(workdir: Path, config: dict[str, Any], data: dict[str, Any])
     if config["model"]["frozen"]:
         other = _other_data(workdir, config, data)
         found = differences(recorded_config(workdir) or {}, json.loads(json.dumps(config)))
-        other = [d for d in found if d.split(":")[0] in _OF_THE_MAPS and not d.startswith("data.")] + other
+        other = [d for d in found if d.split(":")[0] in _OF_WHAT_IS_KEPT and not d.startswith("data.")] + other
         if other:
             raise UserError(
                 f"config.init_from: found {workdir}, a network of another kind ({'; '.join(other)}), expected this run's "
-                "backbone and training identities; name another workdir, or take its config.data and config.model fields"
+                "backbone, pooling and training identities; name another workdir, or take its config.data and config.model "
+                "fields"
             )
     elif config["data"]["val_share"] > 0:
         for folder in _lineage(workdir):
@@ -180,12 +186,14 @@ def _take(ours: Any, theirs: Any, same_people: bool, frozen: bool) -> _Taken:
     tree = dict(ours_flat)
     for path, x in ours_flat.items():
         name = "/".join(path)
-        is_classifier = ("classifier" in path or "pair_classifier" in path) and not frozen
+        is_classifier = ("classifier" in path or _PAIR_CLASSIFIER in path) and not frozen
         if path[0] not in theirs:
             if path[0] in (optim.FROZEN if frozen else ("backbone",)):
                 misfits.missing.append(name)
             continue
-        if path not in theirs_flat:
+        if path not in theirs_flat and _PAIR_CLASSIFIER in path:
+            new.append(name.rpartition("/")[0])
+        elif path not in theirs_flat:
             misfits.missing.append(name)
         elif is_classifier and (not same_people or theirs_flat[path].shape != x.shape):
             there, here = theirs_flat[path].shape[-1], x.shape[-1]
@@ -194,8 +202,14 @@ def _take(ours: Any, theirs: Any, same_people: bool, frozen: bool) -> _Taken:
             misfits.shapes.append((name, theirs_flat[path].shape, x.shape))
         else:
             tree[path] = theirs_flat[path]
-    misfits.unexpected.extend("/".join(path) for path in theirs_flat if path[0] in ours and path not in ours_flat)
     unused = [name for name in theirs if name not in ours]
+    for path in theirs_flat:
+        if path[0] in ours and path not in ours_flat:
+            name = "/".join(path)
+            if _PAIR_CLASSIFIER in path:
+                unused.append(name.rpartition("/")[0])
+            else:
+                misfits.unexpected.append(name)
     return _Taken(traverse_util.unflatten_dict(tree), parts, new, unused, misfits)
 
 

@@ -151,6 +151,28 @@ def test_a_classifier_is_taken_only_if_its_classes_are_the_same_people(tmp_path,
     assert np.abs(classifier(theirs)["kernel"] - classifier(state)["kernel"]).max() > 1e-3
 
 
+RELEASED = {
+    "model.pairs": True, "model.filters": "residual", "model.affinity": "bottleneck", "model.pooling": "gem",
+    "model.shared_encoder": True,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("adds", [True, False])
+def test_the_pair_classifier_of_a_shared_encoder_comes_and_goes_with_the_pair_stage(tmp_path, capsys, adds):
+    without, both = {"model.pooling": "gem"}, RELEASED
+    theirs = workdir_of(tmp_path / "first", config_of(**(without if adds else both)), EIGHT)
+    config = config_of(init_from=str(tmp_path / "first"), **(both if adds else without))
+    _, state = state_of(config, 8)
+    begun = beginning.begin(config, state, EIGHT)
+    head = begun.params["individual_head"]
+    for layer in ("conv", "bn", "classifier"):
+        assert_equal(head[layer], theirs.params["individual_head"][layer])
+    if adds:
+        assert_equal(head["pair_classifier"], state.params["individual_head"]["pair_classifier"])
+    said = capsys.readouterr().out.partition("; new: " if adds else "; not used: ")[2]
+    assert "pair_graph" in said and "individual_head/pair_classifier" in said
+
+
 def test_everything_that_does_not_fit_is_told_at_once(tmp_path):
     workdir_of(tmp_path / "first", config_of(), EIGHT)
     config = config_of(init_from=str(tmp_path / "first"))
@@ -199,3 +221,11 @@ def test_what_a_network_itself_began_from_counts(tmp_path):
     with pytest.raises(UserError, match=r"found .*first, trained on other people of market1501"):
         check(tmp_path / "second", **{"data.name": "market1501"})
     check(tmp_path / "second", **{"data.name": "dukemtmc_reid"})
+
+
+def test_a_frozen_network_pools_as_it_was_trained_to(tmp_path):
+    recorded(tmp_path / "first", EIGHT, **{"model.pooling": "gem"})
+    frozen = {"model.pairs": True, "model.frozen": True, "model.pair_score": "evidence"}
+    with pytest.raises(UserError, match=r"of another kind \(model.pooling: 'gem' -> 'mean'\)"):
+        check(tmp_path / "first", EIGHT, **frozen)
+    check(tmp_path / "first", EIGHT, **frozen, **{"model.pooling": "gem"})
