@@ -123,6 +123,12 @@ def import_checkpoint(config: ConfigDict, workdir: str | Path) -> TrainState:
         raise UserError(f"config.model.backbone: found {name!r} with --mode=import, expected a ResNet; choose theirs")
     recorded = to_dict(config)
     check_workdir(workdir, recorded)
+    if (workdir / "checkpoints").is_dir():  # also of an import that was cut off
+        checkpoints = Checkpoints(workdir, create=False)
+        steps = checkpoints.steps()
+        checkpoints.close()
+        if steps:
+            raise UserError(f"{workdir}: found a network there already, expected none; choose a new --workdir")
     path = locate(config.pretrained)
     arrays = read(path)
     net = build.model(config, identities(arrays, str(path)))

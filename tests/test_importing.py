@@ -95,6 +95,8 @@ def test_import_writes_a_workdir_that_is_loaded_again(tmp_path, monkeypatch, cap
     jax.tree.map(np.testing.assert_array_equal, loaded.params, expected["params"])
     jax.tree.map(np.testing.assert_array_equal, loaded.batch_stats, expected["batch_stats"])
     assert json.loads((tmp_path / "run/data.json").read_text())["imported"] == "net.safetensors"
+    with pytest.raises(UserError, match=r"run: found a network there already, expected none; choose a new --workdir"):
+        import_checkpoint(config, tmp_path / "run")
     config.model.dropout = 0.3
     with pytest.raises(UserError, match=r"found a run of another config \(model.dropout: 0.0 -> 0.3\)"):
         import_checkpoint(config, tmp_path / "run")
