@@ -119,6 +119,20 @@ def test_what_the_hub_answers_is_told(monkeypatch):
     ]
 
 
+def test_a_download_that_breaks_off_is_one_line(monkeypatch):
+    hub = pytest.importorskip("huggingface_hub")
+
+    class ReadError(Exception):  # as those of the library for HTTP, which are no OSError
+        pass
+
+    def answer(model, file, **where):
+        raise ReadError("The read operation timed out")
+
+    monkeypatch.setattr(hub, "hf_hub_download", answer)
+    with pytest.raises(UserError, match=r"no way to hub:a/b \(The read operation timed out\), .* try again"):
+        sources.locate("hub:a/b")
+
+
 def test_without_huggingface_hub_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(UserError, match=r"pip install -r requirements-pretrained.txt"):
