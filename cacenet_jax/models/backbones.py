@@ -169,7 +169,7 @@ def _parse(text: str) -> dict[str, Any]:
         if not isinstance(call, ast.Call) or call.args or None in [keyword.arg for keyword in call.keywords]:
             raise ValueError("something without a name")
         found = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
-    except (SyntaxError, ValueError) as error:
+    except (SyntaxError, ValueError, TypeError) as error:  # TypeError: a dictionary with a list for a key
         raise UserError(f"{start}NAME=VALUE,NAME=VALUE with values as Python writes them; change it") from error
     if elsewhere := sorted(set(found) & {*_GIVEN, *_OWN}):
         known = {"dtype": "config.model.dtype", "axis_name": "config.devices"}

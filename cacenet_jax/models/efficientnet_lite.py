@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from cacenet_jax.errors import UserError
 from cacenet_jax.models.convolutions import Conv1x1, kaiming_fan_out
 from cacenet_jax.models.depthwise import DepthwiseConv, same_padding
 
@@ -258,6 +259,15 @@ def build(name: str, **fields: Any) -> EfficientNetLite:
         name: a key of `STAGES`.
         **fields: fields of `EfficientNetLite`. `matmul_1x1` and `cpu_depthwise` default to True on the CPU backend and to
             False on others; they change the speed, not the parameters or (beyond rounding) the result.
+
+    Raises:
+        UserError: a drop_connect that is no probability.
     """
+    drop = fields.get("drop_connect", 0.0)
+    if not (isinstance(drop, int | float) and 0 <= drop < 1):
+        raise UserError(
+            f"backbone {name!r}: found drop_connect={drop!r}, expected 0 or more and less than 1; change "
+            "config.model.backbone_fields"
+        )
     on_cpu = jax.default_backend() == "cpu"
     return EfficientNetLite(**({"stages": STAGES[name], "matmul_1x1": on_cpu, "cpu_depthwise": on_cpu} | fields))

@@ -109,6 +109,7 @@ def test_training_sees_the_pixels_that_the_backbone_asks_for(patches):
         ({"backbone": "resnet18", "backbone_fields": "head=False"}, "'resnet18' has no field head"),
         ({"backbone": "resnet18", "backbone_fields": "head"}, "backbone_fields: found 'head', expected NAME=VALUE"),
         ({"backbone": "resnet18", "backbone_fields": "ibn=open('x')"}, "expected NAME=VALUE"),
+        ({"backbone": "resnet18", "backbone_fields": "ibn={[]: 1}"}, "expected NAME=VALUE"),
         (
             {"backbone": "resnet18", "backbone_fields": "last_stride=2"},
             "expected no last_stride; set config.model.last_stride",
@@ -167,6 +168,15 @@ def test_a_class_that_is_no_backbone_is_refused_with_what_it_lacks(monkeypatch):
     backbones.register("half", Half)
     with pytest.raises(UserError, match=r"a Half without .*channels, .*torch_name"):
         backbones.build("half")
+
+
+@pytest.mark.parametrize("drop", ["1.0", "-0.1", "'a'"])
+def test_a_share_of_blocks_that_cannot_be_left_out_is_refused(drop):
+    config = config_of("efficientnet_lite0", backbone_fields=f"drop_connect={drop}")
+    with pytest.raises(
+        UserError, match=r"found drop_connect=.*, expected 0 or more and less than 1; change config.model"
+    ):
+        build.model(config, 4)
 
 
 def test_drop_connect_draws_anew_in_each_step(monkeypatch):
