@@ -282,11 +282,20 @@ def flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 
 def elsewhere(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """The config with the data set of eval.data, and its builder's own options, in place of its own: a cross-domain test."""
+    """The config with the data set of eval.data in place of its own: a cross-domain test.
+
+    Of data.options those stay that its builder has too, such as check_counts.
+
+    Raises:
+        UserError: there is no such data set.
+    """
     config = config.copy_and_resolve_references()
-    if config.eval.data:
+    if name := config.eval.data:
+        from cacenet_jax.data.builders.prepare import builder_class  # here: it waits for libraries that read data
+
+        shared = {key: value for key, value in config.data.options.items() if key in builder_class(name).OPTIONS}
         with config.unlocked():
-            config.data.name, config.data.options = config.eval.data, ml_collections.ConfigDict()
+            config.data.name, config.data.options = name, ml_collections.ConfigDict(shared)
     return config
 
 

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import pytest
 
 from cacenet_jax import build, optim
-from cacenet_jax.config import differences, paper, to_dict, validate
+from cacenet_jax.config import differences, elsewhere, paper, to_dict, validate
 from cacenet_jax.data.builders.prepare import builder_class
+from cacenet_jax.errors import UserError
 
 FILES = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
 PAPER = ("dukemtmc", "market1501", "msmt17", "occluded_duke")
@@ -78,3 +79,25 @@ def test_the_second_stage_of_lite0_has_the_network_and_the_images_of_the_first(w
     for field in ("name", "height", "width", "options"):
         assert second.data[field] == first.data[field]
     validate(second)
+
+
+@pytest.mark.parametrize(
+    ("name", "other", "options"),
+    [
+        ("msmt17", "market1501", {"check_counts": False}),
+        ("msmt17", "msmt17", {"check_counts": False, "train_val": False}),
+        ("msmt17", "reid_folder", {}),
+        ("synthetic", "market1501", {}),
+    ],
+)
+def test_a_cross_domain_test_keeps_the_options_that_the_other_data_set_has_too(name, other, options):
+    config = load(name)
+    config.eval.data = other
+    if "check_counts" in config.data.options:
+        config.data.options.check_counts = False
+    before, found = to_dict(config), elsewhere(config)
+    assert (found.data.name, found.data.options.to_dict()) == (other, options)
+    assert to_dict(config) == before and found.data.height == config.data.height
+    config.eval.data = "nowhere"
+    with pytest.raises(UserError, match=r"data set 'nowhere' is unknown"):
+        elsewhere(config)
