@@ -6,7 +6,8 @@
         --config.data.root=data --workdir=workdirs/lite0_plus_cpu
 
 The first stage trains the individual embedding alone, the second what looks at two images together. `--config.pretrained=`
-starts from scratch. Measured: see docs/results.md.
+starts from scratch. Measured, mAP / rank-1: individual 57.96 / 77.23 in 45 minutes on one shared core, mixed 60.00 / 79.25
+after a second stage of 4 minutes; docs/results.md has three epochs more, 60.69 / 79.81 and 62.44 / 80.88.
 """
 
 from ml_collections import ConfigDict
