@@ -1,5 +1,7 @@
 """One training step, pure: (state, batch) -> (state, metrics), the same result on any number of devices.
 
+The one exception is the drop connect of a backbone that has it, off by default, which draws device by device.
+
 Legend: B images of the global batch, R images of one device, F embedding size, I training identities.
 """
 

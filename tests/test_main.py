@@ -74,7 +74,7 @@ FLAGS = {
     "no workdir": ((CONFIG,), ("--workdir: not given",)),
     "empty workdir": ((CONFIG, "--workdir="), ("--workdir: not given",)),
     "unknown flag": ((*SYNTHETIC, "--wrkdir=x"), ("wrkdir", "workdir", "--help")),
-    "unknown mode": ((*SYNTHETIC, "--mode=fly"), ("--mode", "'fly'", "train, evaluate")),
+    "unknown mode": ((*SYNTHETIC, "--mode=fly"), ("--mode", "'fly'", "train, import, evaluate")),
     "a word": ((*SYNTHETIC, "train"), ("'train'", "no flag")),
     "unknown field": (
         (*SYNTHETIC, "--config.optim.learnin_rate=1"), ("--config.optim.learnin_rate", "Did you mean", "learning_rate"),

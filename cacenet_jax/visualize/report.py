@@ -37,6 +37,11 @@ def visualize(config: ConfigDict, workdir: str | Path) -> Path:
             "config.model.pairs: found False, expected True: the figures show what a network makes of two images together; "
             "name the workdir and the config of a network with the pair stage"
         )
+    if config.eval.data:
+        raise UserError(
+            f"config.eval.data: found {config.eval.data!r}, expected none: --mode=visualize shows the data of the run; "
+            "leave it out"
+        )
     if jax.process_count() > 1:
         raise UserError(
             f"--mode=visualize: found {jax.process_count()} processes, expected one; leave out --distributed"

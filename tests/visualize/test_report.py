@@ -104,10 +104,17 @@ def test_a_trained_workdir_gets_figures_and_a_page(command):
     check(command.folder / "run/figures", results, ["4_1", "5_1", "6_1"], 1, 3)
 
 
-def test_a_network_without_pairs_has_nothing_to_show(command):
-    done = command(*WORDS, "--mode=visualize", "--config.model.pairs=False")
+@pytest.mark.parametrize(
+    "word, told",
+    [
+        ("--config.model.pairs=False", "config.model.pairs: found False, expected True"),  # nothing to show
+        ("--config.eval.data=market1501", "config.eval.data: found 'market1501', expected none"),
+    ],
+)
+def test_what_cannot_be_shown_is_refused(command, word, told):
+    done = command(*WORDS, "--mode=visualize", word)
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
-    assert "config.model.pairs: found False, expected True" in done.stderr
+    assert told in done.stderr
     assert not (command.folder / "run").exists()
 
 
