@@ -15,11 +15,12 @@ from jaxtyping import Array, Float
 # torchvision: normal with variance 2 / (kernel height * kernel width * output channels).
 kaiming_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
+Padding = tuple[tuple[int, int], tuple[int, int]]  # zeros before and after the rows, before and after the columns
 
-def _conv(x_BHWC: Array, kernel_HWCD: Array, stride: int, padding: int) -> Array:
-    pads = ((padding, padding), (padding, padding))
+
+def _conv(x_BHWC: Array, kernel_HWCD: Array, stride: int, padding: Padding) -> Array:
     layout = ("NHWC", "HWIO", "NHWC")
-    return lax.conv_general_dilated(x_BHWC, kernel_HWCD, (stride, stride), pads, dimension_numbers=layout)
+    return lax.conv_general_dilated(x_BHWC, kernel_HWCD, (stride, stride), padding, dimension_numbers=layout)
 
 
 class Conv1x1(nn.Module):
@@ -45,7 +46,7 @@ class Conv1x1(nn.Module):
         kernel_11CD = self.param("kernel", kaiming_fan_out, shape, jnp.float32)
         x_BHWC, kernel_11CD = x_BHWC.astype(self.dtype), kernel_11CD.astype(self.dtype)
         if not self.matmul:
-            return _conv(x_BHWC, kernel_11CD, self.stride, padding=0)
+            return _conv(x_BHWC, kernel_11CD, self.stride, ((0, 0), (0, 0)))
         x_BHWC = x_BHWC[:, :: self.stride, :: self.stride]
         sum_type = jnp.promote_types(self.dtype, jnp.float32)
         # One long axis: over three of them XLA computes the kernel's gradient several times as slowly on a CPU.
@@ -55,30 +56,34 @@ class Conv1x1(nn.Module):
 
 
 class StemConv(nn.Module):
-    """The first convolution: 7x7, stride 2, padding 3, no bias; the parameter is `nn.Conv`'s, (7, 7, C, D).
+    """The first convolution: K x K, stride 2, no bias; the parameter is `nn.Conv`'s, (K, K, C, D).
 
     Attributes:
         features: D.
+        kernel_size: K.
+        padding: Zeros on the four sides.
         pad_channels: Append zero channels until C is a multiple of four: the same numbers, and forward four
             times as fast on a CPU for three colours, which do not fill a vector.
         dtype: Compute type; the parameter is float32.
     """
 
     features: int
+    kernel_size: int = 7
+    padding: Padding = ((3, 3), (3, 3))
     pad_channels: bool = False
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x_BHWC: Float[Array, "B H W C"]) -> Float[Array, "B h w D"]:
         """Halve the resolution and map C colours to D channels."""
-        channels = x_BHWC.shape[-1]
-        kernel_77CD = self.param("kernel", kaiming_fan_out, (7, 7, channels, self.features), jnp.float32)
-        x_BHWC, kernel_77CD = x_BHWC.astype(self.dtype), kernel_77CD.astype(self.dtype)
+        size, channels = self.kernel_size, x_BHWC.shape[-1]
+        kernel_KKCD = self.param("kernel", kaiming_fan_out, (size, size, channels, self.features), jnp.float32)
+        x_BHWC, kernel_KKCD = x_BHWC.astype(self.dtype), kernel_KKCD.astype(self.dtype)
         if self.pad_channels:
             extra = -channels % 4
             x_BHWC = jnp.pad(x_BHWC, ((0, 0), (0, 0), (0, 0), (0, extra)))
-            kernel_77CD = jnp.pad(kernel_77CD, ((0, 0), (0, 0), (0, extra), (0, 0)))
-        return _conv(x_BHWC, kernel_77CD, stride=2, padding=3)
+            kernel_KKCD = jnp.pad(kernel_KKCD, ((0, 0), (0, 0), (0, extra), (0, 0)))
+        return _conv(x_BHWC, kernel_KKCD, 2, self.padding)
 
 
 @jax.custom_vjp

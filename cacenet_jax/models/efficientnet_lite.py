@@ -21,7 +21,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from cacenet_jax.errors import UserError
-from cacenet_jax.models.convolutions import Conv1x1, kaiming_fan_out
+from cacenet_jax.models.convolutions import Conv1x1, StemConv
 from cacenet_jax.models.depthwise import DepthwiseConv, same_padding
 
 STEM = 32
@@ -70,34 +70,6 @@ STAGES: dict[str, tuple[Stage, ...]] = {
 
 
 _TORCH = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
-
-
-class Stem(nn.Module):
-    """The first convolution, 3x3 with stride 2 and "SAME" padding; the parameter is `nn.Conv`'s, (3, 3, C, D).
-
-    Attributes:
-        features: D.
-        pad_channels: append zero channels until C is a multiple of four: the same numbers, faster on a CPU.
-        dtype: compute type; the parameter is float32.
-    """
-
-    features: int
-    pad_channels: bool = False
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x_BHWC: Float[Array, "B H W C"]) -> Float[Array, "B h w D"]:
-        """Halve the resolution and map C colours to D channels."""
-        channels = x_BHWC.shape[-1]
-        kernel_33CD = self.param("kernel", kaiming_fan_out, (3, 3, channels, self.features), jnp.float32)
-        x_BHWC, kernel_33CD = x_BHWC.astype(self.dtype), kernel_33CD.astype(self.dtype)
-        padding = [same_padding(size, 3, 2) for size in x_BHWC.shape[1:3]]
-        if self.pad_channels:
-            extra = (0, -channels % 4)
-            x_BHWC = jnp.pad(x_BHWC, ((0, 0), (0, 0), (0, 0), extra))
-            kernel_33CD = jnp.pad(kernel_33CD, ((0, 0), (0, 0), extra, (0, 0)))
-        layout = ("NHWC", "HWIO", "NHWC")
-        return jax.lax.conv_general_dilated(x_BHWC, kernel_33CD, (2, 2), padding, dimension_numbers=layout)
 
 
 class MBConv(nn.Module):
@@ -216,7 +188,9 @@ class EfficientNetLite(nn.Module):
         def depthwise(kernel: int, stride: int, name: str) -> nn.Module:
             return DepthwiseConv(kernel, stride, self.cpu_depthwise, self.dtype, name=name)
 
-        x_BHWC = Stem(STEM, self.cpu_depthwise, self.dtype, name="conv_stem")(x_BHWC)
+        padding = tuple(same_padding(size, 3, 2) for size in x_BHWC.shape[1:3])
+        stem = StemConv(STEM, 3, padding, pad_channels=self.cpu_depthwise, dtype=self.dtype, name="conv_stem")
+        x_BHWC = stem(x_BHWC)
         x_BHWC = nn.relu6(norm(name="bn0")(x_BHWC))
         strides = zip(self.stages, self.strides, strict=True)
         blocks = [(s, stride if i == 0 else 1) for s, stride in strides for i in range(s.repeats)]

@@ -202,7 +202,7 @@ class ResNet(nn.Module):
         def conv1x1(features: int, stride: int, name: str) -> nn.Module:
             return Conv1x1(features, stride, self.matmul_1x1, self.dtype, name=name)
 
-        x_BHWC = StemConv(self.width, self.cpu_stem, self.dtype, name="conv1")(x_BHWC)
+        x_BHWC = StemConv(self.width, pad_channels=self.cpu_stem, dtype=self.dtype, name="conv1")(x_BHWC)
         x_BHWC = nn.relu(norm(name="bn1")(x_BHWC))
         x_BHWC = max_pool(x_BHWC, by_slices=self.cpu_stem)
         for stage, (blocks, first_stride) in enumerate(zip(self.stages, self.strides, strict=True)):

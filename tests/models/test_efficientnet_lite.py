@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import traverse_util
+from golden_weights import golden_variables, shapes_of
 
 from cacenet_jax.models import backbones
 from cacenet_jax.models.efficientnet_lite import STAGES, EfficientNetLite, Stage
@@ -36,24 +37,6 @@ def maker():
 @pytest.fixture(scope="module")
 def golden():
     return np.load(GOLDEN_DIR / "efficientnet_lite.npz")
-
-
-def shapes_of(model):
-    images = jax.ShapeDtypeStruct((1, 64, 32, 3), jnp.float32)
-    return jax.eval_shape(lambda x: model.init(jax.random.key(0), x), images)
-
-
-def golden_variables(maker, model):
-    """The golden weights in this model's layout, found through `torch_name`."""
-
-    def draw(path, leaf):
-        kernel = len(leaf.shape) == 4
-        shape = tuple(leaf.shape[i] for i in (3, 2, 0, 1)) if kernel else leaf.shape
-        value = maker.weight(model.torch_name(path), shape)
-        return value.transpose(2, 3, 1, 0) if kernel else value
-
-    flat = traverse_util.flatten_dict(shapes_of(model))
-    return traverse_util.unflatten_dict({path: draw(path, leaf) for path, leaf in flat.items()})
 
 
 @functools.cache
