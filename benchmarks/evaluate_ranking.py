@@ -17,7 +17,7 @@ import time
 
 import numpy as np
 
-from cacenet_jax.retrieval.ranking import evaluate_ranking
+from cacenet_jax.retrieval.metrics import evaluate_ranking
 from cacenet_jax.retrieval.rerank import k_reciprocal
 
 MAX_SECONDS = 4.0

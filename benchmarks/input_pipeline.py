@@ -32,7 +32,7 @@ from cacenet_jax.data.batch import Batch
 from cacenet_jax.data.builders import open_split, prepare
 from cacenet_jax.data.pipeline import reading_threads, training_batches
 from cacenet_jax.data.sampler import PKSampler
-from cacenet_jax.data.splits import Subset, whole
+from cacenet_jax.data.subsets import Subset, whole
 from cacenet_jax.errors import UserError
 
 ONE_GPU = 960.0  # images/s
@@ -100,7 +100,7 @@ def beside_the_step(report: Report, subset: Subset, args: argparse.Namespace) ->
     import jax
 
     from benchmarks import device, problem
-    from cacenet_jax.parallel import AXIS, DeviceMap
+    from cacenet_jax.distributed.device_map import AXIS, DeviceMap
 
     size = problem.Size(
         args.backbone, args.batch, args.height, args.width, args.dtype, identities=subset.num_identities

@@ -38,8 +38,8 @@ from benchmarks import device
 from benchmarks.timing import Report, verdict
 from cacenet_jax.models.attention import correspondence
 from cacenet_jax.models.graph import inverse_sqrt_degree
-from cacenet_jax.models.pair_grid import coefficients, encoded_grid
-from cacenet_jax.models.pair_plan import Plan, plan
+from cacenet_jax.models.pair_stages.conditional.batch_grid import coefficients, encoded_grid
+from cacenet_jax.models.pair_stages.conditional.memory_plan import Plan, plan
 
 MIN_SPEED, MIN_MEMORY, MAX_GRAM, MAX_DIFFERENCE = 30.0, 40.0, 1.5, 1e-10
 BATCHES = (16, 32, 64, 128, 256)

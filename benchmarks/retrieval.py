@@ -33,11 +33,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from benchmarks.device import machine, machine_line, time_all
 from benchmarks.timing import Report, verdict
-from cacenet_jax.models.clues import Clues
-from cacenet_jax.models.inference import PairConstants, StoredTerms, group_distance
-from cacenet_jax.retrieval.evaluate import Labelled, Settings, evaluate
+from cacenet_jax.models.pair_stages.conditional.clues import Clues
+from cacenet_jax.models.pair_stages.conditional.stored import PairConstants, StoredTerms, group_distance
+from cacenet_jax.retrieval.rankings import Labelled, Settings, evaluate
 from cacenet_jax.retrieval.rescore import Rescorer
-from cacenet_jax.retrieval.store import Place, Plan, Store, tree_bytes
+from cacenet_jax.retrieval.term_store import Place, Plan, Store, tree_bytes
 
 MIN_PAIRS = {"cpu": 500.0, "gpu": 500_000.0}
 MAX_MARKET_S = 3.0

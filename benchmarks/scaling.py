@@ -24,7 +24,7 @@ import jax
 
 from benchmarks import device, problem
 from benchmarks.timing import Report, verdict
-from cacenet_jax.parallel import AXIS, DeviceMap
+from cacenet_jax.distributed.device_map import AXIS, DeviceMap
 
 STEPS = 3
 

@@ -140,7 +140,7 @@ def literal_means(nodes: Tensor, intra_weight: Tensor, cross_weight: Tensor, the
 
 
 def exact_means(nodes: Tensor, intra_weight: Tensor, cross_weight: Tensor, theta: Tensor, chunk: int = 0) -> Tensor:
-    """The same by the pooled algebra of cacenet_jax/models/pairs.py: one Gram product for all pairs."""
+    """The same by the pooled algebra of pair_stages/conditional/pair.py: one Gram product for all pairs."""
     del chunk
     count, positions, _ = nodes.shape
     intra = wide(fn.relu((nodes * intra_weight.to(nodes.dtype)) @ nodes.mT))

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from benchmarks import torch_model
-from cacenet_jax.models import resnet
+from cacenet_jax.models.backbones import resnet
 from cacenet_jax.models.cacenet import CACENet
 from cacenet_jax.train_step import LossWeights, loss_terms
 

@@ -46,7 +46,7 @@ import jax.numpy as jnp
 from benchmarks import device, problem, profiling, step_parts
 from benchmarks.timing import Report, Timed, verdict
 from cacenet_jax.data.batch import Batch
-from cacenet_jax.parallel import AXIS, DeviceMap
+from cacenet_jax.distributed.device_map import AXIS, DeviceMap
 from cacenet_jax.train_step import TrainState
 
 MIN_STEPS, MAX_PAIR, MIN_TORCH = 60.0, 1.5, 1.5

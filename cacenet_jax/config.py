@@ -174,7 +174,7 @@ def _need(ok: bool, field: str, found: Any, expected: str, remedy: str) -> None:
 def validate(config: ml_collections.ConfigDict) -> None:
     """Raises UserError, one line, for the first field whose value cannot be."""
     from cacenet_jax.models import backbones  # here, so that a typo in a flag need not wait for jax
-    from cacenet_jax.models.alignment import STRATEGIES
+    from cacenet_jax.models.pair_stages.conditional.alignment import STRATEGIES
 
     data, optim, evaluation = config.data, config.optim, config.eval
     choices = {

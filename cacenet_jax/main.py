@@ -15,9 +15,9 @@ from collections.abc import Callable, Sequence
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from cacenet_jax.command_line import check_distributed, parse
 from cacenet_jax.errors import UserError
 from cacenet_jax.reproduce.tables import check_rows_are_free, parse_seeds, parse_tables
+from cacenet_jax.run.command_line import check_distributed, parse
 
 MODES = ("train", "import", "evaluate", "visualize", "export", "reproduce")
 _EXAMPLE = "for example --config=configs/synthetic.py --workdir=workdirs/synthetic"
@@ -51,10 +51,11 @@ def run(argv: Sequence[str]) -> None:
     check_distributed(_DISTRIBUTED.value, *how)
     # After the flags: a typo should not wait for jax, nor what joins the processes for the rest.
     if _DISTRIBUTED.value:
-        from cacenet_jax import processes
+        from cacenet_jax.distributed import processes
 
         processes.start(*how)
-    from cacenet_jax import compilation, train
+    from cacenet_jax import train
+    from cacenet_jax.run import compilation
 
     compilation.use_cache()
     modes: dict[str, Callable] = {
@@ -66,7 +67,7 @@ def run(argv: Sequence[str]) -> None:
 
 
 def _import(config: ConfigDict, workdir: str) -> None:
-    from cacenet_jax.importing import import_checkpoint
+    from cacenet_jax.run.import_checkpoint import import_checkpoint
 
     import_checkpoint(config, workdir)
 
@@ -104,7 +105,7 @@ def _reproduce(config: ConfigDict, workdir: str) -> None:
 
 def _joined() -> bool:
     """Whether this is one of several processes, which may wait for it."""
-    return flags.FLAGS.is_parsed() and _DISTRIBUTED.value and "cacenet_jax.processes" in sys.modules
+    return flags.FLAGS.is_parsed() and _DISTRIBUTED.value and "cacenet_jax.distributed.processes" in sys.modules
 
 
 def _interrupted(code: int, word: str) -> None:
@@ -113,7 +114,7 @@ def _interrupted(code: int, word: str) -> None:
     with contextlib.suppress(OSError):  # a terminal that is gone
         print(line, file=sys.stderr, flush=True)
     if _joined():
-        from cacenet_jax import processes
+        from cacenet_jax.distributed import processes
 
         processes.tell_others(code, line)
     os._exit(code)  # a save that was cut off would complain at length; like after a kill, it is no checkpoint
@@ -161,7 +162,7 @@ def main() -> None:
         if not _joined():
             print(f"error: {error}", file=sys.stderr, flush=True)
             sys.exit(code)
-        from cacenet_jax import processes
+        from cacenet_jax.distributed import processes
 
         if not processes.said_by_first(code, str(error)):
             print(f"error: {error}", file=sys.stderr, flush=True)
@@ -169,7 +170,7 @@ def main() -> None:
     except Exception as error:
         if not _joined():
             raise
-        from cacenet_jax import processes
+        from cacenet_jax.distributed import processes
 
         processes.crash(error, debug="--debug" in sys.argv)
     except KeyboardInterrupt:

@@ -9,21 +9,22 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from cacenet_jax import beginning, build, compilation, optim
-from cacenet_jax.checkpoints import Checkpoints
+from cacenet_jax import experiment, optim
 from cacenet_jax.config import elsewhere, to_dict, validate
 from cacenet_jax.data.builders import Prepared, open_split, prepare
 from cacenet_jax.data.pipeline import training_batches
 from cacenet_jax.data.sampler import PKSampler, look_alikes
-from cacenet_jax.data.splits import TrainVal, cut_validation
+from cacenet_jax.data.subsets import TrainVal, cut_validation
+from cacenet_jax.distributed.device_map import AXIS, DeviceMap, check_divisible, global_mesh, pick_devices, replicated
+from cacenet_jax.distributed.processes import check_same, from_writer, is_writer, writer_first
 from cacenet_jax.errors import UserError
+from cacenet_jax.evaluate import MIXES, check_splits, score, score_test
 from cacenet_jax.models.cacenet import CACENet
-from cacenet_jax.parallel import AXIS, DeviceMap, check_divisible, global_mesh, pick_devices, replicated
-from cacenet_jax.processes import check_same, from_writer, is_writer, writer_first
-from cacenet_jax.reporting import MetricWriter, Progress, Silent
-from cacenet_jax.scoring import MIXES, check_splits, score, score_test
+from cacenet_jax.run import compilation, initialisation
+from cacenet_jax.run.checkpoints import Checkpoints
+from cacenet_jax.run.metric_writer import MetricWriter, Progress, Silent
+from cacenet_jax.run.workdir import check_network, check_workdir, claim_workdir
 from cacenet_jax.train_step import TrainState, create_state, make_train_step
-from cacenet_jax.workdir import check_network, check_workdir, claim_workdir
 
 # What may differ between the processes of one run: where their machine keeps the data and how it reads them.
 _OF_THE_MACHINE = ("root", "dir", "parts", "workers")
@@ -93,7 +94,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     check_workdir(workdir, to_dict(config))
     is_new = not (workdir / "config.json").exists()
     if is_new:
-        beginning.check(config)
+        initialisation.check(config)
     data = config.data
     batch_size = data.num_ids * data.images_per_id
     devices = pick_devices(config.devices)
@@ -112,19 +113,19 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     checkpoint_every = config.checkpoint_every or steps_per_epoch
 
     # -- The network, the optimiser and the step ----------------------------------------------------------------------
-    net = build.model(config, cut.train.num_identities, AXIS)
+    net = experiment.model(config, cut.train.num_identities, AXIS)
     optimizer = optim.optimizer(config, steps_per_epoch)
     learning_rate = optim.schedule(config, steps_per_epoch)
     init_key, augment_key = jax.random.split(jax.random.key(config.seed))
     step_fn = make_train_step(
-        net, optimizer, build.loss_weights(config), build.augmentation(config), augment_key, axis_name=AXIS
+        net, optimizer, experiment.loss_weights(config), experiment.augmentation(config), augment_key, axis_name=AXIS
     )
     mapped_step = compilation.warn_if_compiled_again(device_map.map(step_fn))
     state = create_state(net, optimizer, init_key, (data.height, data.width))
 
     # -- Where we stopped ---------------------------------------------------------------------------------------------
     if is_new:  # before the workdir is claimed, which would hold on to a wrong config.init_from
-        state = beginning.begin(config, state, cut.train.summary())
+        state = initialisation.begin(config, state, cut.train.summary())
     claim_workdir(workdir, to_dict(config), cut.train.summary())
     checkpoints = Checkpoints(workdir)
     first_step = checkpoints.agreed(max(checkpoints.steps(), default=0))
@@ -132,7 +133,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
         state = checkpoints.load(first_step, state, replicated(device_map.mesh))
         _say(f"continuing {workdir} from step {first_step} of {last_step}")
     elif not is_new:  # it was stopped before its first checkpoint
-        state = beginning.begin(config, state, cut.train.summary())
+        state = initialisation.begin(config, state, cut.train.summary())
     state = device_map.replicate(state)
     if data.hard_pool:  # from what is frozen, so that a run that continues draws the same batches
         classifier = state.params["individual_head"]["classifier"]["kernel"].addressable_data(0)
@@ -151,7 +152,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     batches = training_batches(
         cut.train, sampler, height=data.height, width=data.width, first_step=first_step, last_step=last_step,
         workers=data.workers, process=jax.process_index(), processes=jax.process_count(),
-        parts=build.part_labels(config),
+        parts=experiment.part_labels(config),
     )  # fmt: skip
 
     def report(step: int, device_metrics: dict[str, jax.Array]) -> None:
@@ -239,7 +240,7 @@ def load_network(config: ConfigDict, workdir: str | Path) -> tuple[CACENet, int,
     check_same_config(config)
     checkpoints = Checkpoints(Path(workdir), create=False)
     check_network(Path(workdir), to_dict(config))
-    net = build.model(config, checkpoints.num_identities())
+    net = experiment.model(config, checkpoints.num_identities())
     step, state = restore(config, net, checkpoints)
     checkpoints.close()
     return net, step, state

@@ -16,9 +16,9 @@ from flax import struct
 from cacenet_jax import losses
 from cacenet_jax.data.augment import Augment, augment
 from cacenet_jax.data.batch import Batch
+from cacenet_jax.distributed.device_map import transpose_grid
 from cacenet_jax.models.cacenet import CACENet, PairGrid
 from cacenet_jax.models.heads import Embedded, normalise
-from cacenet_jax.parallel import transpose_grid
 
 # Folded into the key of a run for the masks of dropout, and of a backbone that leaves out blocks (drop connect).
 _DROPOUT, _DROP_CONNECT = 2**32 - 1, 2**32 - 2

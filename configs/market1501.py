@@ -12,8 +12,8 @@ Paper: https://arxiv.org/abs/2009.05250
 
 from ml_collections import ConfigDict
 
-from cacenet_jax.ablation import apply
 from cacenet_jax.config import paper
+from cacenet_jax.reproduce.rows import apply
 
 
 def get_config(row: str = "full") -> ConfigDict:

@@ -8,8 +8,8 @@ The recipe of configs/synthetic.py, chosen there and not on Market-1501. Measure
 
 from ml_collections import ConfigDict
 
-from cacenet_jax.ablation import apply
 from cacenet_jax.config import paper
+from cacenet_jax.reproduce.rows import apply
 
 
 def get_config(row: str = "full") -> ConfigDict:

@@ -16,8 +16,8 @@ Their code: https://github.com/TencentYoutuResearch/PersonReID-YouReID
 
 from ml_collections import ConfigDict
 
-from cacenet_jax.ablation import apply
 from cacenet_jax.config import released
+from cacenet_jax.reproduce.rows import apply
 
 
 def get_config(row: str = "full") -> ConfigDict:

@@ -10,8 +10,8 @@ Measured with this package: nothing yet.
 
 from ml_collections import ConfigDict
 
-from cacenet_jax.ablation import apply
 from cacenet_jax.config import released
+from cacenet_jax.reproduce.rows import apply
 
 
 def get_config(row: str = "full") -> ConfigDict:

@@ -3,15 +3,15 @@
     python -m cacenet_jax.main --mode=reproduce --table=all --config=configs/synthetic_ablation.py --workdir=workdirs/tables
     python -m cacenet_jax.main --config=configs/synthetic_ablation.py:normal --workdir=workdirs/normal    # one row
 
-cacenet_jax/ablation.py lists the rows. The full model is the paper's, on a small network and more test images than in
+cacenet_jax/reproduce/rows.py lists the rows. The full model is the paper's, on a small network and more test images than in
 configs/synthetic.py, so that the differences between rows are less noisy. Nothing is chosen here, so all training
 identities are trained on and the last epoch is reported.
 """
 
 from ml_collections import ConfigDict
 
-from cacenet_jax.ablation import apply
 from cacenet_jax.config import paper
+from cacenet_jax.reproduce.rows import apply
 
 
 def get_config(row: str = "full") -> ConfigDict:

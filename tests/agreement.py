@@ -6,7 +6,7 @@ import optax
 from tiny_training import batch_of, network, state_of, step_of
 
 from cacenet_jax.data.batch import Batch
-from cacenet_jax.parallel import AXIS, DeviceMap, pick_devices
+from cacenet_jax.distributed.device_map import AXIS, DeviceMap, pick_devices
 
 MAPS = ("pmap", "shard_map")
 # Of several processes; the second map in the type with the stricter limit.

@@ -8,10 +8,10 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
-from cacenet_jax import build
+from cacenet_jax import experiment
 from cacenet_jax.config import released
-from cacenet_jax.importing import released_variables
-from cacenet_jax.models.resnet import ResNet
+from cacenet_jax.models.backbones.resnet import ResNet
+from cacenet_jax.run.import_checkpoint import released_variables
 
 _FOLDER = Path(__file__).parent / "golden"
 
@@ -46,7 +46,7 @@ def golden_config(**model):
 
 def golden_network(dtype="float32", axis_name=None, **model):
     """The network of the golden file: the recipe's, with narrow stages."""
-    net = build.model(golden_config(backbone="resnet50", **model), maker().IDENTITIES, axis_name)
+    net = experiment.model(golden_config(backbone="resnet50", **model), maker().IDENTITIES, axis_name)
     backbone = ResNet(
         stages=maker().STAGES, block="bottleneck", width=maker().WIDTH, non_local=True, dtype=dtype, axis_name=axis_name
     )

@@ -7,7 +7,7 @@ import pickle
 import sys
 from pathlib import Path
 
-from cacenet_jax import processes
+from cacenet_jax.distributed import processes
 
 if __name__ == "__main__":
     processes.start(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), timeout=600)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from cacenet_jax import build, optim
+from cacenet_jax import experiment, optim
 from cacenet_jax.config import differences, elsewhere, paper, to_dict, validate
 from cacenet_jax.data.builders.prepare import builder_class
 from cacenet_jax.errors import UserError
@@ -29,7 +29,7 @@ def test_config_is_valid_and_its_network_fits_its_images(name):
     config = load(name)
     validate(config)
     builder_class(config.data.name).complete_options(config.data.options.to_dict())
-    net = build.model(config, 10)
+    net = experiment.model(config, 10)
     images = jax.ShapeDtypeStruct((2, config.data.height, config.data.width, 3), jnp.float32)
     key = jax.eval_shape(lambda: jax.random.key(0))
     shapes = jax.eval_shape(lambda key, x: net.init_with_output(key, x, train=False)[0], key, images)

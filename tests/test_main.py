@@ -15,7 +15,7 @@ import pytest
 from command import PATIENCE, TINY
 
 from cacenet_jax.errors import UserError
-from cacenet_jax.retrieval.ranking import check_rankable, evaluate_ranking
+from cacenet_jax.retrieval.metrics import check_rankable, evaluate_ranking
 
 CONFIG = f"--config={TINY}"
 MARKET = (f"--config={TINY}:market1501", "--workdir=run", "--config.data.root=market", "--config.data.dir=prepared")

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from cacenet_jax import optim
-from cacenet_jax.beginning import check_beginning
-from cacenet_jax.checkpoints import Checkpoints
 from cacenet_jax.config import to_dict, validate
+from cacenet_jax.distributed.device_map import global_mesh, replicated
 from cacenet_jax.errors import UserError
-from cacenet_jax.parallel import global_mesh, replicated
+from cacenet_jax.run.checkpoints import Checkpoints
+from cacenet_jax.run.initialisation import check_beginning
 from cacenet_jax.train import train
 
 SPEC = importlib.util.spec_from_file_location("tiny", Path(__file__).parent / "configs" / "tiny.py")

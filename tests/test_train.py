@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from command import PATIENCE, TINY
 
-from cacenet_jax.checkpoints import Checkpoints
 from cacenet_jax.config import paper, to_dict
 from cacenet_jax.errors import UserError
-from cacenet_jax.reporting import MetricWriter
+from cacenet_jax.run.checkpoints import Checkpoints
+from cacenet_jax.run.metric_writer import MetricWriter
+from cacenet_jax.run.workdir import claim_workdir
 from cacenet_jax.train import check_finite
-from cacenet_jax.workdir import claim_workdir
 
 WORDS = (f"--config={TINY}", "--config.data.dir=prepared", "--config.data.val_share=0.25", "--config.eval_every=1")
 STEPS = 12  # 3 epochs of floor(36 / 8) steps

@@ -8,10 +8,10 @@ import pytest
 from oracles import batch_hard, cross_entropy, mixup
 from tiny_training import LABELS, batch_of, network, state_of, step_of, tiny_config
 
-from cacenet_jax import build, optim
+from cacenet_jax import experiment, optim
 from cacenet_jax.data.augment import Augment
 from cacenet_jax.data.batch import Batch
-from cacenet_jax.parallel import AXIS, DeviceMap, pick_devices
+from cacenet_jax.distributed.device_map import AXIS, DeviceMap, pick_devices
 from cacenet_jax.train_step import create_state, make_train_step
 
 TERMS = ("identity", "triplet", "pair_identity", "pair_triplet")
@@ -121,11 +121,11 @@ def test_training_step_lowers_for_accelerators(platform, how):
     """Forms that are chosen for a CPU are switched off, as they are where the step will run."""
     config = tiny_config("bfloat16")
     axis_name = AXIS if how == "shard_map" else None
-    net = build.model(config, 4, axis_name)
+    net = experiment.model(config, 4, axis_name)
     net = net.clone(backbone=net.backbone.clone(matmul_1x1=False, cpu_stem=False))
     optimizer = optim.optimizer(config, 10)
     state = state_of(net, optimizer)
-    losses, augmentation = build.loss_weights(config), build.augmentation(config)
+    losses, augmentation = experiment.loss_weights(config), experiment.augmentation(config)
     step = make_train_step(net, optimizer, losses, augmentation, jax.random.key(0), axis_name)
     batch = batch_of()._replace(images=np.zeros((8, 32, 16, 3), np.uint8))
     mapped = jax.jit(step) if how == "jit" else DeviceMap(pick_devices(8), how).map(step)
@@ -153,7 +153,9 @@ def test_every_pair_stage_lowers_for_accelerators(model):
     net, optimizer, size = network(config, one_block=True), optim.optimizer(config, 10), (48, 16)
     state = jax.eval_shape(lambda: create_state(net, optimizer, jax.random.key(0), size))
     batch = Batch(*(jax.ShapeDtypeStruct(*of) for of in (((8, *size, net.image_channels), np.uint8), ((8,), np.int32))))
-    step = make_train_step(net, optimizer, build.loss_weights(config), build.augmentation(config), jax.random.key(0))
+    step = make_train_step(
+        net, optimizer, experiment.loss_weights(config), experiment.augmentation(config), jax.random.key(0)
+    )
     exported = jax.export.export(jax.jit(step), platforms=["cuda", "tpu"])(state, batch)
     assert exported.platforms == ("cuda", "tpu")
     assert ("top_k" in exported.mlir_module()) == ("neighbours" in model)  # of 12 positions; up to 8 go without it

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from cacenet_jax.data.augment import MEAN, STD
-from cacenet_jax.models import inference
 from cacenet_jax.models.cacenet import CACENet
+from cacenet_jax.models.pair_stages.conditional import stored
 
 D, F, I = 4, 3, 5
 
@@ -36,9 +36,9 @@ def network(dtype=jnp.float64, **fields):
 
 
 # As programs: hundreds of single operations compile for longer than one program that holds them all.
-compose = jax.jit(inference.compose, static_argnums=0)
-describe = jax.jit(inference.describe, static_argnums=(0, 4))
-group_distance = jax.jit(inference.group_distance, static_argnums=(3, 4))
+compose = jax.jit(stored.compose, static_argnums=0)
+describe = jax.jit(stored.describe, static_argnums=(0, 4))
+group_distance = jax.jit(stored.group_distance, static_argnums=(3, 4))
 
 
 def applied(net, variables, *arrays, mutable=(), **how):

@@ -16,8 +16,8 @@ from tiny_retrieval import network
 
 from cacenet_jax.config import paper
 from cacenet_jax.data.builders import Records, Split
-from cacenet_jax.data.splits import whole
-from cacenet_jax.scoring import score
+from cacenet_jax.data.subsets import whole
+from cacenet_jax.evaluate import score
 from cacenet_jax.train_step import TrainState
 
 SIZE = (6, 4)

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import optax
 
-from cacenet_jax import build
+from cacenet_jax import experiment
 from cacenet_jax.config import paper
 from cacenet_jax.data.batch import Batch
 from cacenet_jax.train_step import TrainState, create_state, make_train_step
@@ -39,7 +39,7 @@ def tiny_config(dtype="float32", **model):
 
 
 def network(config, axis_name=None, one_block=False):
-    net = build.model(config, 4, axis_name)
+    net = experiment.model(config, 4, axis_name)
     return net.clone(backbone=OneBlock(dtype=net.dtype, axis_name=axis_name)) if one_block else net
 
 
@@ -71,5 +71,5 @@ def state_of(net, optimizer, dtype="float32", seed=0) -> TrainState:
 
 def step_of(config, optimizer=None, axis_name=None, one_block=False, augmentation=None):
     net = network(config, axis_name, one_block)
-    weights = build.loss_weights(config)
+    weights = experiment.loss_weights(config)
     return make_train_step(net, optimizer or optax.sgd(1.0), weights, augmentation, jax.random.key(1), axis_name)

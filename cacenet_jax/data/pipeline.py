@@ -14,9 +14,9 @@ from jaxtyping import Int, UInt8
 
 from cacenet_jax.data.batch import Batch
 from cacenet_jax.data.builders import Split
-from cacenet_jax.data.parts import PartLabels
+from cacenet_jax.data.part_labels import PartLabels
 from cacenet_jax.data.sampler import PKSampler
-from cacenet_jax.data.splits import Subset
+from cacenet_jax.data.subsets import Subset
 from cacenet_jax.errors import UserError
 
 

@@ -3,7 +3,7 @@
     extractor(images)               -> {"embedding": f(I), and the terms of the pair stage under their own names}
     pair_scorer(query, candidates)  -> distances of one image's terms and those of c others
 
-Both are `build.scoring`'s, so that they are what retrieval ranks with. Reads no data and no checkpoint: the process that
+Both are `experiment.scoring`'s, what retrieval ranks with. Reads no data and no checkpoint: the process that
 converts to ONNX imports it too.
 
 Legend: B images, H x W pixels, C channels.
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, UInt8
 from ml_collections import ConfigDict
 
-from cacenet_jax import build
+from cacenet_jax import experiment
 from cacenet_jax.models.cacenet import CACENet
 
 EMBEDDING = "embedding"
@@ -60,7 +60,7 @@ def functions(config: ConfigDict, net: CACENet, variables: Any) -> Functions:
         variables: its parameters and statistics, arrays of any kind.
     """
     variables = jax.tree.map(jnp.asarray, variables)
-    scoring = build.scoring(net, config.eval.flip, "float32")
+    scoring = experiment.scoring(net, config.eval.flip, "float32")
     constants = scoring.compose(variables) if scoring.compose else None
     image = (config.data.height, config.data.width, net.image_channels)
 

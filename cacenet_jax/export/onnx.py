@@ -28,7 +28,7 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 from safetensors.numpy import load_file
 
-from cacenet_jax import build
+from cacenet_jax import experiment
 from cacenet_jax.config import paper
 from cacenet_jax.errors import UserError
 from cacenet_jax.export import check
@@ -72,7 +72,7 @@ def convert(folder: Path) -> list[str]:
     config = paper()  # a field that the recorded config lacks is younger than its network
     with config.unlocked(), config.ignore_type():
         config.update(manifest["config"])
-    net = general(build.model(config, manifest["num_identities"]))
+    net = general(experiment.model(config, manifest["num_identities"]))
     variables = unflatten_dict(load_file(folder / WEIGHTS), sep="/")
     network = functions(config, net, variables)
     with np.load(folder / CHECK) as stored:

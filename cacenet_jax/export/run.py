@@ -17,8 +17,8 @@ from cacenet_jax.errors import UserError
 from cacenet_jax.export import check, jax_artefacts
 from cacenet_jax.export.folder import CHECK, DISTANCE, OURS, WEIGHTS, describe_file, place
 from cacenet_jax.export.functions import Functions, functions, general
-from cacenet_jax.models.alignment import NUM_LABELS
 from cacenet_jax.models.cacenet import CACENet
+from cacenet_jax.models.pair_stages.conditional.alignment import NUM_LABELS
 from cacenet_jax.train import load_network
 
 _CONVERT = "python -m cacenet_jax.export.onnx"

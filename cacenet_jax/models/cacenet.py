@@ -11,19 +11,19 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Shaped
 
-from cacenet_jax.models.alignment import LEARNED, Alignment, node_parts, rule_keys
-from cacenet_jax.models.bottleneck import BottleneckGraph, Encoder, bottleneck_maps
-from cacenet_jax.models.bottleneck import encoded_grid as bottleneck_grid
-from cacenet_jax.models.clues import Clues, clue_distance, image_clues
-from cacenet_jax.models.evidence import Judge, LocalEvidence, evidence, evidence_distance
 from cacenet_jax.models.graph import Kind
-from cacenet_jax.models.grids import distance_grid
 from cacenet_jax.models.heads import ConditionalHead, Embedded, EmbeddingHead, normalise
-from cacenet_jax.models.keypoints import key_point_distance, key_point_grid, key_points
 from cacenet_jax.models.outputs import Described, PairGrid, PairTerms
-from cacenet_jax.models.pair_grid import coefficients, encoded_grid
-from cacenet_jax.models.pair_plan import plan
-from cacenet_jax.models.pairs import image_terms, neighbours_both
+from cacenet_jax.models.pair_stages.conditional.alignment import LEARNED, Alignment, node_parts, rule_keys
+from cacenet_jax.models.pair_stages.conditional.batch_grid import coefficients, encoded_grid
+from cacenet_jax.models.pair_stages.conditional.clues import Clues, clue_distance, image_clues
+from cacenet_jax.models.pair_stages.conditional.memory_plan import plan
+from cacenet_jax.models.pair_stages.conditional.pair import image_terms, neighbours_both
+from cacenet_jax.models.pair_stages.evidence import Judge, LocalEvidence, evidence, evidence_distance
+from cacenet_jax.models.pair_stages.grids import distance_grid
+from cacenet_jax.models.pair_stages.keypoints import key_point_distance, key_point_grid, key_points
+from cacenet_jax.models.pair_stages.released import BottleneckGraph, Encoder, bottleneck_maps
+from cacenet_jax.models.pair_stages.released import encoded_grid as bottleneck_grid
 from cacenet_jax.models.pooling import GeneralisedMean, generalised_mean
 
 

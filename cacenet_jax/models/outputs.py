@@ -8,12 +8,12 @@ from typing import NamedTuple
 
 from jaxtyping import Array
 
-from cacenet_jax.models.bottleneck import BottleneckTerms
-from cacenet_jax.models.clues import Clues
-from cacenet_jax.models.evidence import Regions
 from cacenet_jax.models.heads import Embedded
-from cacenet_jax.models.keypoints import KeyPoints
-from cacenet_jax.models.pairs import ImageTerms
+from cacenet_jax.models.pair_stages.conditional.clues import Clues
+from cacenet_jax.models.pair_stages.conditional.pair import ImageTerms
+from cacenet_jax.models.pair_stages.evidence import Regions
+from cacenet_jax.models.pair_stages.keypoints import KeyPoints
+from cacenet_jax.models.pair_stages.released import BottleneckTerms
 
 
 class PairTerms(NamedTuple):

@@ -9,8 +9,8 @@ import jax
 from ml_collections import ConfigDict
 
 from cacenet_jax.config import validate
+from cacenet_jax.distributed.processes import check_same, from_writer, is_writer
 from cacenet_jax.errors import UserError
-from cacenet_jax.processes import check_same, from_writer, is_writer
 from cacenet_jax.reproduce import plot, report, runs, sweep
 from cacenet_jax.reproduce.report import Cell, Line
 from cacenet_jax.reproduce.runs import FULL, Plan

@@ -12,13 +12,14 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from cacenet_jax import ablation, train
+from cacenet_jax import train
 from cacenet_jax.config import flatten, to_dict
 from cacenet_jax.data.builders.prepare import find
+from cacenet_jax.distributed.processes import is_writer
 from cacenet_jax.errors import UserError
-from cacenet_jax.processes import is_writer
+from cacenet_jax.reproduce import rows
 from cacenet_jax.reproduce.tables import SWEEP, TABLES
-from cacenet_jax.workdir import check_workdir, write_json
+from cacenet_jax.run.workdir import check_workdir, write_json
 
 FULL = "full"  # the run that the sweep scores
 # Fields of config.eval that change a score; the others are about memory and speed.
@@ -70,7 +71,7 @@ def make_plan(
         UserError: a config of table 4 or 5 is missing.
     """
     # A run's name must not depend on what else is asked for, so every row of the study is named in one order.
-    catalogue = {row: ablation.apply(config, row) for row in ablation.ROWS}
+    catalogue = {row: rows.apply(config, row) for row in rows.ROWS}
     names: dict[str, str] = {}
     for row, changed in catalogue.items():
         names.setdefault(_key(changed), row)
@@ -96,8 +97,8 @@ def make_plan(
 
 def training_order(plan: Plan, seeds: tuple[int, ...]) -> list[tuple[str, int]]:
     """Runs and seeds, one seed after the other; other data sets, which take much longer, after all of the first."""
-    rows = [run for run in plan.configs if run in ablation.ROWS]
-    others = [run for run in plan.configs if run not in ablation.ROWS]
+    rows = [run for run in plan.configs if run in rows.ROWS]
+    others = [run for run in plan.configs if run not in rows.ROWS]
     return [(run, seed) for part in (rows, others) for seed in seeds for run in part]
 
 

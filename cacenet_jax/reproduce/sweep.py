@@ -11,13 +11,13 @@ from ml_collections import ConfigDict
 
 from cacenet_jax.config import to_dict
 from cacenet_jax.data.builders import open_split
-from cacenet_jax.data.splits import whole
-from cacenet_jax.processes import is_writer
+from cacenet_jax.data.subsets import whole
+from cacenet_jax.distributed.processes import is_writer
+from cacenet_jax.evaluate import describe
 from cacenet_jax.reproduce.tables import SWEEP_TOP_K, SWEEP_WHOLE
-from cacenet_jax.retrieval.evaluate import Rescore, evaluate
-from cacenet_jax.scoring import describe
+from cacenet_jax.retrieval.rankings import Rescore, evaluate
+from cacenet_jax.run.workdir import write_json
 from cacenet_jax.train import load
-from cacenet_jax.workdir import write_json
 
 FILE = "top_k.json"  # in the work dir of the run
 

@@ -3,8 +3,8 @@
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from cacenet_jax.ablation import ROWS
 from cacenet_jax.errors import UserError
+from cacenet_jax.reproduce.rows import ROWS
 
 SWEEP = "topk"  # section 3.5: how many images are re-scored, which the paper does not tabulate
 SWEEP_TITLE = "Section 3.5: how many images of a query are re-scored, and what it costs"
@@ -31,7 +31,7 @@ class Row(NamedTuple):
     Attributes:
         label: the paper's words, shortened.
         paper: the paper's numbers.
-        row: key of `cacenet_jax.ablation.ROWS`, applied to the config of the command line.
+        row: key of `cacenet_jax.reproduce.rows.ROWS`, applied to the config of the command line.
         config: or the config file in its folder, for rows that are data sets.
         note: what a reader should know, below the table.
     """

@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float, Int
 
-from cacenet_jax.retrieval.store import Store
+from cacenet_jax.retrieval.term_store import Store
 
 
 class Features(NamedTuple):

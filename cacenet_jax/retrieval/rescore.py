@@ -20,7 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float, Int
 
 from cacenet_jax.errors import UserError
-from cacenet_jax.retrieval.store import Plan, Store, gather_all, global_array, unpack
+from cacenet_jax.retrieval.term_store import Plan, Store, gather_all, global_array, unpack
 
 # Constants, terms of one image and of C others to C distances; symmetric, so that either side may be the one.
 GroupDistance = Callable[[Any, Any, Any], Any]

@@ -12,10 +12,10 @@ from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
 from cacenet_jax.data.builders import open_split
-from cacenet_jax.data.splits import Subset, whole
+from cacenet_jax.data.subsets import Subset, whole
 from cacenet_jax.errors import UserError
-from cacenet_jax.retrieval.evaluate import RankedLists, ranked_lists
-from cacenet_jax.scoring import describe
+from cacenet_jax.evaluate import describe
+from cacenet_jax.retrieval.rankings import RankedLists, ranked_lists
 from cacenet_jax.train import Trained, load
 from cacenet_jax.visualize.cases import read
 from cacenet_jax.visualize.ranked_lists import ShownList, figure

@@ -7,11 +7,11 @@ import numpy as np
 from jaxtyping import Int, UInt8
 from ml_collections import ConfigDict
 
-from cacenet_jax import build
+from cacenet_jax import experiment
 from cacenet_jax.data.pipeline import evaluation_batches
-from cacenet_jax.data.splits import Subset
+from cacenet_jax.data.subsets import Subset
 from cacenet_jax.models.cacenet import CACENet
-from cacenet_jax.retrieval.evaluate import RankedLists
+from cacenet_jax.retrieval.rankings import RankedLists
 from cacenet_jax.visualize import correspondences, maps, ranked_lists
 from cacenet_jax.visualize.network import compare, cosine, look
 from cacenet_jax.visualize.page import Case
@@ -113,7 +113,7 @@ def read(config: ConfigDict, subset: Subset, positions: Int[np.ndarray, "n"]) ->
     """Images of a subset at the network's size, with part labels as a fourth channel where the network needs them."""
     some = subset._replace(indices=subset.indices[positions])
     size = {"height": config.data.height, "width": config.data.width, "batch_size": len(positions)}
-    return next(evaluation_batches(some, **size, parts=build.part_labels(config)))[0]
+    return next(evaluation_batches(some, **size, parts=experiment.part_labels(config)))[0]
 
 
 def compared(

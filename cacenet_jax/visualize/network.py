@@ -11,14 +11,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 from numpy import ndarray
 
-from cacenet_jax.build import feature_maps
-from cacenet_jax.models.alignment import connect
+from cacenet_jax.experiment import feature_maps
 from cacenet_jax.models.attention import affinity_scores
-from cacenet_jax.models.bottleneck import bottleneck_maps, cross_block
 from cacenet_jax.models.cacenet import CACENet, PairTerms
-from cacenet_jax.models.evidence import region_alignment
 from cacenet_jax.models.heads import normalise
-from cacenet_jax.models.pairs import conditional_maps
+from cacenet_jax.models.pair_stages.conditional.alignment import connect
+from cacenet_jax.models.pair_stages.conditional.pair import conditional_maps
+from cacenet_jax.models.pair_stages.evidence import region_alignment
+from cacenet_jax.models.pair_stages.released import bottleneck_maps, cross_block
 
 AnyArray = Array | ndarray
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
-from cacenet_jax.retrieval.evaluate import METRICS
+from cacenet_jax.retrieval.rankings import METRICS
 from cacenet_jax.visualize.ranked_lists import Change, ShownList
 from cacenet_jax.visualize.style import MARKS, RIGHT, WRONG, webp
 

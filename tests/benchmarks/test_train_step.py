@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from benchmarks import problem, profiling, step_parts, train_step
-from cacenet_jax import build, optim
+from cacenet_jax import experiment, optim
 from cacenet_jax.config import paper
 from cacenet_jax.models.cacenet import CACENet
 from cacenet_jax.train_step import loss_terms
@@ -24,12 +24,12 @@ OPTIONS = ["--backbone=resnet_tiny", "--batch=8", "--height=32", "--width=16", "
 
 def test_the_problem_is_what_the_papers_config_builds():
     config = paper()
-    net = build.model(config, problem.IDENTITIES, "data")
+    net = experiment.model(config, problem.IDENTITIES, "data")
     ours = problem.network(problem.Size(), "data")
     for field in CACENet.__dataclass_fields__.keys() - {"parent", "name"}:
         assert getattr(ours, field) == getattr(net, field), field
-    assert build.loss_weights(config) == problem.WEIGHTS
-    assert build.augmentation(config) == problem.AUGMENT
+    assert experiment.loss_weights(config) == problem.WEIGHTS
+    assert experiment.augmentation(config) == problem.AUGMENT
     size = problem.Size()
     assert (size.height, size.width) == (config.data.height, config.data.width)
     assert size.batch == config.data.num_ids * config.data.images_per_id

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cacenet_jax.data import synthetic
 from cacenet_jax.data.builders import available, open_split, prepare
+from cacenet_jax.data.synthetic import dataset
 from cacenet_jax.errors import UserError
 
 SUBSET = {"check_counts": False}
@@ -214,7 +214,7 @@ def test_synthetic_images_and_parts_survive(tmp_path):
         "seed": 7,
     }
     splits = load(tmp_path, "synthetic_pedestrians", None, options)
-    rendered = {image.name: image for image in synthetic.generate(synthetic.SyntheticSpec(**options))}
+    rendered = {image.name: image for image in dataset.generate(dataset.SyntheticSpec(**options))}
     assert sum(map(len, splits.values())) == len(rendered) == 40
     for split, records in splits.items():
         for record in records:

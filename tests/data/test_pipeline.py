@@ -9,7 +9,7 @@ from cacenet_jax.data import pipeline
 from cacenet_jax.data.builders import Records, Split
 from cacenet_jax.data.pipeline import decode, evaluation_batches, training_batches
 from cacenet_jax.data.sampler import PKSampler
-from cacenet_jax.data.splits import Subset
+from cacenet_jax.data.subsets import Subset
 from cacenet_jax.errors import UserError
 
 SIZE = {"height": 8, "width": 4}

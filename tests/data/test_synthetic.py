@@ -7,9 +7,9 @@ import re
 import numpy as np
 import pytest
 
-from cacenet_jax.data import synthetic, synthetic_people, synthetic_render, synthetic_scene, synthetic_spec
-from cacenet_jax.data.synthetic import SyntheticSpec, render_clean, render_one
-from cacenet_jax.data.synthetic_people import Appearance, Clue, appearance_of, group_of
+from cacenet_jax.data.synthetic import dataset, people, rendering, scene, specification
+from cacenet_jax.data.synthetic.dataset import SyntheticSpec, render_clean, render_one
+from cacenet_jax.data.synthetic.people import Appearance, Clue, appearance_of, group_of
 from cacenet_jax.errors import UserError
 
 SMALL = SyntheticSpec(num_train_ids=8, num_test_ids=8, images_per_id=5, height=64, width=32)
@@ -30,13 +30,13 @@ def plain(**changes) -> Appearance:
 
 
 @pytest.fixture(scope="module")
-def images() -> list[synthetic.SyntheticImage]:
-    return list(synthetic.generate(SMALL))
+def images() -> list[dataset.SyntheticImage]:
+    return list(dataset.generate(SMALL))
 
 
 def test_an_image_made_alone_in_another_order_equals_the_one_that_generate_gave(images):
-    synthetic_scene.camera_of.cache_clear()
-    synthetic_people.group_appearances.cache_clear()
+    scene.camera_of.cache_clear()
+    people.group_appearances.cache_clear()
     for image in images[::-7]:
         again = render_one(SMALL, image.pid, int(image.name.split("_")[2]))
         assert again.image_HWC.tobytes() == image.image_HWC.tobytes()
@@ -47,7 +47,7 @@ def test_an_image_made_alone_in_another_order_equals_the_one_that_generate_gave(
 def test_the_seed_changes_the_image_and_nothing_else_about_the_set(images):
     other = dataclasses.replace(SMALL, seed=1)
     assert not np.array_equal(render_one(other, 3, 2).image_HWC, images[12].image_HWC)
-    assert synthetic.num_images(other) == synthetic.num_images(SMALL)
+    assert dataset.num_images(other) == dataset.num_images(SMALL)
 
 
 # Means of the 4 x 2 blocks (32 x 32 pixels) of three default images, R G B, top to bottom and left to right.
@@ -75,14 +75,14 @@ def test_golden_thumbnails(pid, index):
     ((0.0, 0.0, 0.0), (0.02, 0.0, 0.4), 0.2, 0.2),
 ])  # fmt: skip
 def test_round_cone_is_the_hull_of_the_spheres_between_its_ends(start, end, ra, rb):
-    cone = synthetic_render.RoundCone(1, RED, np.array(start), np.array(end), ra, rb)
+    cone = rendering.RoundCone(1, RED, np.array(start), np.array(end), ra, rb)
     x_1w, y_h1 = np.linspace(-0.4, 0.9, 53)[None, :], np.linspace(-0.4, 0.9, 47)[:, None]
     expected = np.full((47, 53), -np.inf)
     for t in np.linspace(0.0, 1.0, 1501):
         centre, radius = (1 - t) * cone.start_3 + t * cone.end_3, (1 - t) * ra + t * rb
         inside = radius**2 - (x_1w - centre[0]) ** 2 - (y_h1 - centre[1]) ** 2
         expected = np.where(inside > 0, np.maximum(expected, centre[2] + np.sqrt(np.maximum(inside, 0))), expected)
-    found = synthetic_render._surface(cone, x_1w, y_h1)
+    found = rendering._surface(cone, x_1w, y_h1)
     both = np.isfinite(found) & np.isfinite(expected)
     # The swept spheres miss a sliver at the silhouette, where the surface is steep.
     assert np.mean(np.isfinite(found) != np.isfinite(expected)) < 0.002
@@ -91,16 +91,16 @@ def test_round_cone_is_the_hull_of_the_spheres_between_its_ends(start, end, ra, 
 
 
 def test_ellipsoid_surface_lies_on_the_ellipsoid_and_its_normals_point_along_the_gradient():
-    turn = synthetic_render.view_rotation(0.7, 0.4)
-    shape = synthetic_render.Ellipsoid(1, RED, np.array([0.1, 0.0, -0.2]), turn * np.array([0.3, 0.5, 0.1]))
+    turn = rendering.view_rotation(0.7, 0.4)
+    shape = rendering.Ellipsoid(1, RED, np.array([0.1, 0.0, -0.2]), turn * np.array([0.3, 0.5, 0.1]))
     x_1w, y_h1 = np.linspace(-0.5, 0.6, 41)[None, :], np.linspace(-0.6, 0.6, 43)[:, None]
-    z_hw = synthetic_render._surface(shape, x_1w, y_h1)
+    z_hw = rendering._surface(shape, x_1w, y_h1)
     rows, columns = np.nonzero(np.isfinite(z_hw))
     points_N3 = np.stack([x_1w[0, columns], y_h1[rows, 0], z_hw[rows, columns]], axis=1)
     unit_N3 = (points_N3 - shape.centre_3) @ np.linalg.inv(shape.axes_33).T
     assert len(rows) > 100
     np.testing.assert_allclose(np.sum(unit_N3**2, axis=1), 1.0, atol=1e-9)
-    normals_N3 = synthetic_render._normals(shape, points_N3)
+    normals_N3 = rendering._normals(shape, points_N3)
     assert np.all(normals_N3[:, 2] > 0)  # the front side
     gradient_N3 = unit_N3 @ np.linalg.inv(shape.axes_33)
     np.testing.assert_allclose(normals_N3, gradient_N3 / np.linalg.norm(gradient_N3, axis=1, keepdims=True), atol=1e-9)
@@ -117,7 +117,7 @@ def test_look_alikes_share_body_and_clothes_and_differ_in_their_groups_clues_alo
         shared = [field.name for field in dataclasses.fields(Appearance) if field.name not in varied]
         assert len({tuple(getattr(member, name) for name in shared) for member in members}) == 1
         assert len({tuple(getattr(member, name) for name in varied) for member in members}) == spec.group_size
-    assert set(seen) == set(synthetic_people.CLUE_NAMES)  # every kind of clue decides some group
+    assert set(seen) == set(people.CLUE_NAMES)  # every kind of clue decides some group
 
 
 def test_groups_differ_from_each_other():
@@ -195,10 +195,10 @@ def test_turning_around_mirrors_the_outline():
 def test_part_labels_of_a_clean_person_cover_the_person_and_stand_in_order():
     raster = render_clean(plain(bag=Clue("backpack", RED)), BACK)
     assert raster.parts_HW.dtype == np.uint8
-    assert set(np.unique(raster.parts_HW)) == set(range(len(synthetic.PART_NAMES)))
+    assert set(np.unique(raster.parts_HW)) == set(range(len(dataset.PART_NAMES)))
     assert np.all(raster.coverage_HW[raster.parts_HW > 0] > 0)
     assert np.all(raster.parts_HW[raster.coverage_HW == 1] > 0)
-    row_of = {name: np.nonzero(raster.parts_HW == i)[0] for i, name in enumerate(synthetic.PART_NAMES)}
+    row_of = {name: np.nonzero(raster.parts_HW == i)[0] for i, name in enumerate(dataset.PART_NAMES)}
     assert row_of["head"].max() < row_of["legs"].min()
     middles = [np.mean(row_of[name]) for name in ("head", "torso", "legs", "feet")]
     assert middles == sorted(middles)
@@ -214,7 +214,7 @@ def test_part_labels_of_the_data_set_are_plausible(images):
     for image in images:
         assert image.image_HWC.shape == (64, 32, 3) and image.image_HWC.dtype == np.uint8
         assert image.parts_HW.shape == (64, 32) and image.parts_HW.dtype == np.uint8
-        assert image.parts_HW.max() < len(synthetic.PART_NAMES)
+        assert image.parts_HW.max() < len(dataset.PART_NAMES)
         visible.append(np.mean(image.parts_HW > 0))
         head, feet = (np.nonzero(image.parts_HW == part)[0] for part in (1, 5))
         if head.size and feet.size:
@@ -224,15 +224,15 @@ def test_part_labels_of_the_data_set_are_plausible(images):
 
 
 def test_occluders_hide_labels_and_pixels_and_obey_their_limit():
-    camera = synthetic_scene.camera_of(SMALL, 1)
+    camera = scene.camera_of(SMALL, 1)
     kinds = set()
     for seed in range(40):
         rgb_HW3, parts_HW = np.full((64, 32, 3), -1.0), np.ones((64, 32), dtype=np.uint8)
-        kinds.add(synthetic_scene.add_occluder(np.random.default_rng(seed), camera, rgb_HW3, parts_HW, 0.4))
+        kinds.add(scene.add_occluder(np.random.default_rng(seed), camera, rgb_HW3, parts_HW, 0.4))
         hidden_HW = parts_HW == 0
         np.testing.assert_array_equal(hidden_HW, rgb_HW3[:, :, 0] > -1.0)
         assert 0 < hidden_HW.mean() < 0.45
-    assert kinds == set(synthetic_scene.OCCLUDER_KINDS)
+    assert kinds == set(scene.OCCLUDER_KINDS)
 
 
 def test_difficulty_switches_do_what_they_say():
@@ -247,15 +247,15 @@ def test_difficulty_switches_do_what_they_say():
     ]
     assert np.all(visible[1] <= visible[0]) and visible[1].mean() < 0.85 * visible[0].mean()
     shifted, same = dataclasses.replace(SMALL, colour_shift=0.5), dataclasses.replace(SMALL, colour_shift=0.0)
-    responses = [synthetic_scene.camera_of(same, camid).response_33 for camid in (1, 2, 3)]
+    responses = [scene.camera_of(same, camid).response_33 for camid in (1, 2, 3)]
     for response_33 in responses:
         np.testing.assert_allclose(response_33, np.eye(3))
-    assert np.abs(synthetic_scene.camera_of(shifted, 1).response_33 - np.eye(3)).max() > 0.05
+    assert np.abs(scene.camera_of(shifted, 1).response_33 - np.eye(3)).max() > 0.05
 
 
 def test_splits_share_no_identity_and_counts_are_as_promised(images):
     counts = collections.Counter(image.split for image in images)
-    assert dict(counts) == synthetic.num_images(SMALL) == {"train": 40, "query": 16, "gallery": 24}
+    assert dict(counts) == dataset.num_images(SMALL) == {"train": 40, "query": 16, "gallery": 24}
     pids = {split: {image.pid for image in images if image.split == split} for split in counts}
     assert pids["train"].isdisjoint(pids["gallery"]) and pids["query"] == pids["gallery"]
     groups = {split: {image.group for image in images if image.split == split} for split in counts}
@@ -311,7 +311,7 @@ def test_bad_settings_say_what_is_wrong_in_one_line(changes, words):
 ])  # fmt: skip
 def test_settings_of_another_type_are_refused(name, value, words):
     with pytest.raises(UserError) as caught:
-        synthetic_spec.check_field(name, value)
+        specification.check_field(name, value)
     for word in words:
         assert word in str(caught.value)
 
@@ -325,7 +325,7 @@ def test_images_that_do_not_exist_are_refused(pid, index, word):
 def test_contact_sheet_is_written_and_holds_the_images(tmp_path):
     cv2 = pytest.importorskip("cv2")
     path = tmp_path / "new" / "sheet.png"
-    picture = synthetic.contact_sheet(SMALL, path, num_groups=2)
+    picture = dataset.contact_sheet(SMALL, path, num_groups=2)
     np.testing.assert_array_equal(cv2.imread(str(path))[:, :, ::-1], picture)
     image_HWC = render_one(SMALL, 1, 0).image_HWC
     windows = np.lib.stride_tricks.sliding_window_view(picture[:, :, 0], (64, 32))[:, :, ::21, ::11]

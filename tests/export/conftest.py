@@ -8,7 +8,7 @@ import optax
 import pytest
 from command import TINY
 
-from cacenet_jax import build
+from cacenet_jax import experiment
 from cacenet_jax.export import run
 from cacenet_jax.train_step import create_state
 
@@ -24,7 +24,7 @@ def tiny(**fields):
     for name, value in fields.items():
         section, _, field = name.rpartition("__")
         config[section or "model"][field] = value
-    net = build.model(config, 8)
+    net = experiment.model(config, 8)
     state = jax.device_get(
         create_state(net, optax.identity(), jax.random.key(0), (config.data.height, config.data.width))
     )

@@ -12,7 +12,7 @@ from command import TINY
 from export_reader import read_as_a_user, readers
 from safetensors.numpy import load_file
 
-from cacenet_jax import build
+from cacenet_jax import experiment
 from cacenet_jax.config import paper
 from cacenet_jax.errors import UserError
 from cacenet_jax.export import folder as files
@@ -74,7 +74,7 @@ def test_artefacts_are_of_three_platforms_and_of_any_number_of_images(exported):
 def test_an_artefact_has_no_form_of_a_cpu(name):
     config = paper()
     config.model.backbone = name
-    net = build.model(config, 8)
+    net = experiment.model(config, 8)
     plain = {field.name: field.default for field in dataclasses.fields(net.backbone) if isinstance(field.default, bool)}
     chosen = lambda net: {name for name, default in plain.items() if getattr(net.backbone, name) != default}
     forms = {name for name in chosen(net) if "cpu" in name or "matmul" in name}

@@ -7,8 +7,8 @@ import pytest
 from flax import traverse_util
 from released import golden, golden_config, golden_network, golden_variables, maker
 
-from cacenet_jax import build
-from cacenet_jax.importing import released_name
+from cacenet_jax import experiment
+from cacenet_jax.run.import_checkpoint import released_name
 from cacenet_jax.train_step import loss_terms
 
 TOLERANCE = {"float32": 1e-5, "float64": 1e-10}
@@ -52,7 +52,7 @@ def test_test_mode_is_pytorchs(dtype):
 def test_training_mode_is_pytorchs(dtype):
     """Outputs, losses, gradients and running statistics of one step."""
     net, variables, images = setup(dtype)
-    labels, weights = jnp.asarray(maker().LABELS), build.loss_weights(golden_config())
+    labels, weights = jnp.asarray(maker().LABELS), experiment.loss_weights(golden_config())
     names = {released_name(path): path for path in traverse_util.flatten_dict(variables["params"])}
 
     def loss(params):

@@ -2,8 +2,8 @@
 
 import pytest
 
-from cacenet_jax.ablation import ROWS
 from cacenet_jax.errors import UserError
+from cacenet_jax.reproduce.rows import ROWS
 from cacenet_jax.reproduce.tables import SWEEP, TABLES, check_rows_are_free, parse_seeds, parse_tables
 
 # Tables 1 to 5 as they are printed (arXiv 2009.05250): of 4 and 5 the rows of CACE-Net.

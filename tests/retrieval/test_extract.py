@@ -4,9 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cacenet_jax.parallel import global_mesh
+from cacenet_jax.distributed.device_map import global_mesh
 from cacenet_jax.retrieval.extract import Features, extract, image_shapes, my_rows, round_up
-from cacenet_jax.retrieval.store import Store
+from cacenet_jax.retrieval.term_store import Store
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (11, 2, 4, 3), np.uint8)
 

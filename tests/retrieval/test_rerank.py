@@ -4,7 +4,7 @@ import pytest
 
 from cacenet_jax.errors import UserError
 from cacenet_jax.retrieval import rerank
-from cacenet_jax.retrieval.ranking import evaluate_ranking
+from cacenet_jax.retrieval.metrics import evaluate_ranking
 from cacenet_jax.retrieval.rerank import k_reciprocal, k_reciprocal_features, query_expansion
 
 

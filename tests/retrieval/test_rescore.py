@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cacenet_jax.distributed.device_map import global_mesh
 from cacenet_jax.errors import UserError
-from cacenet_jax.parallel import global_mesh
 from cacenet_jax.retrieval.rescore import Rescorer, choose_shape
-from cacenet_jax.retrieval.store import Plan, Store
+from cacenet_jax.retrieval.term_store import Plan, Store
 
 Q, G, K = 11, 37, 9
 

@@ -8,10 +8,10 @@ from command import TINY
 from matplotlib.colors import to_hex
 
 from cacenet_jax.data.builders import open_split
-from cacenet_jax.data.splits import whole
+from cacenet_jax.data.subsets import whole
 from cacenet_jax.errors import UserError
-from cacenet_jax.retrieval.evaluate import Labelled, Settings
-from cacenet_jax.scoring import Rankable
+from cacenet_jax.evaluate import Rankable
+from cacenet_jax.retrieval.rankings import Labelled, Settings
 from cacenet_jax.train import Trained, prepare_data
 from cacenet_jax.visualize import browse
 from cacenet_jax.visualize.style import RIGHT, WRONG

@@ -11,12 +11,12 @@ import pytest
 from browser import parsed
 from command import TINY
 
-from cacenet_jax import build
+from cacenet_jax import experiment
 from cacenet_jax.config import paper, validate
 from cacenet_jax.data.builders import open_split
-from cacenet_jax.data.splits import whole
+from cacenet_jax.data.subsets import whole
 from cacenet_jax.errors import UserError
-from cacenet_jax.scoring import score
+from cacenet_jax.evaluate import score
 from cacenet_jax.train import Trained, prepare_data
 from cacenet_jax.train_step import create_state
 from cacenet_jax.visualize import report
@@ -41,7 +41,7 @@ def untrained(tmp_path, data_dir, monkeypatch):
         config = module.get_config()
         config.data.dir = data_dir
         config.model.update(fields)
-        net = build.model(config, 8)
+        net = experiment.model(config, 8)
         state = create_state(net, optax.sgd(1.0), jax.random.key(0), (config.data.height, config.data.width))
         trained = Trained(net, 12, state, prepare_data(config))
         monkeypatch.setattr(report, "load", lambda config, workdir: trained)

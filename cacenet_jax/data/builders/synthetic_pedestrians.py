@@ -1,4 +1,4 @@
-"""Synthetic pedestrians, rendered by `cacenet_jax.data.synthetic`; stored as PNG, with part labels."""
+"""Synthetic pedestrians, rendered by `cacenet_jax.data.synthetic.dataset`; stored as PNG, with part labels."""
 
 import collections
 import dataclasses
@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 
 import cv2
 
-from cacenet_jax.data import synthetic
 from cacenet_jax.data.builders.base import SPLITS, ReidBuilder, Scan
 from cacenet_jax.data.builders.source import fingerprint
+from cacenet_jax.data.synthetic import dataset
 
 
 class SyntheticPedestrians(ReidBuilder, skip_registration=True):
@@ -19,7 +19,7 @@ class SyntheticPedestrians(ReidBuilder, skip_registration=True):
     name = "synthetic_pedestrians"
     SUMMARY = "Rendered pedestrians in groups of look-alikes, with part labels."
     OPTIONS: ClassVar[Mapping[str, Any]] = {
-        field.name: field.default for field in dataclasses.fields(synthetic.SyntheticSpec)
+        field.name: field.default for field in dataclasses.fields(dataset.SyntheticSpec)
     }
     NEEDS_ROOT = False
 
@@ -27,24 +27,24 @@ class SyntheticPedestrians(ReidBuilder, skip_registration=True):
     def scan(cls, root: str | None, options: Mapping[str, Any]) -> Scan:
         """Describe what will be rendered. Raises UserError for an impossible specification."""
         del root
-        return SyntheticScan(synthetic.SyntheticSpec(**options))
+        return SyntheticScan(dataset.SyntheticSpec(**options))
 
 
 class SyntheticScan(Scan):
     """Renders while it is read: once, front to back."""
 
-    def __init__(self, spec: synthetic.SyntheticSpec):
+    def __init__(self, spec: dataset.SyntheticSpec):
         self.origin = "the renderer"
         # The renderer's own source belongs to the fingerprint: another renderer, other images.
-        modules = sorted(pathlib.Path(synthetic.__file__).parent.glob("synthetic*.py"))
+        modules = sorted(pathlib.Path(dataset.__file__).parent.glob("*.py"))
         self.fingerprint = fingerprint([spec, *(module.read_bytes() for module in modules)])
         self._spec = spec
-        self._stream = synthetic.generate(spec)
+        self._stream = dataset.generate(spec)
         self._waiting: dict[str, collections.deque] = {split: collections.deque() for split in SPLITS}
 
     def counts(self) -> dict[str, int]:
         """Return the number of images of each split."""
-        found = synthetic.num_images(self._spec)
+        found = dataset.num_images(self._spec)
         return {split: int(found.get(split, 0)) for split in SPLITS}
 
     def examples(self, split: str, start: int, stop: int) -> Iterator[dict[str, Any]]:
@@ -56,7 +56,7 @@ class SyntheticScan(Scan):
             yield self._waiting[split].popleft()
 
 
-def _record(image: synthetic.SyntheticImage) -> dict[str, Any]:
+def _record(image: dataset.SyntheticImage) -> dict[str, Any]:
     pixels = cv2.imencode(".png", cv2.cvtColor(image.image_HWC, cv2.COLOR_RGB2BGR))[1].tobytes()
     parts = cv2.imencode(".png", image.parts_HW)[1].tobytes()
     return {

@@ -1,0 +1,237 @@
+"""Identities of synthetic_pedestrians: what a person wears, and which clues set look-alikes apart.
+
+A group of look-alikes shares body, skin and main clothes. Its members differ in one or two (clues_per_group)
+clues: each clue takes one of a few values, every member has its own combination, and any two members differ
+in at least one.
+"""
+
+import dataclasses
+import functools
+from typing import NamedTuple
+
+import numpy as np
+
+from cacenet_jax.data.synthetic.specification import MAX_CLUE_VALUES, SyntheticSpec
+
+RGB = tuple[float, float, float]
+
+CLOTHES: tuple[RGB, ...] = (
+    (0.09, 0.09, 0.10),  # black
+    (0.82, 0.81, 0.78),  # white
+    (0.42, 0.43, 0.45),  # grey
+    (0.12, 0.17, 0.36),  # navy
+    (0.62, 0.13, 0.14),  # red
+    (0.66, 0.56, 0.40),  # beige
+    (0.20, 0.37, 0.25),  # green
+    (0.38, 0.55, 0.76),  # light blue
+    (0.36, 0.23, 0.15),  # brown
+    (0.80, 0.65, 0.20),  # mustard
+    (0.42, 0.22, 0.44),  # purple
+    (0.76, 0.48, 0.52),  # pink
+)
+ACCENTS: tuple[RGB, ...] = (
+    (0.86, 0.12, 0.12),  # red
+    (0.93, 0.92, 0.90),  # white
+    (0.10, 0.30, 0.78),  # blue
+    (0.95, 0.80, 0.12),  # yellow
+    (0.06, 0.06, 0.07),  # black
+    (0.10, 0.58, 0.28),  # green
+    (0.95, 0.48, 0.10),  # orange
+)
+SKINS: tuple[RGB, ...] = ((0.87, 0.68, 0.57), (0.74, 0.54, 0.41), (0.55, 0.37, 0.26), (0.36, 0.24, 0.17))
+DARK_HAIR, BROWN_HAIR, FAIR_HAIR, GREY_HAIR = (
+    (0.07, 0.06, 0.06),
+    (0.27, 0.16, 0.09),
+    (0.74, 0.58, 0.32),
+    (0.6, 0.6, 0.6),
+)
+CLUE_NAMES = ("hat", "hair", "bag", "shoes", "logo", "stripes", "sleeves")
+ONE_SIDED = ("logo", "bag")
+
+# Last words of the seed sequences: they keep these streams apart from each other and from the images' (which
+# have none).
+GROUP_STREAM, CAMERA_STREAM, SCHEDULE_STREAM = 1, 2, 3
+
+
+class Clue(NamedTuple):
+    """One value of one clue: what it is, and its colour."""
+
+    kind: str
+    rgb: RGB
+
+
+@dataclasses.dataclass(frozen=True)
+class Appearance:
+    """All that makes one identity. The first block is the group's, the clues may be the member's own.
+
+    Attributes:
+        build: width of trunk and limbs relative to the mean.
+        leg_ratio: length of the legs relative to the mean.
+        stride: largest forward swing of a leg, radians.
+        skin, top, bottom: colours.
+        inner: colour of the shirt under an open jacket, or None when it is closed.
+        long_top: whether the top reaches to the thighs like a coat.
+        bottom_kind: "trousers", "shorts" or "skirt".
+        varied: names of the clues in which the group's members differ.
+        hat, hair, bag, shoes, logo, stripes, sleeves: the clues.
+    """
+
+    build: float
+    leg_ratio: float
+    stride: float
+    skin: RGB
+    top: RGB
+    bottom: RGB
+    inner: RGB | None
+    long_top: bool
+    bottom_kind: str
+    varied: tuple[str, ...]
+    hat: Clue
+    hair: Clue
+    bag: Clue
+    shoes: Clue
+    logo: Clue
+    stripes: Clue
+    sleeves: Clue
+
+
+def stream(seed: int, number: int, kind: int) -> np.random.Generator:
+    """The random stream of group, camera or identity `number`; kind is one of the *_STREAM constants."""
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, number, 0, kind])))
+
+
+def group_of(spec: SyntheticSpec, pid: int) -> int:
+    """Index of the look-alike group of a pid (from 1). Groups never mix training and test identities."""
+    return (pid - 1) // spec.group_size
+
+
+def appearance_of(spec: SyntheticSpec, pid: int) -> Appearance:
+    """What identity `pid` looks like."""
+    return group_appearances(spec, group_of(spec, pid))[(pid - 1) % spec.group_size]
+
+
+@functools.lru_cache(maxsize=1024)
+def group_appearances(spec: SyntheticSpec, group: int) -> tuple[Appearance, ...]:
+    """The group_size members of one group."""
+    rng = stream(spec.seed, group, GROUP_STREAM)
+    top = CLOTHES[rng.integers(spec.palette_size)]
+    bottom = _other(rng, CLOTHES[: spec.palette_size], top, 1, least=0.25)[0]
+    bottom_kind = ("trousers", "shorts", "skirt")[rng.choice(3, p=(0.66, 0.2, 0.14))]
+    varied = _choose_clues(rng, spec.clues_per_group, spec.one_sided_rate)
+    inner = _other(rng, CLOTHES[: spec.palette_size], top, 1, least=0.5)[0]
+    shared = Appearance(
+        build=float(rng.uniform(0.88, 1.2)),
+        leg_ratio=float(rng.uniform(0.94, 1.05)),
+        stride=float(rng.uniform(0.3, 0.5)),
+        skin=SKINS[rng.choice(len(SKINS), p=(0.4, 0.3, 0.15, 0.15))],
+        top=top,
+        bottom=bottom,
+        inner=inner if rng.random() < 0.25 and "logo" not in varied and "stripes" not in varied else None,
+        long_top=bool(rng.random() < 0.2 and bottom_kind == "trousers"),
+        bottom_kind=bottom_kind,
+        varied=varied,
+        hat=Clue("none", top),
+        hair=Clue(("short", "long")[rng.integers(2)], (DARK_HAIR, BROWN_HAIR, FAIR_HAIR)[rng.integers(3)]),
+        bag=Clue("none", top),
+        shoes=Clue("shoes", (ACCENTS[4], CLOTHES[1], CLOTHES[8])[rng.integers(3)]),
+        logo=Clue("none", top),
+        stripes=Clue("none", top),
+        sleeves=Clue(("long", "short")[int(rng.random() < 0.3)], top),
+    )
+    values = {name: _clue_values(rng, name, shared) for name in CLUE_NAMES}  # always drawn: same stream for any choice
+    extras = rng.random(3)
+    # Some clues are shared by a whole group, so that wearing a hat or carrying a bag alone decides nothing.
+    for name, chance in zip(("bag", "hat", "stripes"), extras):
+        blocked = (name == "hat" and "hair" in varied) or (name == "stripes" and "logo" in varied)
+        if chance < 0.22 and name not in varied and not blocked and shared.inner is None:
+            worn = next(clue for clue in values[name] if clue.kind != "none")
+            shared = dataclasses.replace(shared, **{name: worn})
+    count = _values_per_clue(spec.group_size, len(varied))
+    order = rng.permutation(count ** len(varied))[: spec.group_size]
+    members = []
+    for combination in order:
+        picks = {}
+        for name in varied:
+            combination, which = divmod(int(combination), count)
+            picks[name] = values[name][which]
+        members.append(dataclasses.replace(shared, **picks))
+    return tuple(members)
+
+
+def describe(appearance: Appearance) -> str:
+    """The clues in which this identity may differ from its look-alikes, in words."""
+    words = []
+    for name in appearance.varied:
+        clue = getattr(appearance, name)
+        kind = "" if clue.kind == name else f"{clue.kind} "
+        words.append(f"no {name}" if clue.kind == "none" else f"{name}: {kind}{_colour_name(clue.rgb)}".rstrip())
+    return ", ".join(words)
+
+
+def _values_per_clue(group_size: int, clues: int) -> int:
+    """One more than needed: members then often differ in two clues, and rarely fill a regular grid."""
+    if group_size == 1:
+        return 1
+    return min(MAX_CLUE_VALUES, 1 + next(n for n in range(2, MAX_CLUE_VALUES + 1) if n**clues >= group_size))
+
+
+def _choose_clues(rng: np.random.Generator, count: int, one_sided_rate: float) -> tuple[str, ...]:
+    """Distinct clue names; hat and hair never together, because a hat would hide the other."""
+    first_one_sided = rng.random() < one_sided_rate
+    chosen = [ONE_SIDED[rng.integers(2)] if first_one_sided else CLUE_NAMES[rng.integers(len(CLUE_NAMES))]]
+    for index in rng.permutation(len(CLUE_NAMES)):
+        name = CLUE_NAMES[index]
+        clash = {"hat": "hair", "hair": "hat", "logo": "stripes", "stripes": "logo"}.get(name)
+        if len(chosen) < count and name not in chosen and clash not in chosen:
+            chosen.append(name)
+    return tuple(chosen)
+
+
+def _clue_values(rng: np.random.Generator, name: str, shared: Appearance) -> list[Clue]:
+    """The MAX_CLUE_VALUES values of one clue for a group in these clothes; the first are used most."""
+    surface = {"shoes": shared.bottom, "hat": shared.hair.rgb}.get(name, shared.top)
+    one, two, three, four = _other(rng, ACCENTS, surface, 4, least=0.6)
+    shuffled = rng.permutation(4)
+    none = Clue("none", shared.top)
+    if name == "hat":
+        values = [none, Clue("cap", one), Clue("beanie", two), Clue("sunhat", three)]
+    elif name == "hair":
+        other = FAIR_HAIR if shared.hair.rgb != FAIR_HAIR else DARK_HAIR
+        values = [
+            Clue("short", shared.hair.rgb),
+            Clue("long", other),
+            Clue("bald", shared.skin),
+            Clue("bun", GREY_HAIR),
+        ]
+    elif name == "bag":
+        values = [none, Clue("backpack", one), Clue("shoulder bag", two), Clue("handbag", three)]
+    elif name == "shoes":
+        values = [Clue("shoes", one), Clue("shoes", two), Clue("boots", three), Clue("shoes", four)]
+    elif name == "logo":
+        # Groups of four use the first three: keep them to the chest, so that the clue shows from the front
+        # alone.
+        return [none, Clue("square", one), Clue("disc", two), Clue("back print", three)]
+    elif name == "stripes":
+        values = [none, Clue("hoops", one), Clue("band", two), Clue("hoops", three)]
+    else:
+        values = [Clue("long", shared.top), Clue("short", shared.top), Clue("long", one), Clue("long", two)]
+    if name == "bag":  # likewise: nothing or a backpack come first, then the bags that show from more sides
+        return values if shuffled[0] < 2 else [values[1], values[0], values[3], values[2]]
+    return [values[i] for i in shuffled]
+
+
+def _other(rng: np.random.Generator, palette: tuple[RGB, ...], base: RGB, count: int, least: float) -> list[RGB]:
+    """`count` distinct colours; those at L1 distance `least` or more from base come first."""
+    order = [palette[i] for i in rng.permutation(len(palette))]
+    far = [c for c in order if sum(abs(p - q) for p, q in zip(c, base)) >= least]
+    return (far + [c for c in order if c not in far])[:count]
+
+
+def _colour_name(rgb: RGB) -> str:
+    names = {
+        **dict(zip(CLOTHES, ("black", "white", "grey", "navy", "red", "beige", "green", "light blue", "brown"))),
+        **dict(zip(ACCENTS, ("red", "white", "blue", "yellow", "black", "green", "orange"))),
+        **{DARK_HAIR: "dark", BROWN_HAIR: "brown", FAIR_HAIR: "fair", GREY_HAIR: "grey"},
+        **dict(zip(CLOTHES[9:], ("mustard", "purple", "pink"))),
+    }
+    return names.get(rgb, "")

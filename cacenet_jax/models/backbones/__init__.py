@@ -1,0 +1,188 @@
+"""The backbones that a config can name, and what a backbone is: any network that makes feature maps (paper, section 3.2).
+
+One of your own is a Linen module with the members of `Backbone`. A config names it by where it can be imported from,
+config.model.backbone="my_package.my_module:MyBackbone", or by a name that a line of Python gives it first:
+
+    backbones.register("mine", MyBackbone)
+"""
+
+import ast
+import dataclasses
+import importlib
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from cacenet_jax.errors import UserError
+from cacenet_jax.models.backbones import efficientnet_lite, resnet
+
+
+@runtime_checkable
+class Backbone(Protocol):
+    """A Linen module from normalised images to maps.
+
+    Its fields are what a config or `build` may set. It needs `dtype` (of computation), `axis_name` (the device axis over
+    which batch norm takes its statistics, or None) and `last_stride` (stride of its last stage), which every config sets;
+    a field `width` takes `config.model.width`, and `config.model.backbone_fields` sets any other. A property
+    `unused_weights` may say how names of published weights start that are of no use to it: its classifier's, say.
+    """
+
+    @property
+    def channels(self) -> int:
+        """D, channels of the map."""
+
+    @property
+    def stride(self) -> int:
+        """Pixels between neighbouring positions of the map."""
+
+    @property
+    def pixel_mean(self) -> tuple[float, float, float]:
+        """What is subtracted from red, green and blue, in units of 255."""
+
+    @property
+    def pixel_std(self) -> tuple[float, float, float]:
+        """What the difference is divided by, in units of 255."""
+
+    def map_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of the map of an image of height x width pixels."""
+
+    def torch_name(self, path: str | Sequence[str]) -> str:
+        """Name of a parameter or running statistic in published weights (config.pretrained).
+
+        `path` holds its keys in `params` or `batch_stats`. Raises ValueError for a path without counterpart; a backbone
+        without published weights may always do so.
+        """
+
+    def __call__(self, x_BHWC: Float[Array, "B H W C"], *, train: bool = False) -> Float[Array, "B h w D"]:
+        """Maps of images; values that are nowhere negative suit raw affinities, whose sign a ReLU takes away."""
+
+
+class Recipe(NamedTuple):
+    """How a name becomes a backbone.
+
+    Attributes:
+        module: its class, whose fields a caller may set.
+        make: makes it from some of these fields.
+    """
+
+    module: type
+    make: Callable[..., Any]
+
+
+_MEMBERS = ("channels", "stride", "pixel_mean", "pixel_std", "map_size", "torch_name")
+_GIVEN = ("dtype", "axis_name", "last_stride")  # what every config sets
+# Fields of some backbones that a config has fields for, and what leaves them out.
+_OWN = {"width": 0, "non_local": False}
+NAMES: dict[str, Recipe] = {}
+
+
+def register(name: str, module: type, make: Callable[..., Any] | None = None) -> None:
+    """Adds a backbone, or replaces one.
+
+    Args:
+        name: what config.model.backbone calls it.
+        module: its class, a Linen module with the members of `Backbone`.
+        make: makes it from some of its fields; None for the class itself.
+
+    Raises:
+        UserError: the class lacks a field that every config sets.
+    """
+    fields = _fields(module)
+    if missing := [field for field in _GIVEN if field not in fields]:
+        raise UserError(
+            f"backbone {name!r}: found the fields {', '.join(fields)} of {module.__name__}, expected {', '.join(missing)} "
+            "too; add them, see cacenet_jax.models.backbones.Backbone"
+        )
+    NAMES[name] = Recipe(module, make or module)
+
+
+def build(name: str, **fields: Any) -> Any:
+    """Makes a backbone, in the forms that are fast on the device in use.
+
+    Args:
+        name: a key of `NAMES`, or MODULE:CLASS.
+        **fields: fields of its module.
+
+    Returns:
+        The module, a `Backbone`.
+
+    Raises:
+        UserError: no such name or field, or what was made is no `Backbone`.
+    """
+    check(name, fields)
+    backbone = NAMES[name].make(**fields)
+    if not isinstance(backbone, Backbone):
+        members = [member for member in _MEMBERS if not hasattr(backbone, member)]
+        raise UserError(
+            f"backbone {name!r}: found a {type(backbone).__name__} without {', '.join(members)}, expected the members of "
+            "cacenet_jax.models.backbones.Backbone; add them"
+        )
+    return backbone
+
+
+def check(name: str, fields: Iterable[str]) -> None:
+    """Raises UserError, one line, where there is no such backbone or it lacks one of the fields; imports MODULE:CLASS."""
+    if name not in NAMES:
+        _import(name)
+    known = _fields(NAMES[name].module)
+    if unknown := sorted(set(fields) - set(known)):
+        found, expected = ", ".join(unknown), ", ".join(sorted(known))
+        raise UserError(f"backbone {name!r} has no field {found}; fields are {expected}; leave it out")
+
+
+def _import(name: str) -> None:
+    start = f"config.model.backbone: found {name!r}, expected "
+    module, colon, kind = name.partition(":")
+    if not (module and colon and kind):
+        raise UserError(f"{start}one of {', '.join(NAMES)}, or MODULE:CLASS; choose one of them")
+    try:
+        found = getattr(importlib.import_module(module), kind)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"{start}a class that can be imported ({error}); mend the name or set PYTHONPATH") from error
+    if not (isinstance(found, type) and issubclass(found, nn.Module)):
+        raise UserError(f"{start}a class that derives from flax.linen.Module, and {kind} is none; mend the name")
+    register(name, found)
+
+
+def configured(settings: Any) -> dict[str, Any]:
+    """The fields of the backbone that `config.model` sets, besides its type and its device axis.
+
+    Raises:
+        UserError: config.model.backbone_fields is no list of fields, or holds one that the config has a field for.
+    """
+    text = settings.backbone_fields
+    fields = {"last_stride": settings.last_stride} | _parse(text)
+    for field, unset in _OWN.items():
+        if settings[field] != unset:
+            fields[field] = settings[field]
+    return fields
+
+
+def _parse(text: str) -> dict[str, Any]:
+    """The fields of a text such as "head=False,drop_connect=0.2"."""
+    start = f"config.model.backbone_fields: found {text!r}, expected "
+    try:
+        call = ast.parse(f"fields({text})", mode="eval").body
+        if not isinstance(call, ast.Call) or call.args or None in [keyword.arg for keyword in call.keywords]:
+            raise ValueError("something without a name")
+        found = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
+    except (SyntaxError, ValueError, TypeError) as error:  # TypeError: a dictionary with a list for a key
+        raise UserError(f"{start}NAME=VALUE,NAME=VALUE with values as Python writes them; change it") from error
+    if elsewhere := sorted(set(found) & {*_GIVEN, *_OWN}):
+        known = {"dtype": "config.model.dtype", "axis_name": "config.devices"}
+        remedy = ", ".join(known.get(field, f"config.model.{field}") for field in elsewhere)
+        raise UserError(f"{start}no {', '.join(elsewhere)}; set {remedy}")
+    return found
+
+
+def _fields(module: type) -> list[str]:
+    return [field.name for field in dataclasses.fields(module) if field.name not in ("parent", "name")]
+
+
+for _name in resnet.STAGES:
+    register(_name, resnet.ResNet, partial(resnet.build, _name))
+for _name in efficientnet_lite.STAGES:
+    register(_name, efficientnet_lite.EfficientNetLite, partial(efficientnet_lite.build, _name))

@@ -1,0 +1,42 @@
+"""Non-local block, embedded Gaussian (Wang et al. 2018, https://arxiv.org/abs/1711.07971), of the `released` recipe.
+
+Legend: B images, H x W positions (N = H W), C channels, E = C / 16 channels inside.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from cacenet_jax.models.pair_stages.released import REDUCTION, torch_uniform
+
+
+class NonLocal(nn.Module):
+    """x + W(softmax_m(theta(x_n) . phi(x_m)) g(x_m)), each a 1x1 convolution with bias, without batch norm.
+
+    W starts at zero: the block then gives what it is given. (The authors' W has a random bias at the start.)
+
+    Attributes:
+        dtype: compute type of the products; the softmax is at least float32.
+    """
+
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x_BHWC: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
+        """Adds to each position what it draws from all positions of its image."""
+        batch, height, width, channels = x_BHWC.shape
+        inside = max(channels // REDUCTION, 1)
+        dense = lambda name: nn.Dense(
+            inside, dtype=self.dtype, kernel_init=torch_uniform, bias_init=torch_uniform, name=name
+        )
+        x_BNC = x_BHWC.reshape(batch, height * width, channels).astype(self.dtype)
+        theta_BNE, phi_BNE, g_BNE = (dense(name)(x_BNC) for name in ("theta", "phi", "g"))
+        wide = jnp.promote_types(self.dtype, jnp.float32)
+        score_BNN = jnp.einsum("bne,bme->bnm", theta_BNE, phi_BNE, preferred_element_type=wide)
+        drawn_BNE = jax.nn.softmax(score_BNN, axis=-1).astype(self.dtype) @ g_BNE
+        zeros = nn.initializers.zeros
+        out_BNC = nn.Dense(channels, dtype=self.dtype, kernel_init=zeros, bias_init=zeros, name="W")(drawn_BNE)
+        return x_BHWC.astype(self.dtype) + out_BNC.reshape(x_BHWC.shape)

@@ -1,0 +1,294 @@
+"""ResNet feature maps (He et al. 2016, https://arxiv.org/abs/1512.03385), layer for layer as in torchvision.
+
+Axes: B images, H x W pixels or positions, C channels in, D channels out; images are NHWC.
+
+Equal to torchvision's v1.5 models, so that their weights can be loaded: padding (written as numbers), the
+stride of a bottleneck on its 3x3 convolution, batch norm constants, initial distributions, layer names
+(`torch_name`). Different: no classifier, and stride 1 in the last stage by default, as is usual in
+re-identification (Sun et al. 2018, https://arxiv.org/abs/1711.09349): a 384 x 128 image gives a 24 x 8 map.
+
+Running statistics: flax keeps the biased batch variance, torch the unbiased one, n / (n - 1) times as large
+for n = B * H * W values a channel (1.0003 at B = 16 in the last stage). Flax momentum 0.9 is torch's 0.1.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from cacenet_jax.errors import UserError
+from cacenet_jax.models.backbones.convolutions import Conv1x1, StemConv, kaiming_fan_out, max_pool
+from cacenet_jax.models.backbones.non_local import NonLocal
+
+Block = Literal["basic", "bottleneck"]
+EXPANSION = {"basic": 1, "bottleneck": 4}
+
+
+class Stages(NamedTuple):
+    """What tells one member of the family from another; the fields are those of `ResNet`."""
+
+    stages: tuple[int, int, int, int]
+    block: Block
+    width: int
+    ibn: bool = False
+
+
+STAGES: dict[str, Stages] = {
+    "resnet_tiny": Stages((1, 1, 1, 1), "basic", 8),  # for tests
+    "resnet_small": Stages((1, 1, 1, 1), "basic", 32),  # 128 x 64 images from scratch on a CPU
+    "resnet18": Stages((2, 2, 2, 2), "basic", 64),
+    "resnet34": Stages((3, 4, 6, 3), "basic", 64),
+    "resnet50": Stages((3, 4, 6, 3), "bottleneck", 64),
+    "resnet101": Stages((3, 4, 23, 3), "bottleneck", 64),
+}
+STAGES |= {
+    f"{name}_ibn_a": STAGES[name]._replace(ibn=True) for name in ("resnet18", "resnet34", "resnet50", "resnet101")
+}
+
+
+class InstanceBatchNorm(nn.Module):
+    """IBN-a (Pan et al. 2018, https://arxiv.org/abs/1807.09441): instance norm `IN` on the first half of the channels.
+
+    The other half has the batch norm `BN`; the names are those of the authors' weights.
+
+    Attributes:
+        norm: Makes a batch norm.
+        dtype: Compute type; the statistics of an image are float32 or wider.
+    """
+
+    norm: Callable[..., Callable]
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x_BHWC: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
+        """Normalise each half in its way."""
+        half = x_BHWC.shape[-1] // 2
+        instance = nn.InstanceNorm(epsilon=1e-5, use_fast_variance=False, dtype=self.dtype, name="IN")
+        return jnp.concatenate([instance(x_BHWC[..., :half]), self.norm(name="BN")(x_BHWC[..., half:])], axis=-1)
+
+
+class ResidualBlock(nn.Module):
+    """y = ReLU(x' + g(x)), with x' = x, or its 1x1 projection where the shape changes.
+
+    Attributes:
+        kind: "basic" or "bottleneck".
+        width: Channels inside; the output has `EXPANSION[kind]` times as many.
+        stride: Stride of the first 3x3 convolution (v1.5) and of the projection.
+        project: Whether the skip connection has the projection `downsample`.
+        conv1x1: Makes a 1x1 convolution from (features, stride, name).
+        conv3x3: Makes a 3x3 convolution with padding 1 from (features, stride, name).
+        norm: Makes a batch norm.
+        first_norm: Makes the norm after the first convolution; None for a batch norm.
+        zero_init: Start the last batch norm's scale at zero.
+        non_local: Makes what the output passes through at the end, by name; None for nothing.
+    """
+
+    kind: Block
+    width: int
+    stride: int
+    project: bool
+    conv1x1: Callable[..., Callable]
+    conv3x3: Callable[..., Callable]
+    norm: Callable[..., Callable]
+    first_norm: Callable[..., Callable] | None = None
+    zero_init: bool = False
+    non_local: Callable[..., Callable] | None = None
+
+    @nn.compact
+    def __call__(self, x_BHWC: Float[Array, "B H W C"]) -> Float[Array, "B h w D"]:
+        """Apply the block."""
+        features = self.width * EXPANSION[self.kind]
+        first_norm = self.first_norm or self.norm
+        last_norm = partial(self.norm, scale_init=nn.initializers.zeros) if self.zero_init else self.norm
+        if self.kind == "basic":
+            y_BHWC = self.conv3x3(self.width, self.stride, name="conv1")(x_BHWC)
+            y_BHWC = nn.relu(first_norm(name="bn1")(y_BHWC))
+            y_BHWC = self.conv3x3(self.width, 1, name="conv2")(y_BHWC)
+            y_BHWD = last_norm(name="bn2")(y_BHWC)
+        else:
+            y_BHWC = self.conv1x1(self.width, 1, name="conv1")(x_BHWC)
+            y_BHWC = nn.relu(first_norm(name="bn1")(y_BHWC))
+            y_BHWC = self.conv3x3(self.width, self.stride, name="conv2")(y_BHWC)
+            y_BHWC = nn.relu(self.norm(name="bn2")(y_BHWC))
+            y_BHWD = last_norm(name="bn3")(self.conv1x1(features, 1, name="conv3")(y_BHWC))
+        if self.project:
+            x_BHWC = self.conv1x1(features, self.stride, name="downsample_conv")(x_BHWC)
+            x_BHWC = self.norm(name="downsample_bn")(x_BHWC)
+        x_BHWC = nn.relu(x_BHWC + y_BHWD)
+        return x_BHWC if self.non_local is None else self.non_local(name="non_local_block")(x_BHWC)
+
+
+class ResNet(nn.Module):
+    """A residual network up to its last feature map.
+
+    Attributes:
+        stages: Number of blocks in layer1 ... layer4.
+        block: "basic" (3x3, 3x3) or "bottleneck" (1x1, 3x3, 1x1 with four times the channels).
+        width: Channels of the stem and of layer1, doubled by each later stage.
+        last_stride: Stride of layer4: 1 (re-identification) or 2 (ImageNet).
+        dtype: Compute type. Parameters and running statistics stay float32.
+        axis_name: Mapped axis over which batch norm takes its statistics; None for one device's batch.
+        matmul_1x1: Compute 1x1 convolutions as matrix products, faster on a CPU; see `Conv1x1`.
+        cpu_stem: Compute stem and pooling in forms that are faster on a CPU; see `StemConv`, `max_pool`.
+        zero_init_residual: Start every block at its skip connection (off, as in torchvision).
+        ibn: Instance norm on half of the channels after the first convolution of a block, the last stage aside.
+        non_local: A non-local block after the last but one block of layer2, layer3 and layer4.
+    """
+
+    stages: Sequence[int]
+    block: Block
+    width: int
+    last_stride: int = 1
+    dtype: Any = jnp.float32
+    axis_name: str | None = None
+    matmul_1x1: bool = False
+    cpu_stem: bool = False
+    zero_init_residual: bool = False
+    ibn: bool = False
+    non_local: bool = False
+
+    # Of ImageNet's pixels, in units of 255: the convention of the published weights.
+    pixel_mean = (0.485, 0.456, 0.406)
+    pixel_std = (0.229, 0.224, 0.225)
+
+    @property
+    def channels(self) -> int:
+        """D, the channels of the map."""
+        return self.width * 2 ** (len(self.stages) - 1) * EXPANSION[self.block]
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """The stride of each stage."""
+        return (1, *(2,) * (len(self.stages) - 2), self.last_stride)
+
+    @property
+    def stride(self) -> int:
+        """Pixels between neighbouring positions of the map."""
+        return 4 * math.prod(self.strides)
+
+    def map_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of the map of a height x width image; every layer rounds up."""
+        return -(-height // self.stride), -(-width // self.stride)
+
+    def _non_local(self, stage: int) -> tuple[int, ...]:
+        """The blocks of a stage that have a non-local block after them."""
+        return (self.stages[stage] - 2,) if self.non_local and stage > 0 else ()
+
+    @nn.compact
+    def __call__(self, x_BHWC: Float[Array, "B H W C"], *, train: bool = False) -> Float[Array, "B h w D"]:
+        """Compute the feature map.
+
+        Args:
+            x_BHWC: Normalised images.
+            train: Use, and update, batch statistics (collection `batch_stats`) instead of the running ones.
+
+        Returns:
+            The output of layer4 after its ReLU, shape (B, *map_size(H, W), channels), of type `dtype`.
+        """
+        conv = partial(nn.Conv, use_bias=False, dtype=self.dtype, kernel_init=kaiming_fan_out)
+        norm = partial(nn.BatchNorm, use_running_average=not train, momentum=0.9, epsilon=1e-5)
+        norm = partial(norm, dtype=self.dtype, axis_name=self.axis_name)
+        mixed_norm = partial(InstanceBatchNorm, norm, self.dtype)
+
+        def conv3x3(features: int, stride: int, name: str) -> nn.Module:
+            return conv(features, (3, 3), strides=(stride, stride), padding=((1, 1), (1, 1)), name=name)
+
+        def conv1x1(features: int, stride: int, name: str) -> nn.Module:
+            return Conv1x1(features, stride, self.matmul_1x1, self.dtype, name=name)
+
+        x_BHWC = StemConv(self.width, pad_channels=self.cpu_stem, dtype=self.dtype, name="conv1")(x_BHWC)
+        x_BHWC = nn.relu(norm(name="bn1")(x_BHWC))
+        x_BHWC = max_pool(x_BHWC, by_slices=self.cpu_stem)
+        for stage, (blocks, first_stride) in enumerate(zip(self.stages, self.strides, strict=True)):
+            width = self.width * 2**stage
+            for index in range(blocks):
+                stride = first_stride if index == 0 else 1
+                features = width * EXPANSION[self.block]
+                x_BHWC = ResidualBlock(
+                    kind=self.block,
+                    width=width,
+                    stride=stride,
+                    project=stride != 1 or x_BHWC.shape[-1] != features,
+                    conv1x1=conv1x1,
+                    conv3x3=conv3x3,
+                    norm=norm,
+                    first_norm=mixed_norm if self.ibn and stage < len(self.stages) - 1 else None,
+                    zero_init=self.zero_init_residual,
+                    non_local=partial(NonLocal, self.dtype) if index in self._non_local(stage) else None,
+                    name=f"layer{stage + 1}_{index}",
+                )(x_BHWC)
+        return x_BHWC
+
+    @staticmethod
+    def torch_name(path: str | Sequence[str]) -> str:
+        """Name a parameter or running statistic as torchvision's state dict does; see `torch_name`."""
+        return torch_name(path)
+
+
+def build(name: str, **fields: Any) -> ResNet:
+    """Make a member of the family, in the forms that are fast on the backend in use.
+
+    Args:
+        name: A key of `STAGES`.
+        **fields: Fields of `ResNet`. `matmul_1x1` and `cpu_stem` default to True on the CPU backend and to
+            False on others; they change the speed, not the parameters or (beyond rounding) the result.
+
+    Returns:
+        The module.
+
+    Raises:
+        UserError: For a name or a field that does not exist, or non-local blocks in stages of one block.
+    """
+    if name not in STAGES:
+        raise UserError(f"backbone {name!r} is not known; choose one of {', '.join(STAGES)}")
+    known = {field.name for field in dataclasses.fields(ResNet)} - {"parent"}
+    if unknown := sorted(set(fields) - known):
+        found, expected = ", ".join(unknown), ", ".join(sorted(known))
+        raise UserError(f"backbone {name!r} has no field {found}; fields are {expected}")
+    if fields.get("non_local") and min(STAGES[name].stages[1:]) < 2:
+        raise UserError(
+            f"config.model.non_local: found True with backbone {name!r}, expected stages of two blocks or more; "
+            "set it to False or choose resnet18 or larger"
+        )
+    on_cpu = jax.default_backend() == "cpu"
+    return ResNet(**(STAGES[name]._asdict() | {"matmul_1x1": on_cpu, "cpu_stem": on_cpu} | fields))
+
+
+def resnet50(**fields: Any) -> ResNet:
+    """The paper's backbone, `build("resnet50")`: (B, 384, 128, 3) images to (B, 24, 8, 2048) maps."""
+    return build("resnet50", **fields)
+
+
+_TORCH = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
+_TORCH |= {"downsample_conv": "downsample.0", "downsample_bn": "downsample.1", "non_local_block": "non_local_block"}
+
+
+def torch_name(path: str | Sequence[str]) -> str:
+    """Name a parameter or running statistic as torchvision's state dict does.
+
+    One to one: `layer1_0` is `layer1.0`, `downsample_conv` and `downsample_bn` are `downsample.0` and
+    `downsample.1`, `kernel` and `scale` are `weight`, `mean` and `var` are `running_mean` and `running_var`.
+    Kernels are HWIO here and OIHW there; `num_batches_tracked` has no counterpart.
+
+    Args:
+        path: Keys from the root of `params` or `batch_stats`, as a sequence or joined by "/"; the name of the
+            collection may come first. Example: "layer1_0/downsample_conv/kernel".
+
+    Returns:
+        The name, here "layer1.0.downsample.0.weight".
+
+    """
+    keys = path.split("/") if isinstance(path, str) else list(path)
+    keys = keys[1:] if keys[:1] in (["params"], ["batch_stats"]) else keys
+    stem = len(keys) == 2 and keys[0] in ("conv1", "bn1")
+    inner = len(keys) == 4 and (keys[2] in ("IN", "BN") or keys[1] == "non_local_block")
+    block = keys[0].startswith("layer") and (len(keys) == 3 or inner)
+    if not (stem or block) or keys[-1] not in _TORCH:
+        raise ValueError(f"{path!r} is not a path of a ResNet, such as 'layer1_0/conv1/kernel'")
+    return ".".join(_TORCH.get(key, key.replace("_", ".")) for key in keys)

@@ -1,0 +1,289 @@
+"""Ranking metrics of person re-identification: average precision, CMC and mINP.
+
+Axes: Q queries, G gallery images, B queries of one block, S gallery images of the query's identity, R of them
+relevant. A block of rows is all that is ever copied, so a gallery of half a million is scored from a callable
+(`evaluate_blocks`) as well as a matrix is (`evaluate_ranking`). Only the places of the few images of the
+query's own identity are needed, so values are sorted, which is many times faster than sorting indices, and
+ties are counted.
+"""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import jax
+import numpy as np
+from jaxtyping import Integer, Real
+
+from cacenet_jax.errors import UserError
+from cacenet_jax.retrieval.match_ranks import QueryStatistics, own_places, place_statistics
+
+Array = np.ndarray | jax.Array
+
+# The name of each form's mean in the results: two numbers that differ by a point must not share one.
+MEAN_NAMES = {"step": "mAP", "trapezoid": "mAP_trapezoid"}
+CMC_RANKS = (1, 5, 10)
+CAMERA_FILTER_OPTION = "--config.eval.camera_filter=False"
+_BLOCK_ELEMENTS = 2**20  # distances of one block, where the caller does not choose
+
+
+# Sizes are compared in the bodies, which can name both sides; hence a name of its own for each axis below.
+def evaluate_ranking(
+    distance_QG: Real[Array, "Q G"],
+    query_pids: Integer[Array, " query_pids"],
+    gallery_pids: Integer[Array, " gallery_pids"],
+    query_camids: Integer[Array, " query_camids"],
+    gallery_camids: Integer[Array, " gallery_camids"],
+    *,
+    camera_filter: bool = True,
+    ap: str = "step",
+    block_size: int | None = None,
+    num_threads: int = 2,
+) -> dict[str, float | int]:
+    """Scores the ranking of every query's gallery by ascending distance.
+
+    mAP = mean_q (1/R) sum_i P(r_i),  rank-k = mean_q [r_1 <= k],  mINP = mean_q R / r_R, for the ranks r_1 <
+    ... < r_R of the R relevant images among those that remain, and the precision P(r_i) = i / r_i.
+
+    Args:
+        distance_QG: distances, smaller is more alike; infinite is allowed, NaN is not. Equal ones keep
+            gallery order.
+        query_pids: identities, shape (Q,).
+        gallery_pids: identities, shape (G,). One that no query has (a distractor) counts like any other
+            image.
+        query_camids: cameras, shape (Q,).
+        gallery_camids: cameras, shape (G,).
+        camera_filter: removes, for each query, the gallery images of its identity taken by its camera.
+        ap: "step", or "trapezoid" for the form of the first Market-1501 code, which is up to a point lower.
+        block_size: queries handled at once; does not change the result. None chooses by the size of the
+            gallery.
+        num_threads: blocks handled at once; does not change the result.
+
+    Returns:
+        mAP (`mAP_trapezoid` in its place for that form), rank1, rank5, rank10 and mINP as fractions of 1;
+        num_valid, the queries that they are means of, and num_skipped, the queries without a remaining match.
+
+    Raises:
+        UserError: sizes that do not fit, NaN among the distances, or no query with a remaining match.
+
+    Source: Zheng et al., "Scalable Person Re-identification", ICCV 2015 (protocol, CMC and mAP); Ye et al.,
+        "Deep Learning for Person Re-identification: A Survey and Outlook", TPAMI 2021 (mINP).
+    """
+    distance_QG = np.asarray(distance_QG)
+    _check_sizes(distance_QG.shape, query_pids, gallery_pids, query_camids, gallery_camids)
+    return evaluate_blocks(
+        lambda start, stop: distance_QG[start:stop],
+        query_pids,
+        gallery_pids,
+        query_camids,
+        gallery_camids,
+        camera_filter=camera_filter,
+        ap=ap,
+        block_size=block_size,
+        num_threads=num_threads,
+    )
+
+
+def evaluate_blocks(
+    distance_rows: Callable[[int, int], Array],
+    query_pids: Integer[Array, " query_pids"],
+    gallery_pids: Integer[Array, " gallery_pids"],
+    query_camids: Integer[Array, " query_camids"],
+    gallery_camids: Integer[Array, " gallery_camids"],
+    *,
+    camera_filter: bool = True,
+    ap: str = "step",
+    block_size: int | None = None,
+    num_threads: int = 2,
+) -> dict[str, float | int]:
+    """Scores as `evaluate_ranking` does, with distances that are computed a block of queries at a time.
+
+    Args:
+        distance_rows: (start, stop) -> distances of queries start to stop, shape (stop - start, G). Called
+            once for each block, from `num_threads` threads: it may be called while another call runs.
+        query_pids: identities, shape (Q,).
+        gallery_pids: identities, shape (G,).
+        query_camids: cameras, shape (Q,).
+        gallery_camids: cameras, shape (G,).
+        camera_filter: as in `evaluate_ranking`.
+        ap: as in `evaluate_ranking`.
+        block_size: queries of one block; None chooses by the size of the gallery.
+        num_threads: blocks handled at once.
+
+    Returns:
+        The dictionary of `evaluate_ranking`.
+
+    Raises:
+        UserError: as in `evaluate_ranking`.
+    """
+    labels = [np.asarray(array) for array in (query_pids, gallery_pids, query_camids, gallery_camids)]
+    query_pids, gallery_pids, query_camids, gallery_camids = labels
+    num_query, num_gallery = len(query_pids), len(gallery_pids)
+    _check_sizes((num_query, num_gallery), *labels)
+    if not num_query or not num_gallery:
+        raise UserError(f"nothing to rank: {num_query} queries and {num_gallery} gallery images; both must have some")
+    if block_size is None:
+        block_size = max(1, _BLOCK_ELEMENTS // num_gallery)
+    if block_size < 1 or num_threads < 1:
+        raise UserError(f"block_size {block_size} and num_threads {num_threads}: both must be at least 1")
+
+    def block_statistics(start: int) -> QueryStatistics:
+        stop = min(start + block_size, num_query)
+        return ranking_statistics(
+            distance_rows(start, stop),
+            query_pids[start:stop],
+            gallery_pids,
+            query_camids[start:stop],
+            gallery_camids,
+            camera_filter=camera_filter,
+            ap=ap,
+            first_query=start,
+        )
+
+    with ThreadPoolExecutor(num_threads) as pool:
+        blocks = list(pool.map(block_statistics, range(0, num_query, block_size)))
+    statistics = QueryStatistics(*map(np.concatenate, zip(*blocks, strict=True)))
+    if not statistics.valid.any():
+        raise UserError(_why_no_match(*labels))
+    return summarise(statistics, ap=ap)
+
+
+def ranking_statistics(
+    distance_BG: Real[Array, "B G"],
+    query_pids: Integer[Array, " query_pids"],
+    gallery_pids: Integer[Array, " gallery_pids"],
+    query_camids: Integer[Array, " query_camids"],
+    gallery_camids: Integer[Array, " gallery_camids"],
+    *,
+    camera_filter: bool = True,
+    ap: str = "step",
+    first_query: int = 0,
+) -> QueryStatistics:
+    """Scores one block of queries; blocks are joined by `np.concatenate` on each field.
+
+    Args:
+        distance_BG: distances of the block's queries.
+        query_pids: identities of the block's queries, shape (B,).
+        gallery_pids: identities, shape (G,).
+        query_camids: cameras of the block's queries, shape (B,).
+        gallery_camids: cameras, shape (G,).
+        camera_filter: as in `evaluate_ranking`.
+        ap: "step" or "trapezoid".
+        first_query: number of the block's first query, for messages.
+
+    Returns:
+        QueryStatistics with B entries in each field.
+
+    Raises:
+        UserError: sizes that do not fit, NaN among the distances, or an unknown form of AP.
+
+    Source: the trapezoid is compute_AP.m of the Market-1501 baseline code; places.py.
+    """
+    distance_BG = np.asarray(distance_BG)
+    labels = [np.asarray(array) for array in (query_pids, gallery_pids, query_camids, gallery_camids)]
+    query_pids, gallery_pids, query_camids, gallery_camids = labels
+    _check_ap(ap)
+    _check_sizes(distance_BG.shape, *labels)
+    ranked = own_places(distance_BG, *labels, camera_filter=camera_filter, first_query=first_query)
+    return place_statistics(ranked.places, ap)
+
+
+def check_rankable(
+    query_pids: Integer[Array, " query_pids"],
+    gallery_pids: Integer[Array, " gallery_pids"],
+    query_camids: Integer[Array, " query_camids"],
+    gallery_camids: Integer[Array, " gallery_camids"],
+    *,
+    camera_filter: bool = True,
+    where: str,
+) -> None:
+    """Raises UserError where no query has a match left, from labels alone: before hours of training, not after.
+
+    Args:
+        query_pids: identities, shape (Q,).
+        gallery_pids: identities, shape (G,).
+        query_camids: cameras, shape (Q,).
+        gallery_camids: cameras, shape (G,).
+        camera_filter: as in `evaluate_ranking`.
+        where: the split, which begins the message.
+    """
+    labels = [np.asarray(array) for array in (query_pids, gallery_pids, query_camids, gallery_camids)]
+    query_pids, gallery_pids, query_camids, gallery_camids = labels
+    seen = np.unique(np.stack([gallery_pids, gallery_camids], axis=1), axis=0)  # where each identity was seen
+    identities, cameras = np.unique(seen[:, 0], return_counts=True)
+    left = dict(zip(identities.tolist(), cameras.tolist(), strict=True))
+    filtered = set(map(tuple, seen.tolist())) if camera_filter else set()
+    for pid, camid in zip(query_pids.tolist(), query_camids.tolist(), strict=True):
+        if left.get(pid, 0) > ((pid, camid) in filtered):
+            return
+    raise UserError(f"{where}: {_why_no_match(*labels)}")
+
+
+def summarise(statistics: QueryStatistics, *, ap: str = "step") -> dict[str, float | int]:
+    """Means over the valid queries.
+
+    Args:
+        statistics: of all queries.
+        ap: the form that `statistics` was computed with; it names the mean.
+
+    Returns:
+        The dictionary of `evaluate_ranking`.
+
+    Raises:
+        UserError: no valid query, or an unknown form of AP.
+    """
+    _check_ap(ap)
+    valid = statistics.valid
+    num_valid = int(valid.sum())
+    if not num_valid:
+        raise UserError(
+            f"none of {len(valid)} queries has a match left in the gallery; the usual cause is that all "
+            "images carry one camera: give the cameras, or switch the camera filter off with "
+            f"{CAMERA_FILTER_OPTION}"
+        )
+    first_rank_V = statistics.first_rank[valid]
+    return {
+        MEAN_NAMES[ap]: float(statistics.ap[valid].mean()),
+        **{f"rank{k}": float((first_rank_V <= k).mean()) for k in CMC_RANKS},
+        "mINP": float(statistics.inp[valid].mean()),
+        "num_valid": num_valid,
+        "num_skipped": len(valid) - num_valid,
+    }
+
+
+def _check_ap(ap: str) -> None:
+    if ap not in MEAN_NAMES:
+        raise UserError(f"ap {ap!r} is not a form of average precision; expected one of {', '.join(MEAN_NAMES)}")
+
+
+def _check_sizes(shape: tuple[int, ...], query_pids, gallery_pids, query_camids, gallery_camids) -> None:
+    """Every label array has one entry a query or a gallery image; the message names both sides."""
+    if len(shape) != 2:
+        raise UserError(f"distances have shape {tuple(shape)}; expected two axes, (queries, gallery images)")
+    for name, labels, axis, size in (
+        ("query_pids", query_pids, "queries", shape[0]),
+        ("query_camids", query_camids, "queries", shape[0]),
+        ("gallery_pids", gallery_pids, "gallery images", shape[1]),
+        ("gallery_camids", gallery_camids, "gallery images", shape[1]),
+    ):
+        if np.shape(labels) != (size,):
+            raise UserError(
+                f"{name} has shape {np.shape(labels)}, the distances have shape {tuple(shape)}: expected one "
+                f"label for each of {size} {axis}"
+            )
+
+
+def _why_no_match(query_pids, gallery_pids, query_camids, gallery_camids) -> str:
+    """One line on why no query has a match left in the gallery, and what to do."""
+    found = f"none of {len(query_pids)} queries has a match left among {len(gallery_pids)} gallery images"
+    if not np.isin(query_pids, gallery_pids).any():
+        return f"{found}: query and gallery share no identity; check the pids of both"
+    cameras = np.union1d(query_camids, gallery_camids)
+    cause = (
+        f"all images carry one camera ({cameras[0]})"
+        if cameras.size == 1
+        else "each match was taken by its query's own camera"
+    )
+    return (
+        f"{found}: {cause}, and the camera filter removes matches of the query's camera; give the cameras, "
+        f"or switch the filter off with {CAMERA_FILTER_OPTION}"
+    )

@@ -1,0 +1,148 @@
+"""--mode=import: a checkpoint of the authors' release (PyTorch) becomes a workdir that can be evaluated.
+
+python -m cacenet_jax.main --mode=import --config=configs/market1501_released.py --config.pretrained=FILE --workdir=DIR
+python -m cacenet_jax.main --mode=evaluate --config=configs/market1501_released.py --workdir=DIR
+
+The file names every layer of the whole network, perhaps behind `module.`; the number of identities is that of its
+classifier. Their repository: https://github.com/TencentYoutuResearch/PersonReID-YouReID
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from cacenet_jax import experiment, optim
+from cacenet_jax.config import to_dict, validate
+from cacenet_jax.distributed.device_map import global_mesh, replicated
+from cacenet_jax.errors import UserError
+from cacenet_jax.models.backbones import resnet
+from cacenet_jax.models.cacenet import CACENet
+from cacenet_jax.pretrained.matching import fit
+from cacenet_jax.pretrained.reading import read
+from cacenet_jax.pretrained.sources import locate
+from cacenet_jax.run.checkpoints import Checkpoints
+from cacenet_jax.run.workdir import check_workdir, claim_workdir
+from cacenet_jax.train_step import TrainState
+
+_CLASSIFIER = "fc_layer.2.weight"
+_LAYERS = {
+    ("gemp", "p"): "gemp.p",
+    ("pair_graph", "y", "kernel"): "pair_graph.y.weight",
+    ("pair_graph", "g", "kernel"): "pair_graph.g.weight",
+    ("pair_graph", "o", "kernel"): "pair_graph.o.weight",
+    ("individual_head", "conv", "kernel"): "embedding_layer.0.weight",
+    ("individual_head", "bn", "scale"): "embedding_layer.1.weight",
+    ("individual_head", "bn", "bias"): "embedding_layer.1.bias",
+    ("individual_head", "bn", "mean"): "embedding_layer.1.running_mean",
+    ("individual_head", "bn", "var"): "embedding_layer.1.running_var",
+    ("individual_head", "classifier", "kernel"): _CLASSIFIER,
+    ("individual_head", "pair_classifier", "kernel"): "pair_fc_layer.2.weight",
+}
+_STEP = 1  # of the checkpoint: 0 stands for none
+
+
+def released_name(path: Sequence[str]) -> str:
+    """A parameter or running statistic of the released network to its name in the authors' state dict.
+
+    Args:
+        path: keys from the root of `params` or `batch_stats`, for example ("pair_graph", "y", "kernel").
+
+    Raises:
+        UserError: the authors' network has no such layer.
+    """
+    if path[0] == "backbone":
+        return "resnet." + resnet.torch_name(path[1:])
+    if tuple(path) not in _LAYERS:
+        raise UserError(
+            f"--mode=import: found a network with {'/'.join(path)}, which the authors' release lacks, expected "
+            "the released recipe; take configs/market1501_released.py or a sibling"
+        )
+    return _LAYERS[tuple(path)]
+
+
+def released_variables(net: CACENet, arrays: Mapping[str, np.ndarray], there: str) -> dict[str, Any]:
+    """The variables of a network of the released recipe from the authors' state dict.
+
+    Args:
+        net: the network, with as many identities as the file.
+        arrays: name to array, as PyTorch lays them out.
+        there: what to call the file in an error.
+
+    Returns:
+        `params` and `batch_stats`.
+
+    Raises:
+        UserError: names all that is missing, not expected, of another shape or not a number.
+    """
+    images = jax.ShapeDtypeStruct((1, 64, 32, 3), jnp.float32)
+    like = jax.eval_shape(lambda x: net.init(jax.random.key(0), x, train=False), images)
+    return fit(arrays, like, released_name, there, "the network of this config").variables
+
+
+def identities(arrays: Mapping[str, np.ndarray], there: str) -> int:
+    """Training identities of a state dict.
+
+    Raises:
+        UserError: it has no classifier where the release has it.
+    """
+    found = [x for name, x in arrays.items() if name.removeprefix("module.") == _CLASSIFIER and x.ndim == 2]
+    if not found:
+        raise UserError(
+            f"config.pretrained: found {there} without {_CLASSIFIER}, expected a checkpoint of the authors' CACE-Net; "
+            "weights of a backbone alone are taken by --mode=train"
+        )
+    return len(found[0])
+
+
+def import_checkpoint(config: ConfigDict, workdir: str | Path) -> TrainState:
+    """Writes a checkpoint of the network in config.pretrained to a new workdir.
+
+    Args:
+        config: of the released recipe, with config.pretrained.
+        workdir: for the checkpoint; --mode=evaluate, visualize and export take it. It cannot be trained on, because no data
+            are known to belong to its classes, but a new run may start from it (config.init_from).
+
+    Returns:
+        The state that was written.
+
+    Raises:
+        UserError: no file or one that does not fit, a workdir in use, or a config of another recipe.
+    """
+    workdir = Path(workdir)
+    validate(config)
+    if not config.pretrained:
+        raise UserError(
+            "config.pretrained: not given, expected the authors' checkpoint with --mode=import; name the file"
+        )
+    if (name := config.model.backbone) not in resnet.STAGES:
+        raise UserError(f"config.model.backbone: found {name!r} with --mode=import, expected a ResNet; choose theirs")
+    recorded = to_dict(config)
+    check_workdir(workdir, recorded)
+    if (workdir / "checkpoints").is_dir():  # also of an import that was cut off
+        checkpoints = Checkpoints(workdir, create=False)
+        steps = checkpoints.steps()
+        checkpoints.close()
+        if steps:
+            raise UserError(f"{workdir}: found a network there already, expected none; choose a new --workdir")
+    path = locate(config.pretrained)
+    arrays = read(path)
+    net = experiment.model(config, identities(arrays, str(path)))
+    variables = jax.tree.map(jnp.asarray, released_variables(net, arrays, str(path)))
+    params = variables["params"]
+    opt_state = optim.optimizer(config, 1).init(params)
+    state = TrainState(jnp.asarray(_STEP, jnp.int32), params, variables["batch_stats"], opt_state)
+    state = jax.device_put(state, replicated(global_mesh(config.devices)))
+    claim_workdir(workdir, recorded, {"imported": path.name, "identities": net.num_identities})
+    checkpoints = Checkpoints(workdir)
+    checkpoints.save(_STEP, state)
+    checkpoints.close()
+    sizes = sum(x.size for x in jax.tree.leaves(state.params))
+    print(
+        f"{path}: {sizes:,} parameters of {net.num_identities} identities are in {workdir}; --mode=evaluate scores it"
+    )
+    return state

@@ -1,0 +1,246 @@
+"""What a new run starts from: published weights of its backbone, or a network of ours that was trained before."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import traverse_util
+from ml_collections import ConfigDict
+
+from cacenet_jax import experiment, optim
+from cacenet_jax.config import differences, flatten, paper, to_dict
+from cacenet_jax.distributed.device_map import global_mesh, replicated
+from cacenet_jax.distributed.processes import is_writer, writer_first
+from cacenet_jax.errors import UserError
+from cacenet_jax.pretrained import backbone
+from cacenet_jax.pretrained.matching import Fitted, Misfits, listed
+from cacenet_jax.run.checkpoints import Checkpoints
+from cacenet_jax.run.workdir import recorded_config, recorded_data
+from cacenet_jax.train_step import TrainState
+
+# Fields that make another image, another map or another f(I) of it, also where no parameter's shape tells; beside
+# data.options.
+_OF_WHAT_IS_KEPT = (
+    "data.name", "model.backbone", "model.width", "model.last_stride", "model.backbone_fields", "model.pooling",
+)  # fmt: skip
+# Of an individual head that encodes pairs too: a pair stage's own, that a network without that stage lacks.
+_PAIR_CLASSIFIER = "pair_classifier"
+_CHECKED = "data.options.check_counts"  # changes no record
+# Data sets made of another's images: whoever was trained on one has seen people of the other.
+_MADE_OF = {"occluded_dukemtmc": "dukemtmc_reid"}
+
+
+def check(config: ConfigDict) -> None:
+    """Checks what a run starts from, before data are prepared and anything is compiled.
+
+    Raises:
+        UserError: what config.init_from or config.pretrained names is not there, or these weights do not fit.
+    """
+    if config.init_from:
+        _need_checkpoints(Path(config.init_from))
+    if config.pretrained:
+        like = backbone.shapes(experiment.model(config, 2).backbone, config.data.height, config.data.width)
+        _read_weights(config, like)
+
+
+def begin(config: ConfigDict, state: TrainState, data: dict[str, Any]) -> TrainState:
+    """A freshly initialised state with what config.init_from or config.pretrained gives it; unchanged without them.
+
+    Args:
+        config: of this run.
+        state: freshly initialised.
+        data: what is trained on, as `Subset.summary` gives it.
+
+    Raises:
+        UserError: there is nothing, it does not fit, or it knows people whom this run must not know.
+    """
+    if config.init_from:
+        return _from_run(config, state, data)
+    if config.pretrained:
+        return _from_weights(config, state)
+    return state
+
+
+# -- Published weights of the backbone ------------------------------------------------------------------------------------
+
+
+def _read_weights(config: ConfigDict, like: dict[str, Any]) -> Fitted:
+    with writer_first("pretrained"):  # one process downloads
+        return backbone.load(config.pretrained, experiment.model(config, 2).backbone, like, config.model.backbone)
+
+
+def _from_weights(config: ConfigDict, state: TrainState) -> TrainState:
+    collections = {"params": state.params, "batch_stats": state.batch_stats}
+    fitted = _read_weights(config, {name: tree["backbone"] for name, tree in collections.items() if "backbone" in tree})
+    variables = jax.tree.map(jnp.asarray, fitted.variables)
+    new = {name: tree | {"backbone": variables[name]} for name, tree in collections.items() if name in variables}
+    left_out = f"; left out: {listed(_grouped(fitted.left_out))}" if fitted.left_out else ""
+    added = f"; not in the file, new: {listed(_grouped(fitted.added))}" if fitted.added else ""
+    _say(f"starting from {config.pretrained}: {fitted.taken} arrays of {config.model.backbone}{added}{left_out}")
+    return state.replace(**new)
+
+
+def _grouped(names: list[str]) -> list[str]:
+    """Counters as one, other names by their first part: `num_batches_tracked (53)`, `fc (2)`."""
+    kinds = [name.rpartition(".")[2] if name.endswith("num_batches_tracked") else name.split(".")[0] for name in names]
+    return [f"{kind} ({kinds.count(kind)})" for kind in dict.fromkeys(kinds)]
+
+
+# -- A network of ours ----------------------------------------------------------------------------------------------------
+
+
+def check_beginning(workdir: Path, config: dict[str, Any], data: dict[str, Any]) -> None:
+    """Checks that a run of this config, on this data, may begin from the network in a workdir.
+
+    A frozen network must make this run's maps and embeddings and know this run's training identities as its classes. Any
+    other may come from elsewhere, as long as neither it nor what it began from was trained on people of this run's data
+    set, where this run holds some of them out for validation.
+
+    Args:
+        workdir: of the network.
+        config: of this run.
+        data: what is trained on, as `Subset.summary` gives it.
+
+    Raises:
+        UserError: there is no such network, or it is one of those.
+    """
+    _need_checkpoints(workdir)
+    if config["model"]["frozen"]:
+        other = _other_data(workdir, config, data)
+        found = differences(recorded_config(workdir) or {}, json.loads(json.dumps(config)))
+        other = [d for d in found if d.split(":")[0] in _OF_WHAT_IS_KEPT and not d.startswith("data.")] + other
+        if other:
+            raise UserError(
+                f"config.init_from: found {workdir}, a network of another kind ({'; '.join(other)}), expected this run's "
+                "backbone, pooling and training identities; name another workdir, or take its config.data and config.model "
+                "fields"
+            )
+    elif config["data"]["val_share"] > 0:
+        for folder in _lineage(workdir):
+            name = _fields(folder)["data.name"]
+            other = _other_data(folder, config, data)
+            if _origin(name) == _origin(config["data"]["name"]) and other:
+                raise UserError(
+                    f"config.init_from: found {folder}, trained on other people of {name} ({'; '.join(other)}), among them "
+                    "perhaps this run's validation identities, expected the same training identities or another data set; "
+                    "take its config.data.val_share, val_seed and val_group, or set config.data.val_share=0"
+                )
+
+
+def _need_checkpoints(workdir: Path) -> None:
+    if not (workdir / "checkpoints").is_dir():
+        raise UserError(f"config.init_from: found no checkpoints in {workdir}, expected some; train that network first")
+
+
+def _fields(workdir: Path) -> dict[str, Any]:
+    """Dotted fields of the run in a workdir; what it does not record is the default."""
+    return dict(flatten(to_dict(paper()))) | dict(flatten(recorded_config(workdir) or {}))
+
+
+def _origin(name: str) -> str:
+    return _MADE_OF.get(name, name)
+
+
+def _other_data(workdir: Path, config: dict[str, Any], data: dict[str, Any]) -> list[str]:
+    """How the training data of a workdir differ from this run's; empty where its classes are the same people."""
+    found = differences(recorded_config(workdir) or {}, json.loads(json.dumps(config)))
+    fields = [(d, d.split(":")[0]) for d in found]
+    other = [d for d, f in fields if f == "data.name" or (f.startswith("data.options.") and f != _CHECKED)]
+    recorded = recorded_data(workdir)
+    if recorded is not None and recorded != data:
+        other.append(f"training data: {recorded} -> {data}")
+    return other
+
+
+def _lineage(workdir: Path) -> Iterator[Path]:
+    """A workdir, the one that its run began from, and so on, as far as they are still there."""
+    seen: set[Path] = set()
+    while (workdir / "config.json").exists() and workdir.resolve() not in seen:
+        seen.add(workdir.resolve())
+        yield workdir
+        before = _fields(workdir)["init_from"]
+        if not before:
+            return
+        workdir = Path(before)
+
+
+class _Taken(NamedTuple):
+    """One collection of this network, filled from another; names are joined by '/'."""
+
+    tree: dict[str, Any]
+    parts: list[str]  # of the network, taken
+    new: list[str]
+    unused: list[str]
+    misfits: Misfits
+
+
+def _take(ours: Any, theirs: Any, same_people: bool, frozen: bool) -> _Taken:
+    """Fills what both networks have; classifiers of other identities stay as they were initialised."""
+    ours_flat, theirs_flat = traverse_util.flatten_dict(ours), traverse_util.flatten_dict(theirs)
+    parts = [name for name in ours if name in theirs]
+    new = [name for name in ours if name not in theirs]
+    misfits = Misfits([], [], [], [])
+    tree = dict(ours_flat)
+    for path, x in ours_flat.items():
+        name = "/".join(path)
+        is_classifier = ("classifier" in path or _PAIR_CLASSIFIER in path) and not frozen
+        if path[0] not in theirs:
+            if path[0] in (optim.FROZEN if frozen else ("backbone",)):
+                misfits.missing.append(name)
+            continue
+        if path not in theirs_flat and _PAIR_CLASSIFIER in path:
+            new.append(name.rpartition("/")[0])
+        elif path not in theirs_flat:
+            misfits.missing.append(name)
+        elif is_classifier and (not same_people or theirs_flat[path].shape != x.shape):
+            there, here = theirs_flat[path].shape[-1], x.shape[-1]
+            new.append(f"{name.rpartition('/')[0]} ({there} identities there, {here} here)")
+        elif theirs_flat[path].shape != x.shape:
+            misfits.shapes.append((name, theirs_flat[path].shape, x.shape))
+        else:
+            tree[path] = theirs_flat[path]
+    unused = [name for name in theirs if name not in ours]
+    for path in theirs_flat:
+        if path[0] in ours and path not in ours_flat:
+            name = "/".join(path)
+            if _PAIR_CLASSIFIER in path:
+                unused.append(name.rpartition("/")[0])
+            else:
+                misfits.unexpected.append(name)
+    return _Taken(traverse_util.unflatten_dict(tree), parts, new, unused, misfits)
+
+
+def _from_run(config: ConfigDict, state: TrainState, data: dict[str, Any]) -> TrainState:
+    folder, plain = Path(config.init_from), to_dict(config)
+    check_beginning(folder, plain, data)
+    checkpoints = Checkpoints(folder, create=False)
+    if not checkpoints.steps():
+        raise UserError(f"config.init_from: found no checkpoint in {folder}, expected one; train that network first")
+    step = checkpoints.steps()[-1]
+    params, batch_stats = checkpoints.parameters(step, replicated(global_mesh(config.devices)))
+    checkpoints.close()
+    same_people = not _other_data(folder, plain, data)
+    taken = _take(state.params, params, same_people, config.model.frozen)
+    statistics = _take(state.batch_stats, batch_stats, same_people, config.model.frozen)
+    misfits = Misfits(*(one + other for one, other in zip(taken.misfits, statistics.misfits, strict=True)))
+    if misfits.summary():
+        found = differences(recorded_config(folder) or {}, json.loads(json.dumps(plain)))
+        fields = [d for d in found if d.startswith("model.")]
+        because = f"; its config differs in {'; '.join(fields)}" if fields else ""
+        raise UserError(
+            f"config.init_from: found {folder}, which does not fit this network ({misfits.summary()}{because}), expected "
+            "the same config.model; take its fields, or name another workdir\n"
+            + "\n".join(misfits.lines(str(folder), "this network"))
+        )
+    new = f"; new: {', '.join(taken.new)}" if taken.new else ""
+    unused = f"; not used: {', '.join(taken.unused)}" if taken.unused else ""
+    _say(f"starting from {folder}, step {step}: {', '.join(taken.parts)}{new}{unused}")
+    return state.replace(params=taken.tree, batch_stats=statistics.tree)
+
+
+def _say(text: str) -> None:
+    if is_writer():
+        print(text, flush=True)

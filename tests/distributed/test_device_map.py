@@ -1,0 +1,169 @@
+"""One global batch, any number of devices, pmap or shard_map: the same loss, gradients and statistics."""
+
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import pytest
+from agreement import MAPS, assert_same, assert_same_float64, on_devices, on_one, start
+from tiny_training import batch_of, tiny_config
+
+from cacenet_jax.data.augment import Augment
+from cacenet_jax.data.batch import Batch
+from cacenet_jax.distributed.device_map import (
+    AXIS,
+    DeviceMap,
+    check_divisible,
+    global_mesh,
+    pick_devices,
+    transpose_grid,
+)
+from cacenet_jax.errors import UserError
+from cacenet_jax.run import compilation
+
+CASES = [(how, count) for how in MAPS for count in (1, 2, 4, 8)]
+
+
+def device_cases(*quick):
+    """Both maps on 1, 2, 4 and 8 devices; all but the named ones are marked slow."""
+    marked = [pytest.param(*case, marks=() if case in quick else pytest.mark.slow) for case in CASES]
+    return pytest.mark.parametrize(("how", "count"), marked)
+
+
+@pytest.fixture(scope="module")
+def reference():
+    """One device's result, computed once for each type and network."""
+    cache = {}
+
+    def get(dtype, one_block):
+        if (dtype, one_block) not in cache:
+            config = tiny_config(dtype)
+            cache[dtype, one_block] = start(config, dtype, one_block), on_one(config, dtype, one_block)
+        return cache[dtype, one_block]
+
+    return get
+
+
+@device_cases(("pmap", 1), ("pmap", 4), ("shard_map", 2), ("shard_map", 8))
+def test_devices_agree_in_float64(x64, reference, how, count):
+    before, expected = reference("float64", True)
+    found = on_devices(tiny_config("float64"), how, count, "float64")
+    assert found[1]["loss"].dtype == np.float64
+    assert all(x.dtype == np.float64 for x in jax.tree.leaves((found[0].params, found[0].batch_stats)))
+    assert_same_float64(found, expected, before)
+
+
+@device_cases(("pmap", 4))
+def test_devices_agree_in_float64_on_a_resnet(x64, reference, how, count):
+    before, expected = reference("float64", False)
+    assert_same_float64(on_devices(tiny_config("float64"), how, count, "float64", False), expected, before)
+
+
+@device_cases(("pmap", 8), ("shard_map", 4))
+def test_devices_agree_in_float32(reference, how, count):
+    before, expected = reference("float32", True)
+    assert_same(on_devices(tiny_config(), how, count), expected, before, 1e-5)
+
+
+def test_devices_agree_with_batch_normed_keys_and_clues_in_blocks(x64):
+    """The grid's columns come from other devices, in blocks that do not divide them."""
+    config = tiny_config("float64", affinity="correlation", filters="untied", clue_weight=0.3, pair_memory_mib=0.12)
+    before = start(config, "float64", True)
+    assert_same_float64(on_devices(config, "pmap", 4, "float64"), on_one(config, "float64"), before)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"pair_score": "keypoints"},
+        {"pair_score": "evidence", "evidence_channels": 4, "pair_memory_mib": 0.12},
+        {"pair_score": "evidence", "evidence_channels": 4, "frozen": True},
+        {"alignment": "similarity", "neighbours": 2},
+        {"alignment": "semantic"},
+        # The grid of attention with a cross block of zeros.
+        pytest.param({"alignment": "individual"}, marks=pytest.mark.slow),
+    ],
+    ids=lambda fields: "-".join(map(str, fields.values())),
+)
+def test_devices_agree_in_every_way_of_alignment(x64, model):
+    config, batch = tiny_config("float64", **model), batch_of("float64")
+    if config.model.alignment == "semantic":
+        labels = np.random.default_rng(1).integers(0, 3, (*batch.images.shape[:3], 1)).astype(np.float64)
+        batch = Batch(np.concatenate([batch.images, labels], axis=-1), batch.labels)
+    expected = on_one(config, "float64", batch=batch)
+    assert_same_float64(on_devices(config, "pmap", 4, "float64", batch=batch), expected, start(config, "float64", True))
+
+
+def test_devices_agree_on_the_augmentation():
+    """Raw pixels: an image's flip, crop and erasing follow its place in the global batch."""
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 32, 16, 3), np.uint8)
+    batch, settings, config = Batch(pixels, batch_of().labels), Augment(pad=2), tiny_config(pairs=False)
+    expected = on_one(config, batch=batch, augmentation=settings)
+    found = on_devices(config, "pmap", 4, batch=batch, augmentation=settings)
+    assert_same(found, expected, start(config, "float32", True), 1e-5)
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+@pytest.mark.parametrize("how", MAPS)
+def test_transpose_grid_swaps_the_global_rows_and_columns(how, count):
+    grid_BBF = np.random.default_rng(0).standard_normal((8, 8, 3)).astype(np.float32)
+    devices = DeviceMap(pick_devices(count), how)
+
+    def step(state, rows):
+        return state, jax.lax.all_gather(transpose_grid(rows, AXIS), AXIS, tiled=True)
+
+    _, found = devices.map(step)(devices.replicate(np.zeros(1, np.float32)), devices.split(grid_BBF))
+    np.testing.assert_array_equal(found, grid_BBF.swapaxes(0, 1))
+    np.testing.assert_array_equal(transpose_grid(jax.numpy.asarray(grid_BBF), None), grid_BBF.swapaxes(0, 1))
+
+
+def test_impossible_devices_are_refused():
+    check_divisible(16, 8)
+    with pytest.raises(UserError, match=r"batch of 12 images on 8 devices"):
+        check_divisible(12, 8)
+    with pytest.raises(UserError, match=r"config.devices: found 9, but this machine shows 8"):
+        pick_devices(9)
+    assert len(pick_devices(0)) == 8 and len(pick_devices(3)) == 3
+
+
+class _Device(NamedTuple):
+    """What is looked at of a device of another process."""
+
+    process_index: int
+    id: int
+    platform: str = "tpu"
+
+
+def test_devices_come_process_by_process_as_the_rows_of_a_batch_do(monkeypatch):
+    """A TPU slice numbers its chips by place: a host's own are not consecutive."""
+    chips = [
+        _Device(process, index) for process, index in ((0, 0), (0, 1), (1, 2), (1, 3), (0, 4), (0, 5), (1, 6), (1, 7))
+    ]
+    monkeypatch.setattr(jax, "devices", lambda: chips)
+    assert [device.id for device in pick_devices.__wrapped__(0)] == [0, 1, 4, 5, 2, 3, 6, 7]
+    assert [device.id for device in pick_devices.__wrapped__(2)] == [0, 1, 2, 3]
+    monkeypatch.setattr(jax, "devices", lambda: chips[:-1])
+    with pytest.raises(
+        UserError, match=r"processes with 3 to 4 devices, expected as many in each; set it to 3 or less"
+    ):
+        pick_devices.__wrapped__(0)
+
+
+def test_the_mesh_keeps_the_order_of_the_devices():
+    devices = pick_devices(4)
+    assert list(DeviceMap(devices[::-1]).mesh.devices.flat) == devices[::-1]
+    assert list(global_mesh(4).devices.flat) == devices and global_mesh().axis_names == (AXIS,)
+
+
+@pytest.mark.parametrize("how", MAPS)
+def test_the_states_memory_is_donated_and_the_step_compiled_once(how):
+    devices = DeviceMap(pick_devices(2), how)
+    step = devices.map(lambda state, rows: (state + jax.lax.pmean(rows.sum(), AXIS), rows.sum()))
+    state = devices.replicate(np.zeros(3, np.float32))
+    before = compilation.count()
+    for _ in range(3):
+        old = state
+        state, _ = step(state, devices.split(np.ones(4, np.float32)))
+        assert old.is_deleted() and devices.to_global(state) is state
+    np.testing.assert_array_equal(state, [6.0, 6.0, 6.0])
+    assert compilation.count() == before + 1
