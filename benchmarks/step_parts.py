@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import optax
 
 from benchmarks import device, problem
-from cacenet_jax.data.augment import augment, normalise_images
+from cacenet_jax.data.augment import augment
 from cacenet_jax.data.batch import Batch
 from cacenet_jax.models.cacenet import CACENet
 from cacenet_jax.models.heads import Embedded
+from cacenet_jax.models.pixels import normalise_images
 from cacenet_jax.train_step import TrainState, loss_terms
 
 

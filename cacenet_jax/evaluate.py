@@ -15,6 +15,7 @@ from cacenet_jax.data.subsets import Subset, TrainVal, whole
 from cacenet_jax.distributed.device_map import global_mesh
 from cacenet_jax.distributed.processes import from_writer, is_writer
 from cacenet_jax.models.cacenet import CACENet
+from cacenet_jax.models.scoring import scoring
 from cacenet_jax.retrieval.extract import extract, image_shapes, my_rows, round_up
 from cacenet_jax.retrieval.metrics import check_rankable
 from cacenet_jax.retrieval.rankings import Labelled, Rescore, Settings, check_sizes, evaluate, table
@@ -72,7 +73,7 @@ def describe(config: ConfigDict, net: CACENet, state: TrainState, query: Subset,
     check_sizes(num_query, num_gallery)
     mesh = global_mesh(config.devices)
     batch = round_up(settings.batch_size, mesh)
-    functions = experiment.scoring(net, settings.flip, settings.map_dtype)
+    functions = scoring(net, settings.flip, settings.map_dtype)
     variables = replicate({"params": state.params, "batch_stats": state.batch_stats}, mesh)
     constants = functions.compose(variables) if functions.compose else None
     given, image_shape = (variables, constants), (data.height, data.width, net.image_channels)

@@ -13,11 +13,12 @@ from command import PATIENCE, ROOT
 from tiny_retrieval import applied
 from tiny_scoring import NUM_GALLERY, NUM_QUERY, run, score_state, split, state, tiny_config
 
-from cacenet_jax import evaluate, experiment
-from cacenet_jax.data.augment import normalise_images
+from cacenet_jax import evaluate
 from cacenet_jax.data.pipeline import evaluation_batches
 from cacenet_jax.distributed.device_map import global_mesh
 from cacenet_jax.errors import UserError
+from cacenet_jax.models.pixels import normalise_images
+from cacenet_jax.models.scoring import scoring
 from cacenet_jax.retrieval import extract, rescore
 from cacenet_jax.retrieval import rankings as evaluation
 from cacenet_jax.retrieval.rescore import Rescorer
@@ -113,8 +114,8 @@ def test_another_state_compiles_nothing():
 
 def test_networks_with_equal_fields_share_their_functions():
     (net, _), (again, _), (other, _) = state(), state(), state({"clue_weight": 0.0})
-    assert experiment.scoring(net, True, "bfloat16") is experiment.scoring(again, True, "bfloat16")
-    assert experiment.scoring(net, True, "bfloat16") is not experiment.scoring(other, True, "bfloat16")
+    assert scoring(net, True, "bfloat16") is scoring(again, True, "bfloat16")
+    assert scoring(net, True, "bfloat16") is not scoring(other, True, "bfloat16")
 
 
 def test_without_pairs_nothing_is_stored_and_nothing_compared(monkeypatch):
@@ -168,7 +169,7 @@ def test_two_processes_give_the_result_of_one(tmp_path):
 def test_lowers_for_accelerators_from_a_cpu(platform):
     """So that those paths cannot rot unseen."""
     net, values = state()
-    functions = experiment.scoring(net, True, "bfloat16")
+    functions = scoring(net, True, "bfloat16")
     variables = {"params": values.params, "batch_stats": values.batch_stats}
     constants = jax.eval_shape(functions.compose, variables)
     mesh = global_mesh(1)

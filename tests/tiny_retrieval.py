@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cacenet_jax.data.augment import MEAN, STD
 from cacenet_jax.models.cacenet import CACENet
 from cacenet_jax.models.pair_stages.conditional import stored
+from cacenet_jax.models.pixels import MEAN, STD
 
 D, F, I = 4, 3, 5
 

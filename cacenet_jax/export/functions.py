@@ -3,7 +3,7 @@
     extractor(images)               -> {"embedding": f(I), and the terms of the pair stage under their own names}
     pair_scorer(query, candidates)  -> distances of one image's terms and those of c others
 
-Both are `experiment.scoring`'s, what retrieval ranks with. Reads no data and no checkpoint: the process that
+Both are those of models/scoring.py, what retrieval ranks with. Reads no data and no checkpoint: the process that
 converts to ONNX imports it too.
 
 Legend: B images, H x W pixels, C channels.
@@ -17,8 +17,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, UInt8
 from ml_collections import ConfigDict
 
-from cacenet_jax import experiment
 from cacenet_jax.models.cacenet import CACENet
+from cacenet_jax.models.scoring import scoring
 
 EMBEDDING = "embedding"
 Named = dict[str, Any]  # arrays, or their shapes and types, by name
@@ -60,12 +60,12 @@ def functions(config: ConfigDict, net: CACENet, variables: Any) -> Functions:
         variables: its parameters and statistics, arrays of any kind.
     """
     variables = jax.tree.map(jnp.asarray, variables)
-    scoring = experiment.scoring(net, config.eval.flip, "float32")
-    constants = scoring.compose(variables) if scoring.compose else None
+    functions = scoring(net, config.eval.flip, "float32")
+    constants = functions.compose(variables) if functions.compose else None
     image = (config.data.height, config.data.width, net.image_channels)
 
     def describe(images_BHWC: UInt8[Array, "B H W C"]) -> Any:
-        return scoring.describe((variables, constants), images_BHWC)
+        return functions.describe((variables, constants), images_BHWC)
 
     like = jax.eval_shape(describe, jax.ShapeDtypeStruct((1, *image), jnp.uint8)).terms
     structure = jax.tree.structure(like)
@@ -77,9 +77,9 @@ def functions(config: ConfigDict, net: CACENet, variables: Any) -> Functions:
 
     def pair_scorer(query: Named, candidates: Named) -> Array:
         one, others = (jax.tree.unflatten(structure, [given[name] for name in terms]) for given in (query, candidates))
-        return scoring.distance(constants, one, others)
+        return functions.distance(constants, one, others)
 
-    return Functions(extractor, pair_scorer if scoring.distance else None, image, terms)
+    return Functions(extractor, pair_scorer if functions.distance else None, image, terms)
 
 
 def _named(terms: Any) -> Named:

@@ -5,27 +5,15 @@ Legend: n images, B images of a batch over all devices and processes, F embeddin
 
 import functools
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float, Int
 
+from cacenet_jax.models.scoring import Features
 from cacenet_jax.retrieval.term_store import Store
-
-
-class Features(NamedTuple):
-    """What retrieval keeps of images.
-
-    Attributes:
-        embedding: L2-normalised f(I), (B, F).
-        terms: per-image terms of the pair stage, a tree of arrays with leading axis B; None without the pair stage.
-    """
-
-    embedding: Any
-    terms: Any
-
 
 # Variables and uint8 images (B, H, W, 3) of one device to their features.
 Describe = Callable[[Any, Any], Features]

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 from numpy import ndarray
 
-from cacenet_jax.experiment import feature_maps
 from cacenet_jax.models.attention import affinity_scores
 from cacenet_jax.models.cacenet import CACENet, PairTerms
 from cacenet_jax.models.heads import normalise
@@ -19,6 +18,7 @@ from cacenet_jax.models.pair_stages.conditional.alignment import connect
 from cacenet_jax.models.pair_stages.conditional.pair import conditional_maps
 from cacenet_jax.models.pair_stages.evidence import region_alignment
 from cacenet_jax.models.pair_stages.released import bottleneck_maps, cross_block
+from cacenet_jax.models.scoring import feature_maps
 
 AnyArray = Array | ndarray
 

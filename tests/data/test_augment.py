@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cacenet_jax.data.augment import MEAN, STD, Augment, augment, augment_one, normalise_images
+from cacenet_jax.data.augment import Augment, augment, augment_one
+from cacenet_jax.models.pixels import MEAN, STD, normalise_images
 
 OFF = Augment(flip=0.0, pad=0, erase=0.0)
 H, W = 12, 6

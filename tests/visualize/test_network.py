@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from tiny_retrieval import network
 
-from cacenet_jax import experiment
-from cacenet_jax.data.augment import MEAN, STD, normalise_images
 from cacenet_jax.models.attention import correspondence
 from cacenet_jax.models.graph import laplacian_conv
 from cacenet_jax.models.pair_stages.conditional.alignment import blocks
+from cacenet_jax.models.pixels import MEAN, STD, normalise_images
+from cacenet_jax.models.scoring import scoring
 from cacenet_jax.visualize.network import compare, cosine, look
 
 IMAGES = np.random.default_rng(3).integers(0, 256, (2, 3, 2, 3), np.uint8)
@@ -76,7 +76,7 @@ def test_maps_are_those_of_retrieval():
     net = net.clone(backbone=Slanted())
     for flip in (False, True):
         seen = look(net, variables, IMAGES, flip)
-        functions = experiment.scoring(net, flip, "float32")
+        functions = scoring(net, flip, "float32")
         kept = jax.jit(functions.describe)((variables, functions.compose(variables)), jnp.asarray(IMAGES))
         shown = jax.jit(lambda maps: net.apply(variables, maps, train=False, method="individual"))(seen.maps_nhwD)
         expected = shown.embedding / jnp.linalg.norm(shown.embedding, axis=1, keepdims=True)

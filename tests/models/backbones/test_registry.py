@@ -17,6 +17,7 @@ from cacenet_jax.config import validate
 from cacenet_jax.data.batch import Batch
 from cacenet_jax.errors import UserError
 from cacenet_jax.models import backbones
+from cacenet_jax.models.scoring import feature_maps
 
 
 class Patches(nn.Module):
@@ -86,7 +87,7 @@ def test_one_of_the_users_own_trains_and_describes(patches):
     before, after = state.params["backbone"]["Conv_0"]["kernel"], new.params["backbone"]["Conv_0"]["kernel"]
     assert np.abs(after - before).max() > 0
     variables = {"params": new.params, "batch_stats": new.batch_stats}
-    maps = experiment.feature_maps(net, variables, jnp.asarray(images), flip=False)
+    maps = feature_maps(net, variables, jnp.asarray(images), flip=False)
     pixels = jnp.asarray(images, jnp.float32) / 127.5 - 1
     expected = net.apply(variables, pixels, train=False, method="maps")
     np.testing.assert_allclose(maps, expected, atol=1e-5)
