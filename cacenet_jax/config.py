@@ -180,7 +180,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
     choices = {
         "parallel": ("pmap", "shard_map"),
         "model.pair_score": ("conditional", "keypoints", "evidence"),
-        "model.alignment": STRATEGIES,
+        "model.alignment": tuple(STRATEGIES),
         "model.kind": ("discrepancy", "normal"),
         "model.filters": ("tied", "untied", "residual"),
         "model.affinity": ("raw", "l2", "standardised", "correlation", "bottleneck"),

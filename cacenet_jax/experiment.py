@@ -6,9 +6,9 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from cacenet_jax.data.augment import Augment
-from cacenet_jax.models import backbones
+from cacenet_jax.losses import LossWeights
+from cacenet_jax.models import backbones, pair_stages
 from cacenet_jax.models.cacenet import CACENet
-from cacenet_jax.train_step import LossWeights
 
 
 def model(config: ConfigDict, num_identities: int, axis_name: str | None = None) -> CACENet:
@@ -16,28 +16,25 @@ def model(config: ConfigDict, num_identities: int, axis_name: str | None = None)
     settings = config.model
     dtype = jnp.dtype(settings.dtype)
     fields = backbones.configured(settings) | {"dtype": dtype, "axis_name": axis_name}
-    return CACENet(
-        backbone=backbones.build(settings.backbone, **fields),
-        num_identities=num_identities,
-        embed_dim=settings.embed_dim,
-        pairs=settings.pairs,
-        pair_score=settings.pair_score,
-        evidence_channels=settings.evidence_channels,
-        frozen=settings.frozen,
-        alignment=settings.alignment,
-        neighbours=settings.neighbours,
-        kind=settings.kind,
-        filters=settings.filters,
-        keys=settings.affinity,
-        clue_weight=settings.clue_weight,
-        pooling=settings.pooling,
-        shared_encoder=settings.shared_encoder,
-        relu=settings.relu,
-        dropout=settings.dropout,
-        pair_memory_mib=settings.pair_memory_mib,
-        dtype=dtype,
-        axis_name=axis_name,
-    )
+    backbone = backbones.build(settings.backbone, **fields)
+    common = {"embed_dim": settings.embed_dim, "num_identities": num_identities, "relu": settings.relu}
+    common |= {"dropout": settings.dropout, "dtype": dtype, "axis_name": axis_name}
+    stage = None
+    if settings.pairs:
+        name = "released" if settings.filters == "residual" else settings.pair_score
+        own = {
+            "released": {"shared_encoder": settings.shared_encoder},
+            "keypoints": {"keys": settings.affinity},
+            "evidence": {"features": settings.evidence_channels},
+            "conditional": {
+                "alignment": settings.alignment, "neighbours": settings.neighbours, "kind": settings.kind,
+                "filters": settings.filters, "keys": settings.affinity, "clue_weight": settings.clue_weight,
+            },
+        }[name]  # fmt: skip
+        stage = pair_stages.build(
+            name, channels=backbone.channels, memory_mib=settings.pair_memory_mib, **common, **own
+        )
+    return CACENet(backbone=backbone, pair_stage=stage, pooling=settings.pooling, frozen=settings.frozen, **common)
 
 
 def part_labels(config: ConfigDict) -> Any:
@@ -50,7 +47,9 @@ def part_labels(config: ConfigDict) -> Any:
 
 def loss_weights(config: ConfigDict) -> LossWeights:
     """Weights and constants of the loss."""
-    return LossWeights(**config.loss.to_dict())
+    given = config.loss.to_dict()
+    given.pop("rectified")
+    return LossWeights(**given)
 
 
 def augmentation(config: ConfigDict) -> Augment:

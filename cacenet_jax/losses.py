@@ -13,6 +13,44 @@ from numpy import ndarray
 AnyArray = Array | ndarray
 
 
+class LossWeights(NamedTuple):
+    """Weights and constants of the loss.
+
+    Attributes:
+        margin: triplet margin on distances of normalised embeddings.
+        alpha: weight of the target's identity in the mix-up loss (equation 8).
+        identity: weight of the identity loss on f(I).
+        triplet: weight of the triplet loss on f(I).
+        pair_identity: weight of the mix-up identity loss on f(u|v).
+        pair_triplet: weight of the triplet loss on pair distances.
+        evidence: weight of the list loss on the scores of local evidence.
+        label_smoothing: of the identity loss on f(I).
+    """
+
+    margin: float = 0.5
+    alpha: float = 0.9
+    identity: float = 1.0
+    triplet: float = 1.0
+    pair_identity: float = 1.0
+    pair_triplet: float = 1.0
+    evidence: float = 1.0
+    label_smoothing: float = 0.0
+
+
+class GridLabels(NamedTuple):
+    """Identities of a grid of pairs.
+
+    Attributes:
+        row_labels_R: identities of the rows, the images of this device.
+        column_labels_C: identities of the columns, all images of the batch.
+        row_index_R: the column that is the row's own image.
+    """
+
+    row_labels_R: Array
+    column_labels_C: Array
+    row_index_R: Array
+
+
 class RowLosses(NamedTuple):
     """Losses of single rows and which rows count.
 
@@ -23,6 +61,12 @@ class RowLosses(NamedTuple):
 
     loss_R: Array
     valid_R: Array
+
+
+def every_row(loss_R: Float[AnyArray, "R"]) -> RowLosses:
+    """Return losses of rows that all count."""
+    loss_R = jnp.asarray(loss_R)
+    return RowLosses(loss_R, jnp.ones_like(loss_R))
 
 
 def _wide(x: Float[AnyArray, "*any"]) -> Float[Array, "*any"]:

@@ -6,7 +6,7 @@ Legend: B images of the global batch, R images of one device, F embedding size, 
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +16,9 @@ from flax import struct
 from cacenet_jax import losses
 from cacenet_jax.data.augment import Augment, augment
 from cacenet_jax.data.batch import Batch
-from cacenet_jax.distributed.device_map import transpose_grid
-from cacenet_jax.models.cacenet import CACENet, PairGrid
+from cacenet_jax.distributed.collectives import all_gather, pmean
+from cacenet_jax.losses import LossWeights
+from cacenet_jax.models.cacenet import CACENet
 from cacenet_jax.models.heads import Embedded, normalise
 
 # Folded into the key of a run for the masks of dropout, and of a backbone that leaves out blocks (drop connect).
@@ -26,7 +27,7 @@ _DROPOUT, _DROP_CONNECT = 2**32 - 1, 2**32 - 2
 
 @struct.dataclass
 class TrainState:
-    """All that training changes.
+    """Everything that training changes.
 
     Attributes:
         step: steps done, an integer scalar (any leaf type: trees of shapes and of host arrays have this form too).
@@ -41,32 +42,6 @@ class TrainState:
     opt_state: Any
 
 
-class LossWeights(NamedTuple):
-    """Weights and constants of the loss.
-
-    Attributes:
-        margin: triplet margin on distances of normalised embeddings.
-        alpha: weight of the target's identity in the mix-up loss (equation 8).
-        identity: weight of the identity loss on f(I).
-        triplet: weight of the triplet loss on f(I).
-        pair_identity: weight of the mix-up identity loss on f(u|v).
-        pair_triplet: weight of the triplet loss on pair distances.
-        evidence: weight of the list loss on the scores of local evidence.
-        label_smoothing: of the identity loss on f(I).
-        rectified: whether the triplet losses see embeddings after a ReLU.
-    """
-
-    margin: float = 0.5
-    alpha: float = 0.9
-    identity: float = 1.0
-    triplet: float = 1.0
-    pair_identity: float = 1.0
-    pair_triplet: float = 1.0
-    evidence: float = 1.0
-    label_smoothing: float = 0.0
-    rectified: bool = False
-
-
 def create_state(
     model: CACENet, optimizer: optax.GradientTransformation, key: jax.Array, image_shape: tuple[int, int]
 ) -> TrainState:
@@ -77,63 +52,40 @@ def create_state(
     return TrainState(jnp.zeros((), jnp.int32), params, variables.get("batch_stats", {}), optimizer.init(params))
 
 
-def _mean(x: Any, axis_name: str | None) -> Any:
-    return x if axis_name is None else jax.lax.pmean(x, axis_name)
-
-
-def _gather(x: jax.Array, axis_name: str | None) -> jax.Array:
-    return x if axis_name is None else jax.lax.all_gather(x, axis_name, tiled=True)
-
-
 def loss_terms(
+    net: CACENet,
     individual: Embedded,
-    grid: PairGrid | None,
+    grid: Any,
     labels_R: jax.Array,
     index_R: jax.Array,
     weights: LossWeights,
-    axis_name: str | None,
-    clue_weight: float = 0.0,
 ) -> dict[str, jax.Array]:
-    """The weighted terms of the loss over the global batch, each a scalar equal on every device.
+    """Compute the weighted terms of the loss over the global batch, each a scalar equal on every device.
 
     Args:
+        net: the network, of which the pair stage, the ReLU in front of classifiers and the device axis are read.
         individual: f(I) and logits of this device's images.
-        grid: pairs of this device's images and all images; None without the pair stage.
+        grid: pairs of this device's images and all images, from the pair stage.
         labels_R: identities of this device's images.
         index_R: their positions in the global batch.
         weights: weights and constants.
-        axis_name: device axis, None on one device.
-        clue_weight: share of the clue distance in the pair distance, as in the model.
     """
+    axis_name = net.axis_name
 
-    def over_rows(rows: losses.RowLosses) -> jax.Array:
-        total, count = _mean(rows.loss_R.sum(), axis_name), _mean(rows.valid_R.sum(), axis_name)
+    def mean(rows: losses.RowLosses) -> jax.Array:
+        total, count = pmean(rows.loss_R.sum(), axis_name), pmean(rows.valid_R.sum(), axis_name)
         return total / jnp.where(count > 0, count, 1)
 
-    seen = jax.nn.relu if weights.rectified else lambda embedding: embedding
-    labels_B = _gather(labels_R, axis_name)
-    embedding_RF = normalise(seen(individual.embedding))
-    distance_RB = losses.euclidean_grid(embedding_RF, _gather(embedding_RF, axis_name))
-    triplet = losses.batch_hard_rows(distance_RB, labels_R, labels_B, index_R, weights.margin)
-    identity = _mean(losses.cross_entropy(individual.logits, labels_R, weights.label_smoothing).mean(), axis_name)
-    terms = {"identity": weights.identity * identity, "triplet": weights.triplet * over_rows(triplet)}
-    if grid is not None and grid.evidence is not None:
-        score_RB = grid.evidence + transpose_grid(grid.evidence, axis_name)
-        evidence = losses.list_rows(score_RB, labels_R, labels_B, index_R)
-        terms["evidence"] = weights.evidence * over_rows(evidence)
-    elif grid is not None:
-        pair_RB = grid.points
-        if grid.conditional is not None:
-            mixup_R = losses.mixup_rows(grid.conditional.logits, labels_R, labels_B, weights.alpha)
-            terms["pair_identity"] = weights.pair_identity * _mean(mixup_R.mean(), axis_name)
-            target_RBF = normalise(seen(grid.conditional.embedding))
-            pair_RB = losses.euclidean(target_RBF, transpose_grid(target_RBF, axis_name))
-            if grid.clues is not None:
-                clue_RB = 2 * clue_weight * grid.clues
-                pair_RB = losses.safe_sqrt((1 - clue_weight) * pair_RB**2 + clue_RB)
-        pair_triplet = losses.batch_hard_rows(pair_RB, labels_R, labels_B, index_R, weights.margin)
-        terms["pair_triplet"] = weights.pair_triplet * over_rows(pair_triplet)
-    return terms
+    labels = losses.GridLabels(labels_R, all_gather(labels_R, axis_name), index_R)
+    embedding_RF = normalise(jax.nn.relu(individual.embedding) if net.relu else individual.embedding)
+    distance_RB = losses.euclidean_grid(embedding_RF, all_gather(embedding_RF, axis_name))
+    rows = {
+        "identity": losses.every_row(losses.cross_entropy(individual.logits, labels_R, weights.label_smoothing)),
+        "triplet": losses.batch_hard_rows(distance_RB, *labels, weights.margin),
+    }
+    if net.pair_stage is not None:
+        rows |= net.pair_stage.losses(grid, labels, weights)
+    return {name: getattr(weights, name, 1.0) * mean(row) for name, row in rows.items()}
 
 
 def make_train_step(
@@ -178,19 +130,18 @@ def make_train_step(
             (individual, grid), updates = model.apply(
                 variables, images_RHWC, train=True, mutable=["batch_stats"], rngs=rngs
             )
-            terms = loss_terms(individual, grid, labels_R, index_R, weights, axis_name, model.clue_weight)
+            terms = loss_terms(model, individual, grid, labels_R, index_R, weights)
             return sum(terms.values()), (terms, individual, grid, updates["batch_stats"])
 
         (loss, (terms, individual, grid, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
         # The loss is averaged over devices inside, the gradients here: right under pmap and shard_map alike.
-        grads = _mean(grads, axis_name)
+        grads = pmean(grads, axis_name)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         metrics = {"loss": loss, **terms, "grad_norm": optax.tree.norm(grads)}
         hits = (individual.logits.argmax(axis=-1) == labels_R).mean(dtype=jnp.float32)
-        metrics["accuracy"] = _mean(hits, axis_name)
-        if grid is not None:
-            health = {name: getattr(grid, name) for name in ("positive_intra", "positive_cross", "degree")}
-            metrics |= {name: _mean(value, axis_name) for name, value in health.items() if value is not None}
+        metrics["accuracy"] = pmean(hits, axis_name)
+        if model.pair_stage is not None:
+            metrics |= pmean(dict(model.pair_stage.diagnostics(grid)), axis_name)
         params = optax.apply_updates(state.params, updates)
         metrics["param_norm"] = optax.tree.norm(params)  # not finite where the update broke them
         return TrainState(state.step + 1, params, batch_stats, opt_state), metrics

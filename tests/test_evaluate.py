@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 from command import PATIENCE, ROOT
-from tiny_retrieval import applied
+from tiny_retrieval import applied, plain_distance
 from tiny_scoring import NUM_GALLERY, NUM_QUERY, run, score_state, split, state, tiny_config
 
 from cacenet_jax import evaluate
@@ -58,7 +58,7 @@ def test_result_is_that_of_the_plain_pair_distance(seen):
     cosine = 1 - np.asarray(query.embedding) @ np.asarray(gallery.embedding).T
     np.testing.assert_array_equal(candidates, np.argsort(cosine, axis=1, kind="stable")[:, :10])
     take = lambda tree, index: jax.tree.map(lambda x: x[index], tree)
-    pair = jax.jit(jax.vmap(lambda u, v: net.apply(variables, u, v, method="pair_distance"), (None, 0)))
+    pair = jax.jit(jax.vmap(lambda u, v: net.apply(variables, u, v, method=plain_distance), (None, 0)))
     expected = [pair(take(query.terms, q), take(gallery.terms, row)) for q, row in enumerate(candidates)]
     np.testing.assert_allclose(scores, expected, atol=2e-5)
     assert found["conditional"] != found["individual"] != found["mixed"]

@@ -151,18 +151,3 @@ def _place(x: Any, sharding: NamedSharding) -> jax.Array:
         x = next(iter(shards.values()))
     value = np.asarray(x)
     return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
-
-
-def transpose_grid(grid_RC: jax.Array, axis_name: str | None) -> jax.Array:
-    """The transposed pair grid, rows split over devices before and after: value (u, v) becomes value (v, u).
-
-    Args:
-        grid_RC: this device's rows and all columns, (R, C, ...), R the images of one device.
-        axis_name: device axis, None on one device.
-
-    Returns:
-        (R, C, ...): for this device's images u and all images v, what stood at (v, u).
-    """
-    if axis_name is not None:
-        grid_RC = jax.lax.all_to_all(grid_RC, axis_name, split_axis=1, concat_axis=0, tiled=True)
-    return grid_RC.swapaxes(0, 1)

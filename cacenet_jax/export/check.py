@@ -1,6 +1,6 @@
 """How far an artefact may be from the model, and how far it is."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,6 @@ from cacenet_jax.errors import UserError
 # in. Measured are 1e-6 and less in float32.
 BOUNDS = {"float32": 1e-5, "bfloat16": 5e-2}
 # The K most similar positions are a choice: where two are level, rounding decides. So much of what follows may differ.
-_CHOSEN = ("intra_NN", "degree_N")
 _CHOICES = 1e-2
 _DISTANCE_OF_CHOICES = 1e-3
 
@@ -24,19 +23,22 @@ def difference(found: Any, expected: Any) -> float:
     return float(np.abs(found - expected).max(initial=0) / max(1.0, np.abs(expected).max(initial=0)))
 
 
-def differences(found: Mapping[str, Any], expected: Mapping[str, Any], nearest: int = 0) -> dict[str, float]:
+def differences(
+    found: Mapping[str, Any], expected: Mapping[str, Any], selections: Collection[str] = ()
+) -> dict[str, float]:
     """`difference` of each array by name; an array that is missing is infinitely far.
 
     Args:
         found: what an artefact gives.
         expected: what the model gives.
-        nearest: K of the similarity alignment, 0 for another. Its graph's difference is the share of other choices.
+        selections: names of arrays that hold a top-K selection (`PairStage.selection_terms`); their difference is the
+            fraction of other choices.
     """
     result = {}
     for name, value in expected.items():
         if name not in found:
             result[name] = float("inf")
-        elif nearest and name in _CHOSEN and np.shape(found[name]) == np.shape(value):
+        elif name in selections and np.shape(found[name]) == np.shape(value):
             result[name] = float((np.abs(np.asarray(found[name]) - np.asarray(value)) > 1e-3).mean())
         else:
             result[name] = difference(found[name], value)
@@ -48,23 +50,23 @@ def worst(*several: Mapping[str, float]) -> dict[str, float]:
     return {name: max(one[name] for one in several) for name in several[0]}
 
 
-def bound(name: str, dtype: str, nearest: int = 0) -> float:
+def bound(name: str, dtype: str, selections: Collection[str] = ()) -> float:
     """What `differences` of an array may be.
 
     Args:
         name: of the array.
         dtype: compute type of the maps, config.model.dtype.
-        nearest: as in `differences`.
+        selections: as in `differences`.
     """
-    if nearest and name in _CHOSEN:
+    if name in selections:
         return _CHOICES
-    return max(BOUNDS[dtype], _DISTANCE_OF_CHOICES) if nearest and name == "distance" else BOUNDS[dtype]
+    return max(BOUNDS[dtype], _DISTANCE_OF_CHOICES) if selections and name == "distance" else BOUNDS[dtype]
 
 
-def require(artefact: str, found: Mapping[str, float], dtype: str, nearest: int = 0) -> None:
+def require(artefact: str, found: Mapping[str, float], dtype: str, selections: Collection[str] = ()) -> None:
     """Raises UserError where an artefact is too far from the model; arguments as in `bound`."""
     for name, value in found.items():
-        allowed = bound(name, dtype, nearest)
+        allowed = bound(name, dtype, selections)
         if not value <= allowed:
             raise UserError(
                 f"{artefact}: found {name} {value:.1e} from the model's, expected at most {allowed:.0e}; nothing was "

@@ -35,12 +35,14 @@ class Functions(NamedTuple):
         pair_scorer: terms of one image and of others (leading axis) to distances; None without the pair stage.
         image: shape of an image, (H, W, C).
         terms: shapes and types of an image's terms.
+        selections: names of the terms that hold a top-K selection.
     """
 
     extractor: Callable[[Any], Named]
     pair_scorer: Callable[[Named, Named], Any] | None
     image: tuple[int, int, int]
     terms: Named
+    selections: frozenset[str]
 
 
 def general(net: CACENet) -> CACENet:
@@ -79,9 +81,10 @@ def functions(config: ConfigDict, net: CACENet, variables: Any) -> Functions:
         one, others = (jax.tree.unflatten(structure, [given[name] for name in terms]) for given in (query, candidates))
         return functions.distance(constants, one, others)
 
-    return Functions(extractor, pair_scorer if functions.distance else None, image, terms)
+    return Functions(extractor, pair_scorer if functions.distance else None, image, terms, net.selection_terms)
 
 
 def _named(terms: Any) -> Named:
     """Arrays of nested named tuples by their path, for example `clues.salience_N`; none for None."""
-    return {".".join(key.name for key in path): x for path, x in jax.tree_util.tree_leaves_with_path(terms)}
+    named = jax.tree_util.tree_leaves_with_path(terms)
+    return {jax.tree_util.keystr(path, simple=True, separator=".") or "terms": x for path, x in named}

@@ -56,7 +56,7 @@ def parse_platforms(text: str) -> tuple[str, ...]:
 
 
 def write(
-    folder: Path, functions: Functions, platforms: tuple[str, ...], values: dict[str, np.ndarray], nearest: int
+    folder: Path, functions: Functions, platforms: tuple[str, ...], values: dict[str, np.ndarray]
 ) -> list[Artefact]:
     """Writes the artefacts of a network; the bounds are the caller's.
 
@@ -65,7 +65,6 @@ def write(
         functions: of the network, in a form for every platform.
         platforms: what to lower for, this one among them.
         values: images, and what the model gives for them.
-        nearest: as in `check.differences`.
     """
     counts = sorted({1, len(values["images"])})
     (b,), (c,) = jax.export.symbolic_shape("b"), jax.export.symbolic_shape("c")
@@ -73,7 +72,7 @@ def write(
     call = _write(folder / (EXTRACTOR + JAX), functions.extractor, (images,), platforms)
     names = (EMBEDDING, *functions.terms)
     found = [
-        check.differences(call(values["images"][:n]), check.first(values, names, n), nearest) for n in counts
+        check.differences(call(values["images"][:n]), check.first(values, names, n), functions.selections) for n in counts
     ]  # fmt: skip
     signature = {
         "inputs": {"images": _shape("b", images.shape[1:], images.dtype)},
@@ -86,7 +85,7 @@ def write(
     others = {name: jax.ShapeDtypeStruct((c, *x.shape), x.dtype) for name, x in terms.items()}
     call = _write(folder / (PAIR_SCORER + JAX), functions.pair_scorer, (terms, others), platforms)
     score = lambda n: {DISTANCE: call(check.one(values, terms), check.first(values, terms, n))}
-    found = [check.differences(score(n), check.first(values, [DISTANCE], n), nearest) for n in counts]
+    found = [check.differences(score(n), check.first(values, [DISTANCE], n), functions.selections) for n in counts]
     signature = {
         "inputs": {
             "query": {name: _shape(None, x.shape, x.dtype) for name, x in terms.items()},

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import traceback
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -99,10 +99,10 @@ def convert(folder: Path) -> list[str]:
         files = {}
         for name, (function, inputs, names) in jobs.items():
             _write(scratch / name, function, inputs, names)
-            found = _differences(scratch / name, _feed(values, terms), values, names, net.nearest)
+            found = _differences(scratch / name, _feed(values, terms), values, names, network.selections)
             size = (scratch / name).stat().st_size / 2**20
             print(f"{name}: {size:.1f} MiB; {check.told(found)}", flush=True)
-            check.require(name, found, dtype, net.nearest)
+            check.require(name, found, dtype, network.selections)
             files[name] = describe_file(scratch / name) | {
                 "inputs": _signatures(inputs), "outputs": list(names), "largest_difference": found,
             }  # fmt: skip
@@ -161,7 +161,7 @@ def _feed(values: Mapping[str, np.ndarray], terms: Sequence[str]) -> Callable[[i
 
 
 def _differences(
-    path: Path, feed: Callable, values: Mapping[str, np.ndarray], outputs: Sequence[str], nearest: int
+    path: Path, feed: Callable, values: Mapping[str, np.ndarray], outputs: Sequence[str], selections: Collection[str]
 ) -> dict[str, float]:
     """What ONNX Runtime gives, beside the stored values, for one image and for all."""
     import onnxruntime
@@ -172,7 +172,7 @@ def _differences(
     for n in sorted({1, len(values["images"])}):
         given = {name: x for name, x in feed(n).items() if name in known}
         results = session.run(list(outputs), given)
-        found.append(check.differences(dict(zip(outputs, results)), check.first(values, outputs, n), nearest))
+        found.append(check.differences(dict(zip(outputs, results)), check.first(values, outputs, n), selections))
     return check.worst(*found)
 
 

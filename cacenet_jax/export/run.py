@@ -18,7 +18,7 @@ from cacenet_jax.export import check, jax_artefacts
 from cacenet_jax.export.folder import CHECK, DISTANCE, OURS, WEIGHTS, describe_file, place
 from cacenet_jax.export.functions import Functions, functions, general
 from cacenet_jax.models.cacenet import CACENet
-from cacenet_jax.models.pair_stages.conditional.alignment import NUM_LABELS
+from cacenet_jax.models.part_positions import NUM_LABELS
 from cacenet_jax.train import load_network
 
 _CONVERT = "python -m cacenet_jax.export.onnx"
@@ -66,13 +66,13 @@ def _export(
     evaluated = functions(config, net, variables)  # as evaluation computes them on this machine
     values = check_values(evaluated, config.export.check_images)
     exported = functions(config, general(net), variables)
-    artefacts = jax_artefacts.write(scratch, exported, platforms, values, net.nearest)
+    artefacts = jax_artefacts.write(scratch, exported, platforms, values)
     if exported.pair_scorer is None:
         print("no pair scorer: config.model.pairs is False, a network without the pair stage", flush=True)
     for name, _, found in artefacts:
         size = (scratch / name).stat().st_size / 2**20
         print(f"{name}: {size:.1f} MiB for {', '.join(platforms)}; {check.told(found)}", flush=True)
-        check.require(name, found, config.model.dtype, net.nearest)
+        check.require(name, found, config.model.dtype, exported.selections)
     flat = flatten_dict(variables, sep="/")
     # As bytes: what the package writes by itself is for its owner alone.
     (scratch / WEIGHTS).write_bytes(save({name: np.array(x, order="C") for name, x in flat.items()}))
@@ -132,8 +132,8 @@ def describe_network(config: ConfigDict, net: CACENet, model: Functions) -> dict
         "embedding": {"size": config.model.embed_dim, "norm": 1},
         "distance": {
             "individual": "1 - embedding . embedding",
-            "pair": config.model.pair_score if net.pairs else None,
-            "weight_of_pair_in_mixed": config.eval.mix if net.pairs else None,
+            "pair": None if net.pair_stage is None else net.pair_stage.title,
+            "weight_of_pair_in_mixed": config.eval.mix if model.pair_scorer else None,
         },
         "dtype": config.model.dtype,
         "bound": check.BOUNDS[config.model.dtype],

@@ -1,7 +1,7 @@
 """Graph convolution on the correspondence graph, in its literal form (paper section 3.4.1, equations 5-7).
 
-The literal form builds the whole (N+M) x (N+M) graph and the whole conditional maps. It is what the figures show and
-the oracle of the fast form in pairs.py, which must agree with it in value and gradient.
+The literal form builds the whole (N+M) x (N+M) graph and the whole conditional maps. It is the oracle of the forms that
+run, pair.py, batch_grid.py and stored.py of pair_stages/conditional/, which agree with it in value and gradient.
 """
 
 from typing import Literal

@@ -1,18 +1,15 @@
-"""From maps to embeddings: the individual head (paper section 3.2) and the conditional head (sections 3.4 and 3.5).
+"""From pooled maps to embeddings and logits (paper section 3.2).
 
 Legend: B images, R x C pairs (target u, context v), D channels of a map, F embedding size, I training identities.
 """
 
-from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
-
-from cacenet_jax.models.graph import Kind, neighbour_sign
 
 _EPSILON = 1e-5  # of the batch norms
 _KAIMING = nn.initializers.variance_scaling(2.0, "fan_out", "normal")  # of a shared encoder, as the authors' release
@@ -30,11 +27,6 @@ class Embedded(NamedTuple):
     logits: Array
 
 
-def near_identity(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
-    """A square filter that starts as the identity: the graph's own output, unmixed."""
-    return jnp.eye(shape[0], shape[1], dtype=dtype)
-
-
 class EmbeddingHead(nn.Module):
     """1x1 convolution D -> F on a pooled map, batch norm, linear classifier.
 
@@ -45,10 +37,9 @@ class EmbeddingHead(nn.Module):
         num_identities: I, classes of the training set.
         dtype: compute type of the products; statistics, embedding and logits are float32.
         axis_name: device axis over which batch statistics are averaged, None on one device.
-        relu: whether the classifier sees the embedding after a ReLU.
-        dropout: share of what the classifier sees that is 0 in training (rng stream "dropout"), the same on any number of
-            devices.
-        shared: whether the head encodes pairs too, and has a second classifier for them.
+        relu: apply a ReLU between the embedding and its classifier.
+        dropout: rate in front of the classifier (rng stream "dropout"), the same masks on any number of devices.
+        shared: encode pairs too, with a second classifier for them.
     """
 
     embed_dim: int
@@ -87,12 +78,12 @@ class EmbeddingHead(nn.Module):
         return self.finish(self._encode(pooled), train=train)
 
     def finish(self, encoded: Float[Array, "*batch F"], *, train: bool) -> Embedded:
-        """What the 1x1 convolution gave to embeddings (..., F) and logits (..., I)."""
+        """Normalise and classify encoded maps: embeddings (..., F) and logits (..., I)."""
         embedding = self.bn(encoded, use_running_average=not train)
         return Embedded(embedding, self._scores(self.classifier, embedding, train))
 
     def finish_pairs(self, encoded_RCF: Float[Array, "R C F"], *, train: bool) -> Embedded:
-        """As `finish`, of a grid of pairs, with the second classifier of a shared head.
+        """Normalise and classify a grid of encoded pairs by the second classifier of a shared head.
 
         The running statistics take the grid's in twice: the authors' network encodes both orders of every pair, one after
         the other, and the second grid is the first one transposed.
@@ -121,79 +112,12 @@ class EmbeddingHead(nn.Module):
         """The 1x1 convolution of an initialised head."""
         return self.conv.variables["params"]["kernel"]
 
-
-class ConditionalHead(nn.Module):
-    """Theta of the graph convolution, then an embedding head of its own.
-
-    Tied (equation 7, the paper): f(u|v) = head((mean_u X - mean_u[R A R X]) Theta).
-    Untied (equation 5 before it is tied): f(u|v) = head(mean_u X Theta_0 - mean_u[R A R X] Theta_1).
-
-    Attributes:
-        channels: D.
-        embed_dim: F.
-        num_identities: I.
-        kind: "discrepancy" or "normal", the sign of the neighbours.
-        filters: "tied" or "untied".
-        theta_init: initialiser of Theta, (D, D).
-        dtype: compute type of the products.
-        axis_name: device axis over which batch statistics are averaged.
-        relu: as in `EmbeddingHead`.
-        dropout: as in `EmbeddingHead`.
-    """
-
-    channels: int
-    embed_dim: int
-    num_identities: int
-    kind: Kind = "discrepancy"
-    filters: Literal["tied", "untied"] = "tied"
-    theta_init: Callable[..., Array] = near_identity
-    dtype: Any = jnp.float32
-    axis_name: str | None = None
-    relu: bool = False
-    dropout: float = 0.0
-
-    def setup(self) -> None:
-        """Creates the filters and the embedding head."""
-        square = (self.channels, self.channels)
-        self.theta = self.param("theta", self.theta_init, square)
-        if self.filters == "untied":
-            self.theta_1 = self.param("theta_1", self.theta_init, square)
-        rest = (self.dtype, self.axis_name, self.relu, self.dropout)
-        self.head = EmbeddingHead(self.embed_dim, self.num_identities, *rest)
-
-    def _product(self, x: Array, kernel: Array) -> Array:
-        wide = jnp.promote_types(self.dtype, jnp.float32)
-        return jnp.matmul(x.astype(self.dtype), kernel.astype(self.dtype), preferred_element_type=wide)
-
-    def _filter(self, own: Array, neighbour: Array, kernels: Sequence[Array]) -> Array:
-        sign = neighbour_sign(self.kind)
-        if self.filters == "tied":
-            return self._product(own + sign * neighbour, kernels[0])
-        return self._product(own, kernels[0]) + sign * self._product(neighbour, kernels[1])
-
-    def _thetas(self) -> list[Array]:
-        return [self.theta] if self.filters == "tied" else [self.theta, self.theta_1]
-
-    def __call__(self, own: Float[Array, "*own D"], neighbour: Float[Array, "*batch D"], *, train: bool) -> Embedded:
-        """Mean of u's map and its mean neighbour (broadcast against each other) to f(u|v) and logits."""
-        return self.head(self._filter(own, neighbour, self._thetas()), train=train)
-
-    def encoder(self, num_pairs: int) -> Callable[[Array, Array], Float[Array, "*batch F"]]:
-        """The linear part of an initialised head as a pure function of the two means; `finish` does the rest.
-
-        Args:
-            num_pairs: pairs that it will encode. Theta and the convolution become one D x F matrix where making it
-                costs less than it saves: from F pairs on.
-        """
-        kernels, conv = self._thetas(), self.head.kernel
-        if num_pairs >= self.embed_dim:
-            kernels = [self._product(theta, conv) for theta in kernels]
-            return lambda own, neighbour: self._filter(own, neighbour, kernels)
-        return lambda own, neighbour: self._product(self._filter(own, neighbour, kernels), conv)
-
-    def finish(self, encoded: Float[Array, "*batch F"], *, train: bool) -> Embedded:
-        """What `encoder` gave to f(u|v) and logits; the batch norm sees the whole grid."""
-        return self.head.finish(encoded, train=train)
+    def norm_affine(self) -> tuple[Float[Array, "F"], Float[Array, "F"]]:
+        """Scale and bias of the batch norm by its running statistics, of an initialised head."""
+        mean, var = (self.bn.get_variable("batch_stats", name) for name in ("mean", "var"))
+        scale, bias = (self.bn.get_variable("params", name) for name in ("scale", "bias"))
+        scale_F = scale / jnp.sqrt(var + _EPSILON)
+        return scale_F, bias - mean * scale_F
 
 
 def normalise(x: Float[Array, "*batch F"]) -> Float[Array, "*batch F"]:

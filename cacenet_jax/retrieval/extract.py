@@ -12,11 +12,11 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float, Int
 
-from cacenet_jax.models.scoring import Features
+from cacenet_jax.models.cacenet import Described
 from cacenet_jax.retrieval.term_store import Store
 
 # Variables and uint8 images (B, H, W, 3) of one device to their features.
-Describe = Callable[[Any, Any], Features]
+Describe = Callable[[Any, Any], Described]
 
 
 def round_up(batch_size: int, mesh: Mesh) -> int:
@@ -33,7 +33,7 @@ def my_rows(count: int, batch: int, mesh: Mesh) -> Int[np.ndarray, "rows"]:
     return images[(column >= mine[0] * size) & (column < (mine[-1] + 1) * size)]
 
 
-def image_shapes(describe: Describe, variables: Any, image_shape: tuple[int, int, int]) -> Features:
+def image_shapes(describe: Describe, variables: Any, image_shape: tuple[int, int, int]) -> Described:
     """Shapes and types of one image's features, without a leading axis."""
     images = jax.ShapeDtypeStruct((1, *image_shape), np.uint8)
     found = jax.eval_shape(describe, variables, images)
@@ -71,9 +71,9 @@ def extract(
     sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
     images, steps = iter(batches), -(-count // batch)
     found: list[np.ndarray] = []
-    before: tuple[int, Features] | None = None
+    before: tuple[int, Described] | None = None
 
-    def keep(step: int, features: Features) -> None:
+    def keep(step: int, features: Described) -> None:
         found.append(np.asarray(features.embedding))
         if store is not None:
             store.put(step, features.terms)
@@ -96,10 +96,10 @@ def _step(describe: Describe, mesh: Mesh) -> Any:
     """`describe` over the devices: embeddings on all of them, terms where they were computed."""
     axis = mesh.axis_names[0]
 
-    def step(variables: Any, images: jax.Array) -> Features:
+    def step(variables: Any, images: jax.Array) -> Described:
         found = describe(variables, images)
-        return Features(jax.lax.all_gather(found.embedding, axis, tiled=True), found.terms)
+        return Described(jax.lax.all_gather(found.embedding, axis, tiled=True), found.terms)
 
     split = PartitionSpec(axis)
-    specs = Features(PartitionSpec(), split)
+    specs = Described(PartitionSpec(), split)
     return jax.jit(jax.shard_map(step, mesh=mesh, in_specs=(PartitionSpec(), split), out_specs=specs, check_vma=False))

@@ -18,15 +18,6 @@ from cacenet_jax.visualize.page import Case
 from cacenet_jax.visualize.style import png
 
 _RIGHT, _WRONG = 2, 3  # gallery images that figure 4 compares; figure 5 the first of the right and two of the wrong
-_ALIGNMENTS = {
-    "attention": "correspondence attention",
-    "individual": "no cross-image graph",
-    "none": "no alignment",
-    "part": "part alignment",
-    "similarity": "top-K similarity",
-    "full": "fully connected",
-    "semantic": "semantic alignment",
-}
 
 
 class Rankings(NamedTuple):
@@ -76,7 +67,7 @@ def draw(source: Source, q: int) -> Case:
     images_nHWC = np.concatenate([read(config, query, np.array([q])), read(config, gallery, compared_G)])
     query_HW3, gallery_GHW3 = images_nHWC[0, ..., :3], images_nHWC[1:, ..., :3]
     seen = look(source.net, source.variables, images_nHWC, config.eval.flip)
-    take = lambda i: jax.tree.map(lambda x: x[i], seen.terms)
+    take = lambda i: jax.tree.map(lambda x: x[i], seen)
     one, *others = (take(i) for i in range(len(images_nHWC)))
     together = [compare(source.net, source.variables, one, other) for other in others]
     maps_nhwD = np.asarray(seen.maps_nhwD)
@@ -94,19 +85,12 @@ def draw(source: Source, q: int) -> Case:
     for g in (*np.flatnonzero(right_G)[:1], *np.flatnonzero(~right_G)[:2]):
         similar_NM = correspondences.most_similar(np.asarray(cosine(nodes_nND[0], nodes_nND[g + 1])))
         similar = correspondences.strongest(similar_NM, count, grid)
-        learned = correspondences.strongest(np.asarray(together[g].cross_NM), count, grid)
+        learned = correspondences.strongest(np.asarray(together[g].correspondence_NM), count, grid)
         pairs.append(correspondences.ComparedPair(gallery_GHW3[g], bool(right_G[g]), captions[g], similar, learned))
-    lines_png = png(correspondences.figure(query_HW3, pairs, grid, alignment_name(config)))
+    lines_png = png(correspondences.figure(query_HW3, pairs, grid, source.net.pair_stage.title))
     lists_png = png(ranked_lists.figure(query_HW3, shown_lists))
     name = query.split.names[query.indices[q]]
     return Case(name, camid, query_HW3, shown_lists, grid, maps_png, lines_png, lists_png)
-
-
-def alignment_name(config: ConfigDict) -> str:
-    """What figure 5 calls the network's own correspondences."""
-    if config.model.pair_score != "conditional":
-        return {"keypoints": "key-point pairs", "evidence": "local evidence"}[config.model.pair_score]
-    return _ALIGNMENTS[config.model.alignment]
 
 
 def read(config: ConfigDict, subset: Subset, positions: Int[np.ndarray, "n"]) -> UInt8[np.ndarray, "n H W C"]:

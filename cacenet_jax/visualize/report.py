@@ -15,7 +15,7 @@ from cacenet_jax.errors import UserError
 from cacenet_jax.train import load
 from cacenet_jax.visualize import page
 from cacenet_jax.visualize.browse import rank_by
-from cacenet_jax.visualize.cases import Rankings, Source, alignment_name, draw
+from cacenet_jax.visualize.cases import Rankings, Source, draw
 from cacenet_jax.visualize.ranked_lists import changed
 
 
@@ -68,20 +68,20 @@ def visualize(config: ConfigDict, workdir: str | Path) -> Path:
     for picture, data in pictures.items():
         (folder / picture).write_bytes(data)
     path = folder / "report.html"
-    facts = _facts(config, trained.step, name, len(gallery.indices))
+    facts = _facts(config, trained.step, name, len(gallery.indices), trained.net.pair_stage.title)
     path.write_text(page.html(cases, change, facts, _results(Path(workdir))), "utf-8")
     size = path.stat().st_size / 1024
     print(f"{path}: {size:.0f} KiB, self-contained; beside it {len(pictures)} figures as PNG", flush=True)
     return path
 
 
-def _facts(config: ConfigDict, step: int, ranking: str, num_gallery: int) -> page.Facts:
-    settings, learned = config.eval, alignment_name(config)
+def _facts(config: ConfigDict, step: int, ranking: str, num_gallery: int, title: str) -> page.Facts:
+    settings = config.eval
     how = "how much the two differ when looked at together"
     if ranking == "mixed":
         how = f"the individual distance and, with weight {settings.mix:g}, how much the two differ when looked at together"
     top_k = min(settings.top_k, num_gallery)
-    return page.Facts(config.data.name, step, ranking, how, top_k, settings.camera_filter, learned)
+    return page.Facts(config.data.name, step, ranking, how, top_k, settings.camera_filter, title)
 
 
 def _folder(workdir: Path) -> Path:

@@ -34,9 +34,9 @@ def test_choices_between_level_neighbours_may_differ_a_little():
     expected = np.zeros((20, 20))
     found = expected.copy()
     found[3, 4] = 1  # one edge of 400
-    of_choices = check.differences({"intra_NN": found}, {"intra_NN": expected}, nearest=2)
+    of_choices = check.differences({"intra_NN": found}, {"intra_NN": expected}, selections={"intra_NN"})
     assert of_choices == {"intra_NN": 1 / 400}
-    check.require("x", of_choices, "float32", nearest=2)
+    check.require("x", of_choices, "float32", selections={"intra_NN"})
     with pytest.raises(UserError, match="intra_NN"):
         check.require("x", check.differences({"intra_NN": found}, {"intra_NN": expected}), "float32")
     with pytest.raises(UserError, match="intra_NN"):

@@ -1,30 +1,17 @@
 """The whole network against its parts done by hand: pair grid, keys, pair distance, what retrieval keeps."""
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from oracles import affinity, full_graph, literal_clues, pair_maps
-from tiny_retrieval import applied
+from tiny_retrieval import D, F, I, Pixels, applied, compose, describe, distances, module
 
-from cacenet_jax.models.cacenet import CACENet
-from cacenet_jax.models.heads import ConditionalHead
-
-D, F, I = 4, 3, 5
-
-
-class Pixels(nn.Module):
-    """A backbone that gives the image's own pixels as a map of D channels, some negative."""
-
-    channels: int = D
-
-    def __call__(self, x, *, train):
-        return jnp.concatenate([x, (x[..., :1] * x[..., 1:2])], axis=-1)
+from cacenet_jax.models.pair_stages.conditional.head import ConditionalHead
 
 
 def network(**fields):
-    net = CACENet(backbone=Pixels(), num_identities=I, embed_dim=F, **{"dtype": jnp.float64, **fields})
+    net = module(**fields)
     images = jnp.asarray(np.random.default_rng(0).standard_normal((3, 2, 2, 3)))
     variables = jax.eval_shape(lambda: net.init(jax.random.key(0), images, train=False))
     rng = np.random.default_rng(1)
@@ -70,7 +57,7 @@ def pooled_by_hand(nodes_BND, keys_BND, intra, cross):
 @pytest.mark.parametrize("memory", [1024.0, 4500 / 2**20], ids=["at once", "row by row"])
 @pytest.mark.parametrize("keys", ["raw", "l2", "standardised", "correlation"])
 def test_grid_equals_the_loop_over_pairs(x64, keys, memory):
-    net, variables, images = network(keys=keys, pair_memory_mib=memory)
+    net, variables, images = network(keys=keys, memory_mib=memory)
     (_, grid), _ = applied(net, variables, images, train=True, mutable=["batch_stats"])
     nodes = np.asarray(Pixels()(images, train=True)).reshape(3, 4, D)
     used = keys_by_hand(keys, nodes, variables, train=True)
@@ -134,22 +121,22 @@ def test_pair_distance_is_that_of_the_grid(x64, fields):
     share = fields.get("clue_weight", 0)
     _, grid = applied(net, variables, images, train=False)
     maps = applied(net, variables, images, train=False, method="maps")
-    described = applied(net, variables, maps, method="describe")
+    constants = compose(net, variables)
+    individual, terms = describe(net, variables, constants, maps, jnp.float64)
     embedding = np.asarray(grid.conditional.embedding)
     for u in range(3):
         for v in range(3):
-            one, other = (jax.tree.map(lambda x, i=i: x[i], described.terms) for i in (u, v))
-            found = applied(net, variables, one, other, method="pair_distance")
+            found = distances(net, constants, jax.tree.map(lambda x: x[u], terms), terms)[v]  # noqa: B023
             a, b = embedding[u, v], embedding[v, u]
             expected = (1 - share) * (1 - a @ b / np.sqrt((a @ a) * (b @ b)))
             if share:
                 expected += share * grid.clues[u, v]
             np.testing.assert_allclose(found, expected, atol=1e-10 if u != v else 1e-3)
-    np.testing.assert_allclose((np.asarray(described.embedding) ** 2).sum(axis=1), 1, rtol=1e-12)
+    np.testing.assert_allclose((np.asarray(individual) ** 2).sum(axis=1), 1, rtol=1e-12)
 
 
 def test_without_the_pair_stage_nothing_of_it_exists(x64):
-    net, variables, images = network(pairs=False)
+    net, variables, images = network(stage=None)
     individual, grid = applied(net, variables, images, train=False)
     assert grid is None and set(variables["params"]) == {"individual_head"}
     pooled = np.asarray(Pixels()(images, train=False)).mean(axis=(1, 2))
@@ -163,7 +150,7 @@ def test_without_the_pair_stage_nothing_of_it_exists(x64):
 @pytest.mark.parametrize("keys", ["raw", "l2", "standardised", "correlation"])
 def test_bfloat16_network_gives_float32_close_to_float32(keys):
     exact, variables, images = network(keys=keys, dtype=jnp.float32)
-    rounded = exact.clone(dtype=jnp.bfloat16)
+    rounded = exact.astype(jnp.bfloat16)
     forward = lambda net, x: applied(net, variables, x, train=False)
     (want, want_grid), (have, have_grid) = (
         forward(exact, images),

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from tiny_retrieval import applied
 
-from cacenet_jax.models.heads import ConditionalHead, EmbeddingHead, normalise
+from cacenet_jax.models.heads import EmbeddingHead, normalise
+from cacenet_jax.models.pair_stages.conditional.head import ConditionalHead
 
 D, F, I = 4, 3, 5
 

@@ -57,7 +57,7 @@ def test_training_mode_is_pytorchs(dtype):
 
     def loss(params):
         out, new = net.apply({**variables, "params": params}, images, train=True, mutable=["batch_stats"])
-        terms = loss_terms(*out, labels, jnp.arange(COUNT), weights, None)
+        terms = loss_terms(net, *out, labels, jnp.arange(COUNT), weights)
         return sum(terms.values()), (out, terms, new["batch_stats"])
 
     step = jax.jit(jax.value_and_grad(loss, has_aux=True))

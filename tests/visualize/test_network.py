@@ -30,7 +30,7 @@ class Slanted(nn.Module):
 def seen_together(fields):
     net, variables = network(jnp.float32, **fields)
     seen = look(net, variables, IMAGES, False)
-    one = lambda i: jax.tree.map(lambda x: x[i], seen.terms)
+    one = lambda i: jax.tree.map(lambda x: x[i], seen)
     nodes = np.asarray(seen.maps_nhwD, np.float64).reshape(2, -1, seen.maps_nhwD.shape[-1])
     return net, variables, nodes, compare(net, variables, one(0), one(1))
 
@@ -48,7 +48,7 @@ def test_norms_are_those_of_the_literal_graph(filters, kind):
         expected = u @ head["theta"] + (laplacian_conv(graph, u, v, None, kind)[0] - u) @ head["theta_1"]
     by_hand = [sum(x**2 for x in row) ** 0.5 for row in np.asarray(expected).tolist()]
     np.testing.assert_allclose(pair.norm_N, by_hand, rtol=2e-5)
-    np.testing.assert_allclose(pair.cross_NM, graph.cross, rtol=2e-5, atol=1e-6)
+    np.testing.assert_allclose(pair.correspondence_NM, graph.cross, rtol=2e-5, atol=1e-6)
     assert np.ptp(by_hand) > 0.01 and (np.asarray(graph.cross) > 0).any()
 
 
@@ -57,16 +57,16 @@ def test_cross_block_is_that_of_the_strategy(strategy):
     _, variables, (u, v), pair = seen_together({"alignment": strategy, "neighbours": 2})
     learned = {name: value / u.shape[1] for name, value in variables["params"].items() if name == "intra_weight"}
     graph = blocks(strategy, u, v, neighbours=2, intra_weight_D=learned.get("intra_weight"))
-    np.testing.assert_allclose(pair.cross_NM, graph.cross, atol=1e-6)
+    np.testing.assert_allclose(pair.correspondence_NM, graph.cross, atol=1e-6)
     theta = np.asarray(variables["params"]["conditional_head"]["theta"], np.float64)
     expected = laplacian_conv(graph, u, v, theta)[0]
     np.testing.assert_allclose(pair.norm_N, np.linalg.norm(expected, axis=1), rtol=2e-5, atol=1e-6)
 
 
 def test_key_points_have_lines_but_no_conditional_map():
-    _, variables, (u, v), pair = seen_together({"pair_score": "keypoints"})
+    _, variables, (u, v), pair = seen_together({"stage": "keypoints"})
     weight = np.asarray(variables["params"]["cross_weight"], np.float64) / u.shape[1]
-    np.testing.assert_allclose(pair.cross_NM, np.maximum((u * weight) @ v.T, 0), rtol=2e-5, atol=1e-6)
+    np.testing.assert_allclose(pair.correspondence_NM, np.maximum((u * weight) @ v.T, 0), rtol=2e-5, atol=1e-6)
     assert pair.norm_N is None
 
 
@@ -97,18 +97,18 @@ def test_cosine_of_every_pair():
 
 
 def test_correspondences_of_local_evidence_are_the_shares_of_its_alignment():
-    _, variables, (u, v), pair = seen_together({"pair_score": "evidence", "evidence_channels": 3})
+    _, variables, (u, v), pair = seen_together({"stage": "evidence", "features": 3})
     part = jax.tree.map(lambda x: np.asarray(x, np.float64), variables["params"]["local_evidence"])
     stats = jax.tree.map(lambda x: np.asarray(x, np.float64), variables["batch_stats"]["local_evidence"]["norm"])
     key_u, key_v = ((x - stats["mean"]) / np.sqrt(stats["var"] + 1e-5) @ part["key"]["kernel"] for x in (u, v))
     size = lambda x: np.linalg.norm(x, axis=1, keepdims=True)
     strength = np.exp(np.exp(part["log_tau"]) * (key_u / size(key_u)) @ (key_v / size(key_v)).T)
-    np.testing.assert_allclose(pair.cross_NM, strength / strength.sum(axis=1, keepdims=True), rtol=1e-4)
+    np.testing.assert_allclose(pair.correspondence_NM, strength / strength.sum(axis=1, keepdims=True), rtol=1e-4)
     assert pair.norm_N is None
 
 
 def test_norms_of_the_graph_of_bottlenecks_are_those_of_its_conditional_map():
-    fields = {"filters": "residual", "keys": "bottleneck", "pooling": "gem", "shared_encoder": True, "relu": True}
+    fields = {"stage": "released", "pooling": "gem", "relu": True}
     _, variables, nodes, pair = seen_together(fields)
     params = jax.tree.map(lambda x: np.asarray(x, np.float64), variables["params"]["pair_graph"])
     y, g, o = (params[name]["kernel"] for name in ("y", "g", "o"))
@@ -119,4 +119,4 @@ def test_norms_of_the_graph_of_bottlenecks_are_those_of_its_conditional_map():
     laplacian = root[:, None] * (np.diag(graph.sum(axis=1)) - graph) * root
     expected = (both + laplacian @ (both @ g) @ o)[: len(nodes[0])]
     np.testing.assert_allclose(pair.norm_N, np.linalg.norm(expected, axis=1), rtol=1e-4)
-    np.testing.assert_allclose(pair.cross_NM, graph[: len(nodes[0]), len(nodes[0]) :], atol=1e-5)
+    np.testing.assert_allclose(pair.correspondence_NM, graph[: len(nodes[0]), len(nodes[0]) :], atol=1e-5)

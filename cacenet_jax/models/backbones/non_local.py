@@ -3,6 +3,7 @@
 Legend: B images, H x W positions (N = H W), C channels, E = C / 16 channels inside.
 """
 
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -10,7 +11,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from cacenet_jax.models.pair_stages.released import REDUCTION, torch_uniform
+REDUCTION = 16  # of the channels inside a bottleneck of the recipe
+
+
+def torch_uniform(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+    """Initialise a 1x1 convolution as PyTorch does: uniform within 1 / sqrt(inputs).
+
+    A bias of E numbers belongs to a kernel with 16 E inputs here.
+    """
+    inputs = shape[0] if len(shape) > 1 else REDUCTION * shape[0]
+    return jax.random.uniform(key, shape, dtype, -1, 1) / math.sqrt(inputs)
 
 
 class NonLocal(nn.Module):

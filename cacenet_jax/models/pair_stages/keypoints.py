@@ -15,21 +15,24 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 from numpy import ndarray
 
+from cacenet_jax.losses import GridLabels, LossWeights, RowLosses, batch_hard_rows
 from cacenet_jax.models.attention import affinity
 from cacenet_jax.models.heads import normalise
+from cacenet_jax.models.pair_stages.affinities import AffinityStage, Block
+from cacenet_jax.models.pair_stages.base import Individual, PairView
 
 AnyArray = Array | ndarray
 
 
 class KeyPoints(NamedTuple):
-    """What the key-point similarity needs of an image; directions are made where they are used.
+    """Per-image terms of the key-point similarity; directions are computed where they are used.
 
     Attributes:
         nodes_ND: the map, one row a position.
-        other_keys_NE: what affinities are computed from; None for the nodes, the paper's, so that they are kept once.
+        other_keys_NE: keys of the affinities; None for the nodes, the paper's, so that these are kept once.
     """
 
     nodes_ND: Array
@@ -37,7 +40,7 @@ class KeyPoints(NamedTuple):
 
     @property
     def keys_NE(self) -> Array:
-        """What affinities are computed from."""
+        """Keys of the affinities."""
         return self.nodes_ND if self.other_keys_NE is None else self.other_keys_NE
 
     @property
@@ -47,11 +50,11 @@ class KeyPoints(NamedTuple):
 
 
 class KeyPointDistance(NamedTuple):
-    """Of a pair of images, or of each pair of a grid.
+    """Distance of a pair of images, or of each pair of a grid.
 
     Attributes:
         distance: 1 - similarity, 0 to 2, at least float32.
-        positive: share of positive affinities, without gradient.
+        positive: fraction of positive affinities, without gradient.
     """
 
     distance: Array
@@ -123,5 +126,72 @@ def key_point_grid(
     if size == num_columns:
         return columns(all_points)
     cut = jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), all_points)
-    found = jax.lax.map(jax.checkpoint(columns), cut)
-    return jax.tree.map(lambda x_TRC: x_TRC.swapaxes(0, 1).reshape(num_rows, num_columns), found)
+    blocks = jax.lax.map(jax.checkpoint(columns), cut)
+    return jax.tree.map(lambda x_TRC: x_TRC.swapaxes(0, 1).reshape(num_rows, num_columns), blocks)
+
+
+class KeyPointStage(AffinityStage, kw_only=True):
+    """Visual clue alignment without a graph convolution: the similarity of key-point pairs; see the top of the file."""
+
+    @property
+    def title(self) -> str:
+        """Name of the stage's correspondences in figures."""
+        return "key-point pairs"
+
+    @property
+    def learned_blocks(self) -> tuple[Block, ...]:
+        """The cross block alone."""
+        return ("cross",)
+
+    def terms(
+        self,
+        nodes_BND: Float[Array, "B N D"],
+        parts_BN: Int[Array, "B N"] | None,
+        individual: Individual,
+        *,
+        train: bool,
+    ) -> KeyPoints:
+        """Key points of each image, leading axis B."""
+        del parts_BN, individual
+        return key_points(nodes_BND, self.learned_keys(nodes_BND, train=train))
+
+    def constants(self, individual: Individual) -> Float[Array, "E"]:
+        """The diagonal of W', at least float32."""
+        del individual
+        weight_E = self.learned_weight("cross")
+        return weight_E.astype(jnp.promote_types(weight_E.dtype, jnp.float32))
+
+    def distance(self, constants: Float[Array, "E"], u: KeyPoints, v: KeyPoints) -> Float[Array, ""]:
+        """Compute `key_point_distance` of two images."""
+        return key_point_distance(u, v, constants).distance
+
+    def view(
+        self, u: KeyPoints, v: KeyPoints, nodes_u_ND: Array, nodes_v_MD: Array, individual: Individual
+    ) -> PairView:
+        """The cross block of the correspondence attention."""
+        del nodes_u_ND, nodes_v_MD
+        return PairView(affinity(u.keys_NE, v.keys_NE, self.constants(individual)), None)
+
+    def grid(
+        self,
+        nodes_RND: Float[Array, "R N D"],
+        parts_RN: Int[Array, "R N"] | None,
+        individual: Individual,
+        *,
+        train: bool,
+    ) -> KeyPointDistance:
+        """Compute `key_point_grid`: the default form, with each product of all pairs as one."""
+        points = self.terms(nodes_RND, parts_RN, individual, train=train)
+        rows, num_nodes = nodes_RND.shape[:2]
+        block = self.columns_at_once(
+            24 * rows * num_nodes**2
+        )  # bytes of a column, with the backward pass of two products
+        return key_point_grid(points, self.learned_weight("cross"), block, self.grid_axis(rows, train)[0])
+
+    def losses(self, grid: KeyPointDistance, labels: GridLabels, weights: LossWeights) -> dict[str, RowLosses]:
+        """Batch-hard triplet loss of the distances."""
+        return {"pair_triplet": batch_hard_rows(grid.distance, *labels, weights.margin)}
+
+    def diagnostics(self, grid: KeyPointDistance) -> dict[str, Array]:
+        """Fraction of positive affinities across images."""
+        return {"positive_cross": grid.positive.mean()}

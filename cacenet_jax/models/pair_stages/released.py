@@ -12,41 +12,37 @@ Legend: u target image, v contextual image, N and M nodes, D channels, E = D / 1
 device (rows), C images of all devices (columns).
 """
 
-import math
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 from numpy import ndarray
 
+from cacenet_jax.distributed.collectives import all_gather
+from cacenet_jax.losses import GridLabels, LossWeights, RowLosses
+from cacenet_jax.models.backbones.non_local import REDUCTION, torch_uniform
+from cacenet_jax.models.heads import Embedded, EmbeddingHead
+from cacenet_jax.models.pair_stages.base import Individual, PairView
+from cacenet_jax.models.pair_stages.embedding_pairs import EmbeddingPairStage
 from cacenet_jax.models.pair_stages.grids import map_grid
 from cacenet_jax.models.pooling import generalised_mean
 
 AnyArray = Array | ndarray
 
-REDUCTION = 16  # of the channels inside a bottleneck
 _NORM = 1e-12  # added to a norm
 _ISOLATED = 1e-3  # degrees up to this count as 1
-
-
-def torch_uniform(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
-    """What PyTorch starts a convolution with: uniform within 1 / sqrt(inputs); of a bias the inputs are its own size.
-
-    A bias of E numbers belongs to a kernel of 16 E inputs here.
-    """
-    inputs = shape[0] if len(shape) > 1 else REDUCTION * shape[0]
-    return jax.random.uniform(key, shape, dtype, -1, 1) / math.sqrt(inputs)
+_MAPS_AT_ONCE = 8  # candidates whose maps exist at a time
 
 
 class BottleneckTerms(NamedTuple):
-    """What the graph needs of one image; computed once per image.
+    """Per-image terms of the graph.
 
     Attributes:
         nodes_ND: the map, one row a position.
-        keys_NE: Y, what affinities are made from.
-        values_NE: G, what the graph moves.
+        keys_NE: Y, the keys of the affinities.
+        values_NE: G, the features that the graph moves.
         intra_NN: S, at least float32, its diagonal 0.
         degree_N: row sums of S.
     """
@@ -59,7 +55,7 @@ class BottleneckTerms(NamedTuple):
 
 
 class Encoder(NamedTuple):
-    """What makes an embedding of a pair's map.
+    """Constants that turn a pair's map into an embedding, but for the batch norm.
 
     Attributes:
         out_ED: W_o.
@@ -73,11 +69,11 @@ class Encoder(NamedTuple):
 
 
 class EncodedGrid(NamedTuple):
-    """Of every pair of a grid; the last two without gradient.
+    """Encoded pairs of a grid and the health of their graphs; the last two without gradient.
 
     Attributes:
         encoded: pooled conditional maps after the 1x1 convolution, (R, C, F).
-        positive_cross: share of positive affinities across images, (R, C).
+        positive_cross: fraction of positive affinities across images, (R, C).
         degree: mean degree of u's nodes, (R, C).
     """
 
@@ -184,14 +180,12 @@ def encoded_grid(
     """Every image given every image, pooled and encoded; maps are made and dropped a few at a time.
 
     Args:
-        encoder: what makes an embedding of a map.
+        encoder: constants of the embedding.
         terms: of this device's images, leading axis R.
         budget_bytes: of the maps that exist at a time, in the forward or the backward pass; one pair at least.
         axis_name: device axis of the rows, None on one device.
     """
-    columns = terms
-    if axis_name is not None:
-        columns = jax.tree.map(lambda x: jax.lax.all_gather(x, axis_name, tiled=True), terms)
+    columns = jax.tree.map(lambda x: all_gather(x, axis_name), terms)
     nodes, channels = terms.nodes_ND.shape[1:]
 
     def pair(u: BottleneckTerms, v: BottleneckTerms) -> EncodedGrid:
@@ -206,3 +200,143 @@ def encoded_grid(
         return EncodedGrid(encoded_F, positive, jax.lax.stop_gradient(degree_u_N.mean()))
 
     return map_grid(pair, terms, columns, budget_bytes // (4 * (8 * nodes * channels + 6 * nodes * nodes)))
+
+
+class ReleasedConstants(NamedTuple):
+    """Constants of a trained stage, at least float32.
+
+    Attributes:
+        encoder: W_o, the exponent, and the 1x1 convolution with the scale of the batch norm.
+        bias_F: bias of the batch norm, less the scaled mean.
+    """
+
+    encoder: Encoder
+    bias_F: Array
+
+
+class ReleasedGrid(NamedTuple):
+    """A training grid.
+
+    Attributes:
+        conditional: f(u|v) and its logits, (R, C, F) and (R, C, I).
+        positive_intra: fraction of positive affinities within images, scalar.
+        positive_cross: fraction of positive affinities across images, scalar.
+        degree: mean degree of a node in a pair's graph, scalar.
+    """
+
+    conditional: Embedded
+    positive_intra: Array
+    positive_cross: Array
+    degree: Array
+
+
+class ReleasedStage(EmbeddingPairStage, kw_only=True):
+    """The graph of bottlenecks as a pair stage; see the top of the file.
+
+    Attributes:
+        shared_encoder: encode conditional maps by the individual head, with a second classifier; else by a head of its own.
+    """
+
+    shared_encoder: bool = True
+
+    def setup(self) -> None:
+        """Create the graph and, where the encoder is not shared, the head."""
+        self.pair_graph = BottleneckGraph(self.channels, dtype=self.dtype)
+        if not self.shared_encoder:
+            self.conditional_head = EmbeddingHead(
+                self.embed_dim, self.num_identities, self.dtype, self.axis_name, self.relu, self.dropout
+            )
+
+    @property
+    def title(self) -> str:
+        """Name of the stage's correspondences in figures."""
+        return "correspondence attention"
+
+    @property
+    def supports_frozen(self) -> bool:
+        """False: the encoder, and in the released recipe the exponent, are those of the individual branch."""
+        return False
+
+    @property
+    def shares_encoder(self) -> bool:
+        """True if the individual head also encodes pairs."""
+        return self.shared_encoder
+
+    def _head(self, individual: Individual) -> EmbeddingHead:
+        return individual.head if self.shared_encoder else self.conditional_head
+
+    def _encoder(self, individual: Individual, dtype: Any) -> Encoder:
+        """Constants of the embedding, of an initialised model, products in the given type."""
+        kernel_DF = self._head(individual).kernel
+        return Encoder(self.pair_graph.out().astype(dtype), individual.exponent, kernel_DF.astype(dtype))
+
+    def terms(
+        self,
+        nodes_BND: Float[Array, "B N D"],
+        parts_BN: Int[Array, "B N"] | None,
+        individual: Individual,
+        *,
+        train: bool,
+    ) -> BottleneckTerms:
+        """Terms of each image, leading axis B."""
+        del parts_BN, individual, train
+        return self.pair_graph(nodes_BND)
+
+    def store(self, constants: ReleasedConstants, terms: BottleneckTerms, dtype: Any) -> BottleneckTerms:
+        """Everything but the degrees in the storage type: the pooling is not linear, so that whole maps are kept."""
+        return super().store(constants, terms, dtype)._replace(degree_N=terms.degree_N)
+
+    def constants(self, individual: Individual) -> ReleasedConstants:
+        """Constants with the batch norm of the test mode folded in."""
+        encoder = self._encoder(individual, jnp.promote_types(self.dtype, jnp.float32))
+        scale_F, bias_F = self._head(individual).norm_affine()
+        return ReleasedConstants(encoder._replace(kernel_DF=encoder.kernel_DF * scale_F), bias_F)
+
+    def distance(self, constants: ReleasedConstants, u: BottleneckTerms, v: BottleneckTerms) -> Float[Array, ""]:
+        """Distance of f(u|v) and f(v|u)."""
+        maps = bottleneck_maps(constants.encoder.out_ED, u, v)
+        pooled_2D = jnp.stack([generalised_mean(map_ND, constants.encoder.exponent) for map_ND in maps])
+        embedding_2F = pooled_2D @ constants.encoder.kernel_DF + constants.bias_F
+        return self.between(*embedding_2F)
+
+    def distances(self, constants: ReleasedConstants, u: BottleneckTerms, v: BottleneckTerms) -> Float[Array, "C"]:
+        """Distances of one image and C others, so many maps at a time as memory allows."""
+        if not isinstance(v.degree_N.shape[0], int):  # an export for any number of candidates
+            return super().distances(constants, u, v)
+        return jax.lax.map(lambda v: self.distance(constants, u, v), v, batch_size=_MAPS_AT_ONCE)
+
+    def view(
+        self, u: BottleneckTerms, v: BottleneckTerms, nodes_u_ND: Array, nodes_v_MD: Array, individual: Individual
+    ) -> PairView:
+        """The cross block and the norms of the network's own conditional map."""
+        del nodes_u_ND, nodes_v_MD
+        map_ND = bottleneck_maps(self._encoder(individual, self.dtype).out_ED, u, v)[0]
+        return PairView(cross_block(u, v), jnp.linalg.norm(map_ND, axis=-1))
+
+    def grid(
+        self,
+        nodes_RND: Float[Array, "R N D"],
+        parts_RN: Int[Array, "R N"] | None,
+        individual: Individual,
+        *,
+        train: bool,
+    ) -> ReleasedGrid:
+        """Encode every pair; the batch norm then sees the whole grid."""
+        head = self._head(individual)
+        if self.is_initializing():  # the head makes its parameters when it is called
+            head(nodes_RND[:, 0], train=train)
+        terms = self.terms(nodes_RND, parts_RN, individual, train=train)
+        encoder = self._encoder(individual, self.dtype)
+        encoded = encoded_grid(encoder, terms, int(self.memory_mib * 2**20), self.grid_axis(len(nodes_RND), train)[0])
+        finish = head.finish_pairs if self.shared_encoder else head.finish
+        positive_intra = (terms.intra_NN > 0).mean(dtype=jnp.float32)
+        conditional = finish(encoded.encoded, train=train)
+        return ReleasedGrid(conditional, positive_intra, encoded.positive_cross.mean(), encoded.degree.mean())
+
+    def losses(self, grid: ReleasedGrid, labels: GridLabels, weights: LossWeights) -> dict[str, RowLosses]:
+        """Mix-up identity loss (equation 8) and batch-hard triplet loss of the pair distances."""
+        return self.embedding_losses(grid.conditional, labels, weights)
+
+    def diagnostics(self, grid: ReleasedGrid) -> dict[str, Array]:
+        """Health of the graphs."""
+        return {name: getattr(grid, name) for name in ("positive_intra", "positive_cross", "degree")}

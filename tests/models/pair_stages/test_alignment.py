@@ -5,16 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from oracles import affinity, graph_conv
-from tiny_retrieval import applied, compose, describe, group_distance, network
+from tiny_retrieval import applied, compose, describe, distances, network, plain_distance, terms_of, with_stage
 
 from cacenet_jax.errors import UserError
 from cacenet_jax.models.graph import laplacian_conv
-from cacenet_jax.models.pair_stages.conditional import alignment
 from cacenet_jax.models.pair_stages.conditional.alignment import STRATEGIES, blocks, connect
 from cacenet_jax.models.pair_stages.conditional.pair import conditional_maps, image_terms
+from cacenet_jax.models.part_positions import part_positions
 
 pytestmark = pytest.mark.usefixtures("x64")
-node_parts = jax.jit(alignment.node_parts, static_argnums=(1, 2))
+node_parts = jax.jit(part_positions, static_argnums=(1, 2))
 RNG = np.random.default_rng(0)
 U, V = RNG.standard_normal((6, 4)), RNG.standard_normal((6, 4))
 W, W_CROSS = RNG.standard_normal(4), RNG.standard_normal(4)
@@ -124,7 +124,7 @@ IMAGES = np.concatenate([np.random.default_rng(3).standard_normal((3, 4, 2, 3)),
 def tiny(strategy, neighbours, **fields):
     """A network whose maps are the image's pixels; the part of a position is that of its pixel."""
     net, variables = network(jnp.float64, alignment="attention", **fields)
-    net = net.clone(alignment=strategy, neighbours=neighbours)
+    net = with_stage(net, alignment=strategy, neighbours=neighbours)
     images = IMAGES if net.image_channels == 4 else IMAGES[..., :3]
     return net, variables, jnp.asarray(images)
 
@@ -143,8 +143,7 @@ def nodes_of(images):
 @pytest.mark.parametrize(("strategy", "neighbours"), CASES)
 def test_the_grid_is_that_of_the_literal_graphs(strategy, neighbours):
     net, variables, images = tiny(strategy, neighbours)
-    maps, parts = looked_at(net, variables, images)
-    grid = applied(net, variables, maps, parts, train=False, method="grid")
+    _, grid = applied(net, variables, images, train=False)
     nodes, labels = nodes_of(images), LABELS.reshape(3, -1)
     weights = [np.asarray(variables["params"][f"{name}_weight"]) / 4 for name in ("intra", "cross")]
     head = variables["params"]["conditional_head"]
@@ -165,13 +164,13 @@ def test_the_grid_is_that_of_the_literal_graphs(strategy, neighbours):
 def test_retrieval_scores_pairs_as_the_network_does(strategy, neighbours, keys):
     net, variables, images = tiny(strategy, neighbours, keys=keys)
     maps, parts = looked_at(net, variables, images)
-    terms = applied(net, variables, maps, parts, train=False, method="terms")
+    terms = terms_of(net, variables, maps, parts)
     constants = compose(net, variables)
     _, stored = describe(net, variables, constants, maps, jnp.float64, parts)
     take = lambda tree, i: jax.tree.map(lambda x: x[i], tree)
     for u in range(3):
-        found = group_distance(constants, take(stored, u), stored, net.clue_weight, net.nearest)
-        expected = [applied(net, variables, take(terms, u), take(terms, v), method="pair_distance") for v in range(3)]
+        found = distances(net, constants, take(stored, u), stored)
+        expected = [applied(net, variables, take(terms, u), take(terms, v), method=plain_distance) for v in range(3)]
         np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9)
 
 
@@ -198,7 +197,7 @@ def test_a_rule_has_no_weights_to_learn_and_an_individual_graph_no_cross_weight(
         ("individual", {"intra_weight"}),
         ("attention", {"intra_weight", "cross_weight"}),
     ):
-        net = network(jnp.float32)[0].clone(alignment=strategy)
+        net = with_stage(network(jnp.float32)[0], alignment=strategy)
         params = jax.eval_shape(
             lambda key, net=net: net.init(key, jnp.zeros((2, 2, 2, 3)), train=False), jax.random.key(0)
         )

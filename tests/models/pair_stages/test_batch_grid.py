@@ -13,7 +13,7 @@ from cacenet_jax.errors import UserError
 from cacenet_jax.models.attention import correspondence
 from cacenet_jax.models.graph import laplacian_conv
 from cacenet_jax.models.pair_stages.conditional.batch_grid import coefficients, encoded_grid
-from cacenet_jax.models.pair_stages.conditional.memory_plan import Plan, plan
+from cacenet_jax.models.pair_stages.conditional.memory_plan import Plan
 
 PLANS = {
     "as on a GPU": Plan(None, 6, True, False, 6, True),
@@ -129,12 +129,12 @@ def test_bfloat16_maps_give_float32_results_near_the_exact_ones():
 
 
 def test_plan_keeps_within_the_budget_and_says_what_it_needs():
-    everything = plan(16, 16, 192, 2048, 1024.0)
+    everything = make_plan(16, 16, 192, 2048, 1024.0)
     assert everything.keep and everything.encode == 16
-    tight = plan(16, 16, 192, 2048, 40.0)
+    tight = make_plan(16, 16, 192, 2048, 40.0)
     assert not tight.keep and tight.panel < 16
-    assert plan(2, 16, 192, 2048, 1024.0, axis_name="data").mirror is False  # the other order is on another device
-    gpu = plan(16, 16, 192, 2048, 1024.0, 2, backend="gpu")
+    assert make_plan(2, 16, 192, 2048, 1024.0, axis_name="data").mirror is False  # the other order is on another device
+    gpu = make_plan(16, 16, 192, 2048, 1024.0, 2, backend="gpu")
     assert gpu == Plan(None, 16, True, False, 16, True)  # one panel: large products
 
 
@@ -143,17 +143,17 @@ def test_a_budget_that_is_too_small_is_refused_and_the_advice_works(share):
     with pytest.raises(
         UserError, match=r"pair_memory_mib: found 16, expected at least .* for 256 x 256 pairs of 192"
     ) as error:
-        plan(256, 256, 192, 2048, 16.0, share=share)
+        make_plan(256, 256, 192, 2048, 16.0, share=share)
     advised = float(re.search(r"at least (\d+)", str(error.value)).group(1))
-    plan(256, 256, 192, 2048, advised, share=share)
+    make_plan(256, 256, 192, 2048, advised, share=share)
     with pytest.raises(UserError):
-        plan(256, 256, 192, 2048, advised - 1, share=share)
+        make_plan(256, 256, 192, 2048, advised - 1, share=share)
 
 
 def compiled(size, budget_mib, nodes=48, channels=256, embed=64, backend=None):
     """The grid, forward and backward, as XLA would run it; nothing is run."""
     shapes = [(size, nodes, channels), (channels,), (channels,), (channels, embed), (size, size, embed)]
-    how = plan(size, size, nodes, channels, budget_mib, backend=backend)
+    how = make_plan(size, size, nodes, channels, budget_mib, backend=backend)
 
     def both(*inputs):
         value, back = jax.vjp(lambda *x: exact(how, *x), *inputs[:-1])
@@ -172,7 +172,7 @@ def test_temporaries_stay_within_the_budget_from_batch_16_to_256(size, nodes, ch
     found = compiled(size, budget, nodes, channels, backend=backend).memory_analysis().temp_size_in_bytes
     assert found <= budget * 2**20 + 4 * (4 * size * nodes * channels)
     at_once = Plan(None, size, True, False, size)
-    assert plan(size, size, nodes, channels, budget, backend="gpu") != at_once._replace(fused=True)
+    assert make_plan(size, size, nodes, channels, budget, backend="gpu") != at_once._replace(fused=True)
 
 
 def arrays_of(text):
@@ -217,7 +217,7 @@ def test_rows_on_several_devices_give_the_grid_of_one(x64, devices, panel, keep,
 
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
 def test_grid_of_the_papers_size_lowers_for_accelerators_as_they_run_it(platform):
-    how = plan(16, 16, 192, 2048, 1024.0, 2, backend="gpu")
+    how = make_plan(16, 16, 192, 2048, 1024.0, 2, backend="gpu")
 
     def both(cotangent, *inputs):
         value, back = jax.vjp(lambda *x: exact(how, *x), *inputs)

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from oracles import finite_difference, literal_evidence
-from tiny_retrieval import applied, compose, describe, group_distance, network
+from tiny_retrieval import applied, compose, describe, distances, network, terms_of
 
 from cacenet_jax.models.pair_stages import evidence as module
-from cacenet_jax.models.pair_stages.evidence import Judge, Regions
+from cacenet_jax.models.pair_stages.evidence import EvidenceParameters, Regions
 
 evidence, evidence_distance = jax.jit(module.evidence), jax.jit(module.evidence_distance)
 pytestmark = pytest.mark.usefixtures("x64")
@@ -19,7 +19,7 @@ CHANNELS = 3
 def judge(seed=0):
     rng = np.random.default_rng(seed)
     shapes = ((), (2 * CHANNELS, 6), 6, 6, (2 * CHANNELS, 4), 4, 4)
-    return Judge(*(rng.standard_normal(shape) for shape in shapes))
+    return EvidenceParameters(*(rng.standard_normal(shape) for shape in shapes))
 
 
 def regions(count, case="different"):
@@ -58,7 +58,7 @@ def test_gradient_is_the_difference_quotient_for_every_parameter_and_both_images
 
 @pytest.mark.parametrize("memory", [1024.0, 1e-4])
 def test_network_and_retrieval_score_by_it(memory):
-    net, variables = network(jnp.float64, pair_score="evidence", evidence_channels=5, pair_memory_mib=memory)
+    net, variables = network(jnp.float64, stage="evidence", features=5, memory_mib=memory)
     assert set(variables["params"]) == {"individual_head", "local_evidence"}
     part = variables["params"]["local_evidence"]
     variables["params"]["local_evidence"] = jax.tree.map(
@@ -67,31 +67,29 @@ def test_network_and_retrieval_score_by_it(memory):
     images = jnp.asarray(RNG.standard_normal((4, 3, 2, 3)))
     _, grid = applied(net, variables, images, train=False)
     maps = applied(net, variables, images, train=False, method="maps")
-    terms = applied(net, variables, maps, train=False, method="terms")
+    terms = terms_of(net, variables, maps)
     take = lambda tree, i: jax.tree.map(lambda x: x[i], tree)
-    expected = [
-        [applied(net, variables, take(terms, u), take(terms, v), method="pair_distance") for v in range(4)]
-        for u in range(4)
-    ]
-    score = grid.evidence + grid.evidence.T
+    constants = compose(net, variables)
+    pair = lambda u, v: evidence_distance(constants, take(terms, u), take(terms, v))
+    expected = [[pair(u, v) for v in range(4)] for u in range(4)]
+    score = grid + grid.T
     np.testing.assert_allclose(1 - score / 8, expected, rtol=1e-9)
     assert np.std(expected) > 1e-4
-    constants = compose(net, variables)
     _, stored = describe(net, variables, constants, maps, jnp.float64)
-    found = jnp.stack([group_distance(constants, take(stored, u), stored) for u in range(4)])
+    found = jnp.stack([distances(net, constants, take(stored, u), stored) for u in range(4)])
     np.testing.assert_allclose(found, expected, rtol=1e-9)
     rounded = describe(net, variables, constants, maps, jnp.bfloat16)[1]
     assert all(x.dtype == jnp.bfloat16 for x in jax.tree.leaves(rounded))
-    np.testing.assert_allclose(group_distance(constants, take(rounded, 0), rounded), expected[0], atol=0.02)
+    np.testing.assert_allclose(distances(net, constants, take(rounded, 0), rounded), expected[0], atol=0.02)
 
 
 def test_what_is_frozen_has_no_gradient():
-    net, variables = network(jnp.float64, pair_score="evidence", evidence_channels=5, frozen=True)
+    net, variables = network(jnp.float64, stage="evidence", features=5, frozen=True)
     images = jnp.asarray(RNG.standard_normal((4, 3, 2, 3)))
 
     def everything(params):
         (individual, grid), _ = net.apply({**variables, "params": params}, images, train=True, mutable=["batch_stats"])
-        return individual.logits.sum() + individual.embedding.sum() + (grid.evidence**2).sum()
+        return individual.logits.sum() + individual.embedding.sum() + (grid**2).sum()
 
     found = jax.jit(jax.grad(everything))(variables["params"])
     assert all((x == 0).all() for x in jax.tree.leaves(found["individual_head"]))

@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from oracles import affinity, finite_difference
-from tiny_retrieval import applied, compose, describe, group_distance, network
+from tiny_retrieval import applied, compose, describe, distances, network, terms_of
 
-from cacenet_jax.losses import batch_hard_triplet
+from cacenet_jax.losses import LossWeights, batch_hard_triplet
 from cacenet_jax.models.pair_stages import keypoints
 from cacenet_jax.models.pair_stages.keypoints import key_points
-from cacenet_jax.train_step import LossWeights, loss_terms
+from cacenet_jax.train_step import loss_terms
 
 pytestmark = pytest.mark.usefixtures("x64")
 RNG = np.random.default_rng(0)
@@ -58,24 +58,22 @@ def test_gradient_for_the_weights_is_the_difference_quotient_and_finite_without_
 @pytest.mark.parametrize("keys", ["raw", "l2", "correlation"])
 @pytest.mark.parametrize("memory", [1024.0, 0.0006])
 def test_network_trains_and_scores_by_it(keys, memory):
-    net, variables = network(jnp.float64, pair_score="keypoints", keys=keys, pair_memory_mib=memory)
+    net, variables = network(jnp.float64, stage="keypoints", keys=keys, memory_mib=memory)
     assert {name for name in variables["params"] if "weight" in name} == {"cross_weight"}
     assert "conditional_head" not in variables["params"]
     images, labels = jnp.asarray(RNG.standard_normal((4, 3, 2, 3))), jnp.asarray([0, 0, 1, 1])
     maps = applied(net, variables, images, train=False, method="maps")
     individual, grid = applied(net, variables, images, train=False)
-    terms = applied(net, variables, maps, train=False, method="terms")
+    terms = terms_of(net, variables, maps)
     take = lambda tree, i: jax.tree.map(lambda x: x[i], tree)
-    expected = [
-        [applied(net, variables, take(terms, u), take(terms, v), method="pair_distance") for v in range(4)]
-        for u in range(4)
-    ]
-    np.testing.assert_allclose(grid.points, expected, rtol=1e-9)
-    found = loss_terms(individual, grid, labels, jnp.arange(4), LossWeights(), None)
-    assert set(found) == {"identity", "triplet", "pair_triplet"}
-    np.testing.assert_allclose(found["pair_triplet"], batch_hard_triplet(grid.points, labels, 0.5), rtol=1e-9)
     constants = compose(net, variables)
+    pair = lambda u, v: key_point_distance(take(terms, u), take(terms, v), constants).distance
+    expected = [[pair(u, v) for v in range(4)] for u in range(4)]
+    np.testing.assert_allclose(grid.distance, expected, rtol=1e-9)
+    found = loss_terms(net, individual, grid, labels, jnp.arange(4), LossWeights())
+    assert set(found) == {"identity", "triplet", "pair_triplet"}
+    np.testing.assert_allclose(found["pair_triplet"], batch_hard_triplet(grid.distance, labels, 0.5), rtol=1e-9)
     _, stored = describe(net, variables, constants, maps, jnp.float64)
     assert len(jax.tree.leaves(stored)) == (1 if keys == "raw" else 2)  # a map that is its own keys is kept once
-    found = jnp.stack([group_distance(constants, take(stored, u), stored) for u in range(4)])
+    found = jnp.stack([distances(net, constants, take(stored, u), stored) for u in range(4)])
     np.testing.assert_allclose(found, expected, rtol=1e-9)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from oracles import finite_difference
-from tiny_retrieval import applied, compose, describe, group_distance, network
+from tiny_retrieval import applied, compose, describe, network
 
 from cacenet_jax.errors import UserError
 from cacenet_jax.models.backbones import resnet
@@ -22,7 +22,7 @@ from cacenet_jax.models.pooling import generalised_mean
 
 RNG = np.random.default_rng(0)
 D = 32
-RECIPE = {"filters": "residual", "keys": "bottleneck", "pooling": "gem", "shared_encoder": True, "relu": True}
+RECIPE = {"stage": "released", "pooling": "gem", "relu": True}
 
 
 def literal_map(y_DE, g_DE, o_ED, nodes_u_ND, nodes_v_MD, roots=None):
@@ -136,7 +136,7 @@ def test_retrieval_scores_the_pairs_of_the_grid(x64, fields):
     """The grid, in one go and in blocks; the plain distance of every pair; the stored terms."""
     net, variables = network(jnp.float64, **fields)
     assert set(variables["params"]) >= {"pair_graph", "individual_head"}
-    assert ("pair_classifier" in variables["params"]["individual_head"]) == net.shared_encoder
+    assert ("pair_classifier" in variables["params"]["individual_head"]) == net.pair_stage.shared_encoder
     images = jnp.asarray(IMAGES)
     individual, grid = applied(net, variables, images, train=False)
     f_BBF = np.asarray(grid.conditional.embedding)
@@ -144,17 +144,14 @@ def test_retrieval_scores_the_pairs_of_the_grid(x64, fields):
     expected = 1 - (f_BBF * f_BBF.swapaxes(0, 1)).sum(axis=-1)
     assert np.std(expected[~np.eye(3, dtype=bool)]) > 1e-4
     for memory in (2e-3, 1e-6):  # a row at a time, a pair at a time
-        _, again = applied(net.clone(pair_memory_mib=memory), variables, images, train=False)
+        _, again = applied(with_stage(net, memory_mib=memory), variables, images, train=False)
         np.testing.assert_allclose(again.conditional.logits, grid.conditional.logits, rtol=1e-12)
     maps = applied(net, variables, images, train=False, method="maps")
     constants = compose(net, variables)
     embedding, terms = describe(net, variables, constants, maps, jnp.float64)
     take = lambda tree, i: jax.tree.map(lambda x: x[i], tree)
-    group = lambda one, others: group_distance(constants, one, others)
+    group = lambda one, others: distances(net, constants, one, others)
     np.testing.assert_allclose([group(take(terms, i), terms) for i in range(3)], expected, rtol=1e-9, atol=1e-12)
-    plain = applied(net, variables, maps, method="describe")
-    pair = applied(net, variables, take(plain.terms, 0), take(plain.terms, 1), method="pair_distance")
-    np.testing.assert_allclose(pair, expected[0, 1], rtol=1e-9)
     f_BF = np.asarray(individual.embedding)
     np.testing.assert_allclose(embedding, f_BF / np.linalg.norm(f_BF, axis=1, keepdims=True), rtol=1e-9)
     rounded: BottleneckTerms = describe(net, variables, constants, maps, jnp.bfloat16)[1]

@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_retrieval import D, applied, compose, describe, group_distance, network
+from tiny_retrieval import D, applied, compose, describe, network, plain_distance
+from tiny_retrieval import distances as stored_distances
 
 EVERY = [
     {"keys": keys, "filters": filters, "kind": kind, "clue_weight": clue_weight}
@@ -27,12 +28,12 @@ def distances(net, variables, images, dtype):
     maps = applied(net, variables, jnp.asarray(images), train=False, method="maps")
     plain = applied(net, variables, maps, method="describe")
     take = lambda tree, i: jax.tree.map(lambda x: x[i], tree)
-    pair = lambda i, j: applied(net, variables, take(plain.terms, i), take(plain.terms, j), method="pair_distance")
+    pair = lambda i, j: applied(net, variables, take(plain.terms, i), take(plain.terms, j), method=plain_distance)
     expected = np.array([[pair(i, j) for j in range(len(images))] for i in range(len(images))])
     constants = compose(net, variables)
     embedding, terms = describe(net, variables, constants, maps, dtype)
     np.testing.assert_allclose(embedding, plain.embedding, rtol=1e-6)
-    group = lambda i: group_distance(constants, take(terms, i), terms, net.clue_weight)
+    group = lambda i: stored_distances(net, constants, take(terms, i), terms)
     return expected, np.array([group(i) for i in range(len(images))]), terms
 
 

@@ -13,32 +13,65 @@ memory plan and its devices, and differ in keys, weights and in c alone:
     full         1                                    ReLU          everybody
     semantic     one-hot of its body part, 0 outside  ReLU          the same body part
 
-The last five are rules: their edges weigh 1 and get no gradient.
+The last five are rules: their edges weigh 1 and get no gradient. A new rule is a function from maps to keys and a
+`STRATEGIES.register` below it, in this file or, as `config.model.pair.alignment=MODULE:NAME`, in any other.
 
-Legend: u target image, v contextual image, B images, N and M nodes, D channels, E channels of keys, H x W pixels.
+Legend: u target image, v contextual image, B images, N and M nodes, D channels, E channels of keys.
 """
 
-from typing import Literal, get_args
+import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, Float, Int
 from numpy import ndarray
 
 from cacenet_jax.errors import UserError
 from cacenet_jax.models.attention import Adjacency, affinity_scores
 from cacenet_jax.models.heads import normalise
+from cacenet_jax.models.pair_stages.affinities import Block
+from cacenet_jax.models.part_positions import NUM_LABELS
+from cacenet_jax.models.registry import Registry
 
 AnyArray = Array | ndarray
-Alignment = Literal["attention", "individual", "none", "part", "similarity", "full", "semantic"]
-STRATEGIES: tuple[str, ...] = get_args(Alignment)
-LEARNED = ("attention", "individual")
-_FEW = 8
-NUM_LABELS = 32  # of body parts, 0 for none; as data/parts.py reads them
+_FEW = 8  # neighbours that are found by passes over a row
+
+
+@dataclasses.dataclass(frozen=True)
+class Strategy:
+    """An alignment strategy.
+
+    Attributes:
+        title: name in figures.
+        rule: maps (B, N, D) and body parts (B, N) or None to keys (B, N, E); None for a strategy whose keys are learned.
+        learned: blocks whose weights are learned.
+        top_k: connect the K best scores, K = `config.model.pair.neighbours`, instead of applying a ReLU.
+        needs_parts: images carry the label of each pixel's body part.
+        row: label of a row of table 2 beside the paper's, which runs under the strategy's name; None for no such row.
+    """
+
+    title: str
+    rule: Callable[[Array, Array | None], Array] | None = None
+    learned: tuple[Block, ...] = ()
+    top_k: bool = False
+    needs_parts: bool = False
+    row: str | None = None
+
+
+STRATEGIES: Registry[Strategy] = Registry(
+    "config.model.pair.alignment", "strategy", lambda value: isinstance(value, Strategy), "an alignment.Strategy"
+)
+
+
+def table_rows() -> dict[str, tuple[str, dict[str, Any]]]:
+    """Rows of table 2 that are not the paper's: name to label and fields of `config.model.pair`."""
+    return {name: (label, {"alignment": name}) for name in STRATEGIES if (label := STRATEGIES.resolve(name).row)}
 
 
 def connect(scores_NM: Float[Array, "*grid N M"], nearest: int = 0) -> Float[Array, "*grid N M"]:
-    """From scores of pairs of positions to a block of the graph.
+    """Turn scores of pairs of positions into a block of the graph.
 
     Args:
         scores_NM: products of keys.
@@ -58,7 +91,7 @@ def connect(scores_NM: Float[Array, "*grid N M"], nearest: int = 0) -> Float[Arr
 
 
 def _kth_highest(x_NM: Array, count: int) -> Array:
-    """The count-th highest of each row, (N, 1). For a few, passes over all of them are faster than a partial sort."""
+    """Return the count-th highest value of each row, (N, 1); for a few, passes over all are faster than a partial sort."""
     if count > _FEW:
         return jax.lax.top_k(x_NM, count)[0][..., -1:]
     least_N1 = x_NM.max(axis=-1, keepdims=True)
@@ -69,37 +102,61 @@ def _kth_highest(x_NM: Array, count: int) -> Array:
     return least_N1
 
 
-def rule_keys(
-    strategy: str, nodes_BND: Float[Array, "B N D"], parts_BN: Int[Array, "B N"] | None = None
-) -> Float[Array, "B N E"]:
-    """Keys of a strategy that is a rule.
+# -- The strategies ---------------------------------------------------------------------------------------------------------
 
-    Args:
-        strategy: "none", "part", "similarity", "full" or "semantic".
-        nodes_BND: maps, one row a position.
-        parts_BN: body part of each position, 0 for none; "semantic" needs it.
+
+def none_keys(nodes_BND: Float[Array, "B N D"], parts_BN: Int[Array, "B N"] | None) -> Float[Array, "B N 1"]:
+    """Return zeros: every node is isolated."""
+    del parts_BN
+    return _constant(nodes_BND, 0)
+
+
+def full_keys(nodes_BND: Float[Array, "B N D"], parts_BN: Int[Array, "B N"] | None) -> Float[Array, "B N 1"]:
+    """Return ones: every position is a neighbour of every other."""
+    del parts_BN
+    return _constant(nodes_BND, 1)
+
+
+def _constant(nodes_BND: Array, value: float) -> Array:
+    batch, nodes, _ = nodes_BND.shape
+    one_N1 = jnp.full((nodes, 1), value, nodes_BND.dtype)
+    return jnp.broadcast_to(one_N1, (batch, nodes, 1))  # jax2onnx fills no array of a symbolic batch
+
+
+def part_keys(nodes_BND: Float[Array, "B N D"], parts_BN: Int[Array, "B N"] | None) -> Float[Array, "B N N"]:
+    """Return the one-hot place of each position."""
+    del parts_BN
+    batch, nodes, _ = nodes_BND.shape
+    return jnp.broadcast_to(jnp.eye(nodes, dtype=nodes_BND.dtype), (batch, nodes, nodes))
+
+
+def similarity_keys(nodes_BND: Float[Array, "B N D"], parts_BN: Int[Array, "B N"] | None) -> Float[Array, "B N D"]:
+    """Return the normalised nodes, without gradient."""
+    del parts_BN
+    return jax.lax.stop_gradient(normalise(nodes_BND).astype(nodes_BND.dtype))
+
+
+def semantic_keys(nodes_BND: Float[Array, "B N D"], parts_BN: Int[Array, "B N"] | None) -> Float[Array, "B N E"]:
+    """Return the one-hot body part of each position, zeros where it shows none.
 
     Raises:
-        UserError: another strategy, or "semantic" without labels.
+        UserError: there are no labels.
     """
-    batch, nodes, _ = nodes_BND.shape
-    if strategy == "semantic":
-        if parts_BN is None:
-            raise UserError(
-                "semantic alignment: found images without part labels, expected one label a pixel; set config.data.parts "
-                "to a folder of label files or choose another config.model.alignment"
-            )
-        return jax.nn.one_hot(parts_BN, NUM_LABELS, dtype=nodes_BND.dtype).at[..., 0].set(0)
-    if strategy == "similarity":
-        return jax.lax.stop_gradient(normalise(nodes_BND).astype(nodes_BND.dtype))
-    if strategy == "part":
-        return jnp.broadcast_to(jnp.eye(nodes, dtype=nodes_BND.dtype), (batch, nodes, nodes))
-    if strategy in ("none", "full"):
-        one_N1 = jnp.full((nodes, 1), strategy == "full", nodes_BND.dtype)
-        return jnp.broadcast_to(one_N1, (batch, nodes, 1))  # jax2onnx fills no array of a symbolic batch
-    raise UserError(
-        f"alignment rule: found {strategy!r}, expected none, part, similarity, full or semantic; choose one"
-    )
+    if parts_BN is None:
+        raise UserError(
+            "semantic alignment: found images without part labels, expected one label a pixel; set config.data.parts "
+            "to a folder of label files or choose another config.model.pair.alignment"
+        )
+    return jax.nn.one_hot(parts_BN, NUM_LABELS, dtype=nodes_BND.dtype).at[..., 0].set(0)
+
+
+STRATEGIES.register("attention", Strategy("correspondence attention", learned=("intra", "cross")))
+STRATEGIES.register("individual", Strategy("no cross-image graph", learned=("intra",)))
+STRATEGIES.register("none", Strategy("no alignment", none_keys))
+STRATEGIES.register("part", Strategy("part alignment", part_keys))
+STRATEGIES.register("similarity", Strategy("top-K similarity", similarity_keys, top_k=True))
+STRATEGIES.register("full", Strategy("fully connected", full_keys))
+STRATEGIES.register("semantic", Strategy("semantic alignment", semantic_keys, needs_parts=True))
 
 
 def blocks(
@@ -113,7 +170,7 @@ def blocks(
     parts_v_M: Int[AnyArray, "M"] | None = None,
     neighbours: int = 1,
 ) -> Adjacency:
-    """The graph of two images under a strategy, for `graph.laplacian_conv`, figures and studies.
+    """Compute the graph of two images under a strategy, in its literal form.
 
     Args:
         strategy: one of STRATEGIES.
@@ -129,55 +186,31 @@ def blocks(
         S_u, S_v and T_uv.
 
     Raises:
-        UserError: an unknown strategy, maps of two sizes for "part", or no labels for "semantic".
+        UserError: an unknown strategy, keys of two sizes, as for "part" and maps of two sizes, or no labels for "semantic".
 
     Source: paper, equations 2-4, sections 4.3.1 and 4.3.2.
     """
-    if strategy not in STRATEGIES:
-        raise UserError(f"alignment: found {strategy!r}, expected one of {', '.join(STRATEGIES)}; choose one of them")
+    chosen = STRATEGIES.resolve(strategy)
     keys_u, keys_v = jnp.asarray(nodes_u_ND), jnp.asarray(nodes_v_MD)
-    if strategy == "part" and len(keys_u) != len(keys_v):
-        raise UserError(
-            f"part alignment: found maps of {len(keys_u)} and {len(keys_v)} positions, expected the same number; resize"
-        )
-    if strategy not in LEARNED:
+    if chosen.rule is not None:
         labels = [None if parts is None else jnp.asarray(parts)[None] for parts in (parts_u_N, parts_v_M)]
-        keys_u, keys_v = (rule_keys(strategy, k[None], p)[0] for k, p in zip((keys_u, keys_v), labels, strict=True))
+        keys_u, keys_v = (chosen.rule(k[None], p)[0] for k, p in zip((keys_u, keys_v), labels, strict=True))
+    if keys_u.shape[-1] != keys_v.shape[-1]:
+        raise UserError(
+            f"{strategy} alignment: found maps of {len(keys_u)} and {len(keys_v)} positions, expected the same number; "
+            "resize"
+        )
     ones_E = jnp.ones(keys_u.shape[-1], keys_u.dtype)
-    learned = strategy in LEARNED
-    intra_E = ones_E if intra_weight_D is None or not learned else jnp.asarray(intra_weight_D)
-    cross_E = ones_E if cross_weight_D is None or not learned else jnp.asarray(cross_weight_D)
-    cross_E = jnp.zeros_like(cross_E) if strategy == "individual" else cross_E
-    nearest = neighbours if strategy == "similarity" else 0
+    given = {"intra": intra_weight_D, "cross": cross_weight_D}
+
+    def weight(block: Block) -> Array:
+        if chosen.rule is None and block not in chosen.learned:
+            return jnp.zeros_like(ones_E)
+        return ones_E if chosen.rule is not None or given[block] is None else jnp.asarray(given[block])
+
+    nearest = neighbours if chosen.top_k else 0
     return Adjacency(
-        connect(affinity_scores(keys_u, keys_u, intra_E), nearest),
-        connect(affinity_scores(keys_v, keys_v, intra_E), nearest),
-        connect(affinity_scores(keys_u, keys_v, cross_E), nearest),
+        connect(affinity_scores(keys_u, keys_u, weight("intra")), nearest),
+        connect(affinity_scores(keys_v, keys_v, weight("intra")), nearest),
+        connect(affinity_scores(keys_u, keys_v, weight("cross")), nearest),
     )
-
-
-def node_parts(parts_BHW: Shaped[Array, "B H W"], height: int, width: int) -> Int[Array, "B N"]:
-    """Body part of each position of a height x width map from the labels of its pixels.
-
-    The most frequent body part of the pixels that a position stands for (of equal ones the lowest label); 0 where more than
-    three quarters of them belong to nobody: limbs are narrower than a position.
-
-    Args:
-        parts_BHW: label of each pixel, 0 for background, below NUM_LABELS.
-        height: rows of the map.
-        width: columns of the map.
-    """
-    _, rows, columns = parts_BHW.shape
-    in_row_hH = jax.nn.one_hot(jnp.arange(rows) * height // rows, height, axis=0)
-    in_column_wW = jax.nn.one_hot(jnp.arange(columns) * width // columns, width, axis=0)
-    label_BHW = jnp.round(parts_BHW).astype(jnp.int32)
-
-    def count(label: Array) -> Array:
-        shown_BHW = (label_BHW == label).astype(in_row_hH.dtype)
-        return jnp.einsum("hH,bHW,wW->bhw", in_row_hH, shown_BHW, in_column_wW)
-
-    # One label at a time: one-hot pixels would take NUM_LABELS times the memory of the labels.
-    count_PBhw = jax.lax.map(count, jnp.arange(NUM_LABELS))
-    nobody_Bhw = 4 * count_PBhw[0] > 3 * count_PBhw.sum(axis=0)
-    part_Bhw = jnp.where(nobody_Bhw, 0, 1 + count_PBhw[1:].argmax(axis=0))
-    return part_Bhw.reshape(part_Bhw.shape[0], -1)

@@ -15,8 +15,8 @@ The way of the data, for the rows of one device; a panel is a few rows and all c
 
     keys -> S, degrees -> [panel: T -> roots r, T r_vu] -> own, given -> [rows: weighted sums of nodes -> Theta, encoder]
 
-Both brackets run a few rows at a time where the memory budget asks for it (pair_plan.py); past it T is computed again in the
-backward pass. No array has B^2 N D elements; one of B^2 N^2 exists where the budget has room for it, one of B^2 D where
+Both brackets run a few rows at a time where the memory budget asks for it (memory_plan.py); past it T is computed again in
+the backward pass. No array has B^2 N D elements; one of B^2 N^2 exists where the budget has room for it, one of B^2 D where
 it takes no more than 64 MiB.
 
 Legend: B images of the global batch, R rows (images of one device), P rows of a panel, N nodes of a map, D channels,
@@ -31,7 +31,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from cacenet_jax.distributed.device_map import transpose_grid
+from cacenet_jax.distributed.collectives import all_gather, transpose_grid
 from cacenet_jax.models.attention import affinity_scores
 from cacenet_jax.models.graph import inverse_sqrt_degree
 from cacenet_jax.models.pair_stages.conditional.alignment import connect
@@ -39,13 +39,13 @@ from cacenet_jax.models.pair_stages.conditional.memory_plan import Plan
 
 
 class Coefficients(NamedTuple):
-    """The weights of nodes in mean neighbours, and the health of the graph.
+    """Weights of nodes in mean neighbours, and the health of the graph.
 
     Attributes:
         own_RBN: of u's nodes in the mean neighbour of u given v, times N.
         given_RBN: of u's nodes in the mean neighbour of v given u, times N.
-        positive_intra: share of positive affinities within images, scalar, without gradient.
-        positive_cross: share of positive affinities across images, scalar, without gradient.
+        positive_intra: fraction of positive affinities within images, scalar, without gradient.
+        positive_cross: fraction of positive affinities across images, scalar, without gradient.
         degree: mean degree of u's nodes in the graph of u and v, scalar, without gradient.
     """
 
@@ -54,10 +54,6 @@ class Coefficients(NamedTuple):
     positive_intra: Array
     positive_cross: Array
     degree: Array
-
-
-def _gather(x: Array, axis_name: str | None) -> Array:
-    return x if axis_name is None else jax.lax.all_gather(x, axis_name, tiled=True)
 
 
 def _cross(keys_PNE: Array, keys_BNE: Array, weight_E: Array, nearest: int) -> Array:
@@ -79,7 +75,7 @@ def _weigh(matrix_NM: Array, vector_M: Array, fused: bool) -> Array:
 
 
 def _pair(fused: bool, cross_NM: Array, degree_u_N: Array, degree_v_M: Array) -> tuple[Array, Array, Array]:
-    """r_uv, T_uv r_vu and the share of positive affinities of one pair."""
+    """r_uv, T_uv r_vu and the fraction of positive affinities of one pair."""
     wide_NM = cross_NM.astype(degree_u_N.dtype)
     root_u_N = inverse_sqrt_degree(degree_u_N + wide_NM.sum(axis=1))
     root_v_M = inverse_sqrt_degree(degree_v_M + wide_NM.sum(axis=0))
@@ -87,7 +83,7 @@ def _pair(fused: bool, cross_NM: Array, degree_u_N: Array, degree_v_M: Array) ->
 
 
 class _Side(NamedTuple):
-    """Of one order of a pair: its roots and the cotangents of its outputs."""
+    """Roots and output cotangents for one ordering of a pair."""
 
     root_N: Array
     d_root_N: Array
@@ -147,12 +143,12 @@ def _own(intra_NN: Array, root_BN: Array) -> Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def coefficients(
-    how: Plan, keys_RNE: Float[Array, "R N E"], intra_weight_E: Float[Array, "E"], cross_weight_E: Float[Array, "E"]
+    plan: Plan, keys_RNE: Float[Array, "R N E"], intra_weight_E: Float[Array, "E"], cross_weight_E: Float[Array, "E"]
 ) -> Coefficients:
     """The weights of nodes in the mean neighbours of every pair of the grid.
 
     Args:
-        how: from `pair_plan.plan`.
+        plan: from `memory_plan.make_plan`.
         keys_RNE: what affinities are computed from, of this device's images; the maps themselves in the paper.
         intra_weight_E: diagonal of W (equation 2).
         cross_weight_E: diagonal of W' (equation 3).
@@ -162,42 +158,44 @@ def coefficients(
 
     Source: paper, equations 2-7, with the mean taken first (see the top of the file).
     """
-    return _forward(how, keys_RNE, intra_weight_E, cross_weight_E)[0]
+    return _forward(plan, keys_RNE, intra_weight_E, cross_weight_E)[0]
 
 
 def _forward(
-    how: Plan, keys_RNE: Array, intra_weight_E: Array, cross_weight_E: Array
+    plan: Plan, keys_RNE: Array, intra_weight_E: Array, cross_weight_E: Array
 ) -> tuple[Coefficients, tuple[Any, ...]]:
-    intra_RNN = _panels(jax.vmap(lambda k: _intra(k, intra_weight_E, how.nearest)), keys_RNE, how.panel)
+    intra_RNN = _panels(jax.vmap(lambda k: _intra(k, intra_weight_E, plan.nearest)), keys_RNE, plan.panel)
     degree_RN = intra_RNN.sum(axis=2)
-    keys_BNE, degree_BN = _gather(keys_RNE, how.axis_name), _gather(degree_RN, how.axis_name)
+    keys_BNE, degree_BN = all_gather(keys_RNE, plan.axis_name), all_gather(degree_RN, plan.axis_name)
 
     def panel(rows: tuple[Array, Array, Array | None]) -> tuple[Array, ...]:
         keys_PNE, degree_PN, cross_PBNN = rows
         if cross_PBNN is None:
-            cross_PBNN = _cross(keys_PNE, keys_BNE, cross_weight_E, how.nearest)
-        found = _pairs(how.fused, cross_PBNN, degree_PN, degree_BN)
-        return (*found, cross_PBNN) if how.keep and not how.mirror else found
+            cross_PBNN = _cross(keys_PNE, keys_BNE, cross_weight_E, plan.nearest)
+        pairs = _pairs(plan.fused, cross_PBNN, degree_PN, degree_BN)
+        return (*pairs, cross_PBNN) if plan.keep and not plan.mirror else pairs
 
-    mirrored = _mirrored_cross(keys_BNE, cross_weight_E, how.panel, how.nearest) if how.mirror else None
-    root, reach, positive, *kept = _panels(panel, (keys_RNE, degree_RN, mirrored), how.panel)
-    cross = mirrored if how.mirror else (kept[0] if kept else None)
+    mirrored = _mirrored_cross(keys_BNE, cross_weight_E, plan.panel, plan.nearest) if plan.mirror else None
+    root, reach, positive, *kept = _panels(panel, (keys_RNE, degree_RN, mirrored), plan.panel)
+    cross = mirrored if plan.mirror else (kept[0] if kept else None)
     isolated = root == 0
     degree = jnp.where(isolated, 0, jnp.where(isolated, 1, root) ** -2).mean()
     positive_intra = (intra_RNN > 0).mean(dtype=jnp.float32)
-    found = Coefficients(jax.vmap(_own)(intra_RNN, root), root * reach, positive_intra, positive.mean(), degree)
-    return found, (keys_RNE, intra_weight_E, cross_weight_E, intra_RNN, root, reach, cross)
+    coefficients_RBN = Coefficients(
+        jax.vmap(_own)(intra_RNN, root), root * reach, positive_intra, positive.mean(), degree
+    )
+    return coefficients_RBN, (keys_RNE, intra_weight_E, cross_weight_E, intra_RNN, root, reach, cross)
 
 
-def _backward(how: Plan, kept: tuple[Any, ...], cotangent: Coefficients) -> tuple[Array, Array, Array]:
+def _backward(plan: Plan, kept: tuple[Any, ...], cotangent: Coefficients) -> tuple[Array, Array, Array]:
     keys_RNE, intra_weight_E, cross_weight_E, intra_RNN, root, reach, cross = kept
-    if how.nearest:  # a selection has no gradient
+    if plan.nearest:  # a selection has no gradient
         return jnp.zeros_like(keys_RNE), jnp.zeros_like(intra_weight_E), jnp.zeros_like(cross_weight_E)
-    keys_BNE = _gather(keys_RNE, how.axis_name)
+    keys_BNE = all_gather(keys_RNE, plan.axis_name)
     channels = keys_RNE.shape[-1]
     d_intra_RNN, d_root = jax.vjp(jax.vmap(_own), intra_RNN, root)[1](cotangent.own_RBN)
     uv = _Side(root, d_root + cotangent.given_RBN * reach, cotangent.given_RBN * root)
-    vu = jax.tree.map(lambda x: transpose_grid(x, how.axis_name), uv)
+    vu = jax.tree.map(lambda x: transpose_grid(x, plan.axis_name), uv)
 
     def both(d_NN: Array) -> Array:
         """C + C^T of a cotangent of S, where S is positive."""
@@ -206,8 +204,8 @@ def _backward(how: Plan, kept: tuple[Any, ...], cotangent: Coefficients) -> tupl
     def panel(rows: tuple[Any, ...]) -> tuple[Array, ...]:
         keys_PNE, intra_PNN, d_intra_PNN, cross_PBNN, uv, vu = rows
         if cross_PBNN is None:
-            cross_PBNN = _cross(keys_PNE, keys_BNE, cross_weight_E, how.nearest)
-        d_cross_PBNN, d_degree_PBN = _pairs_backward(how.fused, cross_PBNN, uv, vu)
+            cross_PBNN = _cross(keys_PNE, keys_BNE, cross_weight_E, plan.nearest)
+        d_cross_PBNN, d_degree_PBN = _pairs_backward(plan.fused, cross_PBNN, uv, vu)
         wide = d_degree_PBN.dtype
         flat = d_cross_PBNN.swapaxes(1, 2).reshape(-1, keys_BNE.shape[0] * keys_BNE.shape[1])
         through_cross = jnp.matmul(flat, keys_BNE.reshape(-1, channels), preferred_element_type=wide)
@@ -220,7 +218,7 @@ def _backward(how: Plan, kept: tuple[Any, ...], cotangent: Coefficients) -> tupl
         return d_keys_PNE.astype(keys_PNE.dtype), weigh(through_intra), weigh(through_cross)
 
     d_keys, d_intra_weight, d_cross_weight = _panels(
-        panel, (keys_RNE, intra_RNN, d_intra_RNN, cross, uv, vu), how.panel
+        panel, (keys_RNE, intra_RNN, d_intra_RNN, cross, uv, vu), plan.panel
     )
     of_weight = lambda d_RE, weight_E: d_RE.sum(axis=0).astype(weight_E.dtype)
     return d_keys, of_weight(d_intra_weight, intra_weight_E), of_weight(d_cross_weight, cross_weight_E)
@@ -230,43 +228,43 @@ coefficients.defvjp(_forward, _backward)
 
 
 def encoded_grid(
-    how: Plan,
+    plan: Plan,
     nodes_RND: Float[Array, "R N D"],
-    found: Coefficients,
+    weights: Coefficients,
     encode: Callable[[Array, Array], Array],
 ) -> Float[Array, "R B F"]:
     """Mean neighbours of every pair, encoded a few rows at a time, so that an array of R x B x D need not exist.
 
     Args:
-        how: from `pair_plan.plan`.
+        plan: from `memory_plan.make_plan`.
         nodes_RND: maps of this device's images.
-        found: from `coefficients`.
+        weights: from `coefficients`.
         encode: linear function of the mean of a map, (P, 1, D), and the mean neighbours, (P, B, D), to (P, B, F).
 
     Returns:
         What `encode` gives, for this device's images and all contextual images.
     """
     rows, nodes, _ = nodes_RND.shape
-    count = how.encode
-    wide = found.own_RBN.dtype
+    count = plan.encode
+    wide = weights.own_RBN.dtype
     if count == rows:  # one product an image for both of its roles
-        both = jnp.concatenate([found.own_RBN, found.given_RBN], axis=1)
+        both = jnp.concatenate([weights.own_RBN, weights.given_RBN], axis=1)
         sums = _weighted(both, nodes_RND)
         own, given = jnp.split(sums, 2, axis=1)
-        near = (own + transpose_grid(given, how.axis_name)) / nodes
+        near = (own + transpose_grid(given, plan.axis_name)) / nodes
         return encode(nodes_RND.mean(axis=1, dtype=wide)[:, None], near)
     # Row block t of every device: its columns of `given`, over all devices, come back as rows by all_to_all.
     blocks = rows // count
-    given = found.given_RBN.reshape(rows, -1, blocks, count, nodes)
+    given = weights.given_RBN.reshape(rows, -1, blocks, count, nodes)
     given = jnp.moveaxis(given, 2, 0).reshape(blocks, rows, -1, nodes)
 
     def block(inputs: tuple[Array, Array, Array]) -> Array:
         nodes_PND, own_PBN, given_RCN = inputs
-        near = _weighted(own_PBN, nodes_PND) + transpose_grid(_weighted(given_RCN, nodes_RND), how.axis_name)
+        near = _weighted(own_PBN, nodes_PND) + transpose_grid(_weighted(given_RCN, nodes_RND), plan.axis_name)
         return encode(nodes_PND.mean(axis=1, dtype=wide)[:, None], near / nodes)
 
     cut = lambda x: x.reshape(blocks, count, *x.shape[1:])
-    out = jax.lax.map(jax.checkpoint(block), (cut(nodes_RND), cut(found.own_RBN), given))
+    out = jax.lax.map(jax.checkpoint(block), (cut(nodes_RND), cut(weights.own_RBN), given))
     return out.reshape(rows, *out.shape[2:])
 
 

@@ -1,4 +1,4 @@
-"""Visual clue alignment: how much the aligned regions of two images differ (section 3.3; table 1, second row).
+"""Visual clue alignment: the difference of the aligned regions of two images (section 3.3; table 1, second row).
 
 A region is described by what it adds to the individual embedding: up to its batch norm f(I) is linear in the nodes of the
 map, so the encoder applies to single nodes too. Each region is aligned with the region of the other image that is most
@@ -27,7 +27,7 @@ POWER = 4
 
 
 class Clues(NamedTuple):
-    """The regions of an image.
+    """Regions of an image.
 
     Attributes:
         direction_NF: embeddings of the regions, each of norm 1, or 0 where a region is 0.
@@ -39,7 +39,7 @@ class Clues(NamedTuple):
 
 
 def image_clues(embedding_NF: Float[AnyArray, "*B N F"]) -> Clues:
-    """Directions and salience of embedded regions; computed once per image."""
+    """Compute directions and salience of embedded regions, once per image."""
     embedding_NF = jnp.asarray(embedding_NF)
     wide = embedding_NF.astype(jnp.promote_types(embedding_NF.dtype, jnp.float32))
     square_N = jnp.sum(wide * wide, axis=-1)
@@ -56,7 +56,7 @@ def _power_mean(value_N: Array, weight_N: Array) -> Array:
 
 
 def clue_distance(u: Clues, v: Clues) -> Float[Array, ""]:
-    """How much the aligned regions of two images differ: 0 (to rounding) for equal images, at most 2, symmetric.
+    """Compute the difference of the aligned regions of two images: 0 (to rounding) for equal ones, at most 2, symmetric.
 
     Args:
         u: regions of one image.

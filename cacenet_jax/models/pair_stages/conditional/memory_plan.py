@@ -1,4 +1,4 @@
-"""How the pair stage over a training batch is cut up, so that it stays within a memory budget; see pair_grid.py.
+"""Blocks of the pair stage over a training batch that stay within a memory budget; see batch_grid.py.
 
 Legend: B images of the global batch, R rows (images of one device), N nodes of a map, D channels.
 """
@@ -17,15 +17,15 @@ _ENCODED = 64 * 2**20
 
 
 class Plan(NamedTuple):
-    """How a grid is cut up; see `plan`.
+    """Blocks of a grid; see `make_plan`.
 
     Attributes:
         axis_name: device axis of the rows, None on one device.
         panel: rows whose cross blocks are computed at a time.
-        keep: whether the cross blocks stay for the backward pass; if not they are computed again.
-        mirror: whether cross blocks are computed for one order of a pair and transposed for the other; one device, `keep`.
+        keep: keep the cross blocks for the backward pass instead of computing them again.
+        mirror: compute cross blocks for one order of a pair and transpose them for the other; one device, `keep`.
         encode: rows that are encoded at a time.
-        fused: whether a product of a cross block and a vector is written as a product and a sum, which GPUs and TPUs fuse
+        fused: write the product of a cross block and a vector as a product and a sum, which GPUs and TPUs fuse
             and compute in float32; a CPU is faster with matrix products.
         nearest: as in `alignment.connect`: 0 for the ReLU, K for a top-K selection, which has no gradient.
     """
@@ -43,7 +43,7 @@ def _divisors(number: int) -> list[int]:
     return [d for d in range(number, 0, -1) if number % d == 0]
 
 
-def plan(
+def make_plan(
     rows: int,
     columns: int,
     nodes: int,
@@ -54,7 +54,7 @@ def plan(
     share: float = 1.0,
     backend: str | None = None,
 ) -> Plan:
-    """Cuts a grid so that what lives beside the maps, their gradients and the encoded grid stays within a budget.
+    """Cut a grid so that what lives beside the maps, their gradients and the encoded grid stays within a budget.
 
     Args:
         rows: R, images of this device.

@@ -1,4 +1,4 @@
-"""The exact pooled pair stage of one pair, for retrieval; pair_grid.py does whole training batches.
+"""The exact pooled form of one pair. batch_grid.py does whole training batches, stored.py one image and many.
 
 After the graph convolution everything up to the encoder is linear, so the mean over positions can be taken first:
 
@@ -6,17 +6,14 @@ After the graph convolution everything up to the encoder is linear, so the mean 
 
 with r_u = (rowsum S_u + rowsum T_uv)^-1/2 and r_v = (rowsum S_v + colsum T_uv)^-1/2. A pair costs its block T_uv,
 three matrix-vector products of N x N and two of N x D: no 2N x 2N graph, no conditional map. S_u belongs to the image
-and is computed once. The literal form in graph.py is the oracle. Whoever needs the conditional maps themselves gets them
-from `conditional_maps` and, for a grid of pairs in bounded memory, `conditional_grid`.
+and is computed once. The literal form in graph.py is the oracle. `conditional_maps` gives the maps themselves, which
+figures show.
 
-Legend: u target image, v contextual image, N nodes (positions) of a map, D channels, E channels of keys, R rows (target
-images) and C columns (contextual images) of a grid of pairs.
+Legend: u target image, v contextual image, N nodes (positions) of a map, D channels, E channels of keys.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 from numpy import ndarray
@@ -29,11 +26,11 @@ AnyArray = Array | ndarray
 
 
 class ImageTerms(NamedTuple):
-    """What the pair stage needs of one image; computed once per image, not once per pair.
+    """Per-image terms of the pair stage.
 
     Attributes:
-        nodes_ND: the map, one row a position: what the graph convolution moves.
-        keys_NE: what affinities are computed from; None where that is the map itself, as in the paper.
+        nodes_ND: the map, one row a position.
+        keys_NE: keys of the affinities; None where these are the map itself, as in the paper.
         intra_NN: S = ReLU(K diag(w) K^T), at least float32.
         degree_N: row sums of S.
     """
@@ -92,8 +89,6 @@ def conditional_maps(
 ) -> tuple[Float[Array, "N D"], Float[Array, "M D"]]:
     """The whole conditional maps of u given v and of v given u, before Theta, without a 2N x 2N graph.
 
-    For whoever needs the maps themselves: figures, and poolings that are not linear.
-
     Args:
         u: terms of one image.
         v: terms of the other.
@@ -119,40 +114,6 @@ def conditional_maps(
         u.nodes_ND.astype(wide) + sign * root_u_N[:, None] * near_u_ND,
         v.nodes_ND.astype(wide) + sign * root_v_M[:, None] * near_v_MD,
     )
-
-
-def conditional_grid(
-    reduce: Callable[[Array], Any],
-    rows: ImageTerms,
-    columns: ImageTerms,
-    cross_weight_E: Float[AnyArray, "E"],
-    kind: Kind = "discrepancy",
-    budget_bytes: int = 2**30,
-    nearest: int = 0,
-) -> Any:
-    """A function of the conditional map of every pair, the maps made and dropped a few at a time.
-
-    Args:
-        reduce: conditional map of u given v, (N, D), to a small pytree, for example a pooled map or a norm per position.
-        rows: terms of the target images u, leading axis R.
-        columns: terms of the contextual images v, leading axis C.
-        cross_weight_E: diagonal of W' (equation 3).
-        kind: "discrepancy" (equation 7) or "normal" (equation 6).
-        budget_bytes: memory of the maps that exist at a time, forward or backward, where they are computed again.
-        nearest: as in `alignment.connect`.
-
-    Returns:
-        What `reduce` gives, with leading axes (R, C).
-    """
-    num_columns, nodes, channels = columns.nodes_ND.shape
-    bytes_per_pair = 4 * (10 * nodes * channels + 6 * nodes * rows.nodes_ND.shape[1])
-    block = max(min(num_columns, budget_bytes // bytes_per_pair), 1)
-
-    def row(u: ImageTerms) -> Any:
-        pair = lambda v: reduce(conditional_maps(u, v, cross_weight_E, kind, nearest)[0])
-        return jax.lax.map(jax.checkpoint(pair), columns, batch_size=block)
-
-    return jax.lax.map(row, rows)
 
 
 def pooled_pair(
