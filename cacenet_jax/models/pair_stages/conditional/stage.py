@@ -4,7 +4,7 @@ Legend: B images, R rows (images of this device) and C columns (images of all de
 v contextual image, N nodes (positions) of a map, D channels, E channels of keys.
 """
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -155,7 +155,7 @@ class ConditionalStage(EmbeddingPairStage, AffinityStage, kw_only=True):
             return self.strategy.rule(nodes_BND, parts_BN)
         return self.learned_keys(nodes_BND, train=train)
 
-    def _weight(self, block: Block, channels: int, dtype: jnp.dtype) -> Float[Array, "E"]:
+    def _weight(self, block: Block, channels: int, dtype: Any) -> Float[Array, "E"]:
         """Compute the diagonal of W or W': rules weigh 1, and nothing crosses in the individual graph."""
         if block in self.learned_blocks:
             return self.learned_weight(block)
@@ -181,7 +181,7 @@ class ConditionalStage(EmbeddingPairStage, AffinityStage, kw_only=True):
         graph = jax.vmap(lambda nodes, keys: image_terms(nodes, weight_E, keys, self.nearest))
         return Terms(graph(nodes_BND, keys_BNE), self._clues(nodes_BND, individual))
 
-    def store(self, constants: PairConstants, terms: Terms, dtype: jnp.dtype) -> StoredTerms:
+    def store(self, constants: PairConstants, terms: Terms, dtype: Any) -> StoredTerms:
         """Compute `stored.store` of the terms."""
         return stored.store(
             constants, terms.graph, terms.clues, dtype, nearest=self.nearest, has_threshold=self.has_threshold
@@ -192,7 +192,7 @@ class ConditionalStage(EmbeddingPairStage, AffinityStage, kw_only=True):
     def constants(self, individual: Individual) -> PairConstants:
         """Compose the head and split W'; one number stands for all channels where W' is not learned."""
         del individual
-        weight_E = self._weight("cross", 1 + self.has_threshold, jnp.dtype(jnp.float32))
+        weight_E = self._weight("cross", 1 + self.has_threshold, jnp.float32)
         return PairConstants(self.conditional_head.composed(), stored.split_weight(weight_E, self.has_threshold))
 
     def distances(self, constants: PairConstants, u: StoredTerms, v: StoredTerms) -> Float[Array, "C"]:
