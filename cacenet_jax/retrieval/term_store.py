@@ -130,7 +130,10 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
     return jax.tree.map(place, tree)
 
 
-def allocate(like: Any, place: Literal["memory", "file"], folder: str | os.PathLike) -> Any:
+_OTHER_DISK = "set config.data.dir to a folder on another disk or raise config.eval.memory_gib"
+
+
+def allocate(like: Any, place: Literal["memory", "file"], folder: str | os.PathLike, remedy: str = _OTHER_DISK) -> Any:
     """Host arrays of the shapes and types of `like`, in memory or in temporary files under `folder`.
 
     A file's name is gone at once and its content with the array, or with the process. Its space is reserved at once: a disk
@@ -150,11 +153,11 @@ def allocate(like: Any, place: Literal["memory", "file"], folder: str | os.PathL
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise UserError(
                 f"{name}: found no folder that temporary files can be written to ({error.strerror}), expected one with room "
-                f"for {_gib(need)}; set config.data.dir to another one or raise config.eval.memory_gib"
+                f"for {_gib(need)}; {remedy}"
             ) from error
     raise UserError(
         f"{name}: found {_gib(free)} free, expected {_gib(need)} for the maps that are compared in re-scoring; free some, "
-        "set config.data.dir to another disk, or raise config.eval.memory_gib"
+        f"or {remedy}"
     )
 
 
@@ -300,3 +303,40 @@ def gather_all(mesh: Mesh) -> Any:
     if mesh.size == 1:
         return lambda tree: tree
     return jax.jit(lambda tree: tree, out_shardings=NamedSharding(mesh, PartitionSpec()))
+
+
+class HostTerms:
+    """Terms of n images on the host, written batch by batch and read image by image.
+
+    Attributes:
+        arrays: tree of NumPy arrays with leading axis n.
+        batch: B, images of a batch.
+    """
+
+    def __init__(self, like: Any, count: int, batch: int, memory_bytes: int, folder: str | os.PathLike, remedy: str):
+        """Allocate in memory or, past its limit, in temporary files.
+
+        Args:
+            like: shapes and types of one image's terms.
+            count: n.
+            batch: B.
+            memory_bytes: limit of the arrays in memory.
+            folder: where temporary files lie.
+            remedy: end of the error's line.
+
+        Raises:
+            UserError: the folder cannot be written or has too little room.
+        """
+        whole = jax.tree.map(lambda x: jax.ShapeDtypeStruct((count, *x.shape), x.dtype), like)
+        self.arrays = allocate(whole, "memory" if tree_bytes(whole) <= memory_bytes else "file", folder, remedy)
+        self.batch = batch
+
+    def put(self, step: int, terms: Any) -> None:
+        """Store the terms of a batch, without the filling past the last image."""
+        for target, source in zip(jax.tree.leaves(self.arrays), jax.tree.leaves(terms), strict=True):
+            rows = target[step * self.batch : (step + 1) * self.batch]
+            rows[...] = np.asarray(source)[: len(rows)]
+
+    def __getitem__(self, index: Any) -> Any:
+        """Terms of one image, or of several with a leading axis."""
+        return jax.tree.map(lambda x: np.asarray(x[index]), self.arrays)
