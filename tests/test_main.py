@@ -81,7 +81,7 @@ FLAGS = {
     ),
     "unknown group": ((*SYNTHETIC, "--config.optimm.name=sgd"), ("--config.optimm.name", "config.py lists the fields")),
     "a field without config": (("--config.epochs=3", "--workdir=run"), ("--config: not given",)),
-    "missing config": (("--config=none.py", "--workdir=run"), ("--config", "none.py", "configs/synthetic.py")),
+    "missing config": (("--config=none.py", "--workdir=run"), ("--config", "none.py", "synthetic_ablation")),
     "no integer": ((*SYNTHETIC, "--config.epochs=2.5"), ("--config.epochs=2.5", "int")),
     "no boolean": ((*SYNTHETIC, "--config.eval.camera_filter=perhaps"), ("--config.eval.camera_filter=perhaps", "oolean")),
 }  # fmt: skip

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from absl import flags
 
 from cacenet_jax.errors import UserError
+from cacenet_jax.run import config_files
 
 _COORDINATOR = re.compile(r"(\[[0-9a-fA-F:]+\]|[^\s:/\[\]]+):(\d{1,5})")
 _PROCESSES = "--coordinator=HOST:PORT --num_processes=N --process_id=I"
@@ -23,13 +24,17 @@ def parse(argv: Sequence[str]) -> list[str]:
     Raises:
         UserError: a flag, a field or a value that cannot be, or a config file that does not load.
     """
+    argv = config_files.resolve_flag(argv)
     path = config_path(argv)
     if not path and (path == "" or any(word.startswith("--config.") for word in argv)):
         raise UserError(
             "--config: not given, expected --config=FILE before its fields; for example configs/synthetic.py"
         )
     if path and not os.path.isfile(path):
-        raise UserError(f"--config: found no file {path!r}, expected a Python file, for example configs/synthetic.py")
+        raise UserError(
+            f"--config: found no file {path!r}, expected a Python file or a config of the package: "
+            f"{', '.join(config_files.names())}"
+        )
     try:
         return flags.FLAGS(argv)
     except UserError:
