@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 import traceback
 from collections.abc import Iterator, Sequence
 
@@ -51,6 +52,17 @@ def config_path(argv: Sequence[str]) -> str | None:
             following = argv[position + 1] if position + 1 < len(argv) else ""
             return (value if equals else following).split(":")[0]
     return None
+
+
+def show_help_of(module: str, text: str | None) -> None:
+    """Make --help show a module's flags and docstring where a console command runs it, not `python -m`.
+
+    absl shows those of the module `__main__`, which is then the command's own script of a few lines.
+    """
+    if module != "__main__":
+        sys.modules["__main__"].__doc__ = text
+        for flag in flags.FLAGS.get_key_flags_for_module(module):
+            flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
 
 
 def check_distributed(
