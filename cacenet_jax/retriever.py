@@ -8,45 +8,42 @@
 The numbers are those of the evaluation: images are decoded, resized and described by the same functions, and lists are
 ordered by the same distances.
 
-Legend: n images, Q queries, G gallery images, K re-scored candidates of a query, L places of a list, C images of one
-comparison, H x W pixels, F embedding size.
+Legend: n images, Q queries, G gallery images, K re-scored candidates of a query, L places of a list, H x W pixels, F
+embedding size.
 """
 
 import dataclasses
 import os
 import tempfile
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.export  # not part of `import jax`
 import numpy as np
-from jax.sharding import AxisType, Mesh, PartitionSpec
-from jaxtyping import Float, Int
+from jax.sharding import AxisType, Mesh
+from jaxtyping import Float
 from PIL import Image
 
-from cacenet_jax.data.images import read
+from cacenet_jax.data.images import ListedImages, batches
 from cacenet_jax.errors import UserError
+from cacenet_jax.export import jax_artefacts
 from cacenet_jax.export.folder import EXTRACTOR, JAX, MANIFEST, PAIR_SCORER, read_manifest
 from cacenet_jax.models.scoring import Features, scoring
+from cacenet_jax.retrieval.compare import Comparer, HostTerms
 from cacenet_jax.retrieval.extract import extract, image_shapes, round_up
 from cacenet_jax.retrieval.rankings import cosine_distance, mixed_distance, nearest
-from cacenet_jax.retrieval.term_store import HostTerms, replicate
+from cacenet_jax.retrieval.term_store import replicate
 
 ImageLike = str | os.PathLike[str] | np.ndarray | jax.Array | Image.Image
 Images = ImageLike | Iterable[ImageLike]
 
 _AXIS = "images"  # of the devices
-_READERS = 4  # threads; decoding and resizing run outside Python's lock
-_GROUP = {"cpu": 8}  # images compared with a query at a time on a device, 32 on other platforms, as in re-scoring
-_IN_FLIGHT = 8  # comparisons that the devices may be behind the host
 _OTHER_DISK = "set the environment variable TMPDIR to a folder on another disk, or rank fewer queries at a time"
 
 
-class Match(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Match:
     """A gallery image in the ranked list of a query. Distances are smaller for images that are more alike.
 
     Attributes:
@@ -189,18 +186,12 @@ class Retriever:
         like = image_shapes(network.describe, self._variables, (*self.image_size, 3))
         self._terms_like = like.terms
         self.embedding_size: int = like.embedding.shape[-1]
-        has_pairs = network.distance is not None
-        self.top_k = network.top_k if has_pairs else 0
-        self.mix = network.mix if has_pairs else 0.0
-        if network.distance is not None:
-            whole, split = PartitionSpec(), PartitionSpec(_AXIS)
-            self._distance = jax.jit(
-                jax.shard_map(
-                    network.distance, mesh=self._mesh, in_specs=(whole, whole, split), out_specs=split, check_vma=False
-                )
-            )
-            largest = self._mesh.size * _GROUP.get(jax.local_devices()[0].platform, 32)
-            self._group = round_up(-(-self.top_k // -(-self.top_k // largest)), self._mesh)
+        self.top_k, self.mix = (network.top_k, network.mix) if network.distance is not None else (0, 0.0)
+        self._compare = (
+            Comparer(network.distance, self._constants, self._mesh, self.top_k)
+            if network.distance is not None
+            else None
+        )
 
     def __repr__(self) -> str:
         """Return the place and the sizes."""
@@ -221,7 +212,7 @@ class Retriever:
         Raises:
             UserError: a file cannot be read or a value is no image; names the image.
         """
-        return self._describe(_Listed.of(images, "image"), None)
+        return self._describe(ListedImages.of(images, "image"), None)
 
     def distances(self, queries: Images, gallery: Images) -> Float[np.ndarray, "Q G"]:
         """Compute the individual (cosine) distances between all queries and all gallery images.
@@ -236,8 +227,8 @@ class Retriever:
         Raises:
             UserError: as in `embed`.
         """
-        query_QF = self._describe(_Listed.of(queries, "query"), None)
-        gallery_GF = self._describe(_Listed.of(gallery, "gallery image"), None)
+        query_QF = self._describe(ListedImages.of(queries, "query"), None)
+        gallery_GF = self._describe(ListedImages.of(gallery, "gallery image"), None)
         return cosine_distance(query_QF, gallery_GF.astype(np.float64))
 
     def rank(self, queries: Images, gallery: Images, k: int = 10) -> list[RankedList]:
@@ -261,7 +252,7 @@ class Retriever:
         Raises:
             UserError: as in `embed`, no query, no gallery image, or no room for the terms of the pair stage.
         """
-        query, shown = _Listed.of(queries, "query"), _Listed.of(gallery, "gallery image")
+        query, shown = ListedImages.of(queries, "query"), ListedImages.of(gallery, "gallery image")
         if not query.images or not shown.images:
             raise UserError(
                 f"rank: found {len(query.images)} queries and {len(shown.images)} gallery images, expected at least one of "
@@ -280,13 +271,13 @@ class Retriever:
         order_QL, individual_QL = nearest(query_QF, gallery_GF, max(top_k, k))
         pair_QL = np.full(individual_QL.shape, np.nan, np.float32)
         mixed_QL = pair_QL.copy() if top_k else individual_QL.copy()
-        if query_terms is not None:
+        if self._compare is not None and query_terms is not None:
             first_QK = order_QL[:, :top_k]
             kept = np.arange(num_gallery) if keep_all else np.unique(first_QK)
             if gallery_terms is None:
                 gallery_terms = self._allocate(len(kept))
                 self._describe(shown.take(kept), gallery_terms)
-            pair_QK = self._pair_distances(query_terms, gallery_terms, np.searchsorted(kept, first_QK))
+            pair_QK = self._compare(query_terms, gallery_terms, np.searchsorted(kept, first_QK))
             mixed_QK = mixed_distance(pair_QK, individual_QL[:, :top_k], self.mix)
             place_QK = np.argsort(mixed_QK, axis=1, kind="stable")  # equal distances keep the individual order
             pair_QL[:, :top_k], mixed_QL[:, :top_k] = pair_QK, mixed_QK
@@ -299,13 +290,13 @@ class Retriever:
 
         return [ranked(q) for q in range(num_query)]
 
-    def _describe(self, listed: "_Listed", terms: HostTerms | None) -> Float[np.ndarray, "n F"]:
+    def _describe(self, listed: ListedImages, terms: HostTerms | None) -> Float[np.ndarray, "n F"]:
         """Compute embeddings, and the terms of the pair stage where there is a place for them."""
         count = len(listed.images)
         if not count:
             return np.empty((0, self.embedding_size), np.float32)
         embedding = extract(
-            self._network.describe, self._variables, _batches(listed, self.image_size, self.batch_size), count,
+            self._network.describe, self._variables, batches(listed, self.image_size, self.batch_size), count,
             image_shape=(*self.image_size, 3), batch=self.batch_size, mesh=self._mesh, store=terms,
         )  # fmt: skip
         broken = np.flatnonzero(~np.isfinite(embedding).all(axis=1))
@@ -320,97 +311,6 @@ class Retriever:
         """Allocate the terms of a number of images."""
         limit = round(self._network.memory_gib * 2**30)
         return HostTerms(self._terms_like, count, self.batch_size, limit, tempfile.gettempdir(), _OTHER_DISK)
-
-    def _pair_distances(
-        self, query: HostTerms, gallery: HostTerms, candidates_QK: Int[np.ndarray, "Q K"]
-    ) -> Float[np.ndarray, "Q K"]:
-        """Compute the pair distances of each query and its candidates.
-
-        Queries are compared one after another with groups of one size, whatever the number of queries and gallery images:
-        one program is compiled, and the memory on the devices is that of a few groups. An evaluation with thousands of
-        queries shares more work between them (retrieval/rescore.py), for a program of its own for each data set.
-        """
-        top_k, waiting = candidates_QK.shape[1], deque()
-        out_QK = np.empty(candidates_QK.shape, np.float32)
-
-        def fetch() -> None:
-            q, start, distance_C = waiting.popleft()
-            row = out_QK[q, start : start + self._group]
-            row[:] = np.asarray(distance_C)[: len(row)]
-
-        for q, row_K in enumerate(candidates_QK):
-            one = query[q]
-            for start in range(0, top_k, self._group):
-                group_C = np.resize(row_K[start : start + self._group], self._group)  # filled with repetitions
-                waiting.append((q, start, self._distance(self._constants, one, gallery[group_C])))
-                if len(waiting) > _IN_FLIGHT:
-                    fetch()
-        while waiting:
-            fetch()
-        if not np.isfinite(out_QK).all():
-            raise UserError(
-                "rank: found a pair distance that is not finite, expected numbers; check the network's parameters for NaN "
-                "and inf"
-            )
-        return out_QK
-
-
-class _Listed(NamedTuple):
-    """Images that were given, in their order, with names to show.
-
-    Attributes:
-        images: paths, arrays and PIL images.
-        names: of each.
-    """
-
-    images: Sequence[Any]
-    names: Sequence[str]
-
-    @classmethod
-    def of(cls, images: Any, role: str) -> "_Listed":
-        """List one image or several; those without a path are named by the role and their place."""
-        if hasattr(images, "__array__") and not isinstance(
-            images, Image.Image
-        ):  # PIL's images have it in some versions
-            array = np.asarray(images)
-            images = list(array) if array.ndim == 4 else [array]
-        elif isinstance(images, str | bytes | os.PathLike | Image.Image) or not isinstance(images, Iterable):
-            images = [images]
-        else:
-            images = list(images)
-
-        def name(i: int, image: Any) -> str:
-            if isinstance(image, Image.Image):
-                image = getattr(image, "filename", "")
-            return os.fspath(image) if isinstance(image, str | os.PathLike) and image else f"{role} {i}"
-
-        return cls(images, [name(i, image) for i, image in enumerate(images)])
-
-    def take(self, places: Int[np.ndarray, "n"]) -> "_Listed":
-        """Return the images at some places."""
-        return _Listed([self.images[i] for i in places], [self.names[i] for i in places])
-
-
-def _batches(listed: _Listed, image_size: tuple[int, int], batch_size: int) -> Iterator[np.ndarray]:
-    """Batches of uint8 images (batch_size, H, W, 3), read ahead; the last is filled up with copies of its last image."""
-
-    def load_batch(start: int) -> np.ndarray:
-        images_BHW3 = np.empty((batch_size, *image_size, 3), np.uint8)
-        part = slice(start, start + batch_size)
-        images, names = listed.images[part], listed.names[part]
-        for image, name, out_HW3 in zip(images, names, images_BHW3):
-            read(image, out_HW3, name)
-        images_BHW3[len(images) :] = images_BHW3[len(images) - 1]
-        return images_BHW3
-
-    with ThreadPoolExecutor(_READERS) as pool:
-        waiting = deque()
-        for start in range(0, len(listed.images), batch_size):
-            waiting.append(pool.submit(load_batch, start))
-            if len(waiting) > _READERS:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
 
 
 def _from_workdir(folder: Path) -> _Network:
@@ -440,9 +340,9 @@ def _from_export(folder: Path) -> _Network:
     manifest = read_manifest(folder)
     images, settings = manifest["images"], manifest["config"]["eval"]
     _check_channels(len(images["channels"]), folder)
-    extractor = _artefact(folder / (EXTRACTOR + JAX))
+    extractor = jax_artefacts.load(folder / (EXTRACTOR + JAX))
     has_pairs = PAIR_SCORER + JAX in manifest["files"]
-    scorer = _artefact(folder / (PAIR_SCORER + JAX)) if has_pairs else None
+    scorer = jax_artefacts.load(folder / (PAIR_SCORER + JAX)) if has_pairs else None
 
     def describe(variables: Any, images: jax.Array) -> Features:
         terms = dict(extractor.call(images))
@@ -458,25 +358,6 @@ def _from_export(folder: Path) -> _Network:
 
 # The file that tells what a folder is, and how its network is loaded.
 _LOADERS: dict[str, Callable[[Path], _Network]] = {"config.json": _from_workdir, MANIFEST: _from_export}
-
-
-def _artefact(path: Path) -> jax.export.Exported:
-    """Read an artefact of jax.export that runs on this platform."""
-    try:
-        exported = jax.export.deserialize(bytearray(path.read_bytes()))
-    except Exception as error:  # of another version it may fail in any way
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(
-            f"{path}: found an artefact that jax {jax.__version__} cannot read ({reason}), expected one of the last six "
-            "months; run --mode=export again"
-        ) from error
-    platform = jax.export.default_export_platform()
-    if platform not in exported.platforms:
-        raise UserError(
-            f"{path}: found an artefact for {', '.join(exported.platforms)}, expected one for {platform}; export again "
-            f"with {platform} in --config.export.platforms, or set JAX_PLATFORMS"
-        )
-    return exported
 
 
 def _check_channels(channels: int, folder: Path) -> None:

@@ -1,5 +1,6 @@
 """A trained network in use: the numbers of the evaluation from images of any kind, from a workdir and from an export."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -17,9 +18,11 @@ from tiny_scoring import split
 import cacenet_jax as cace
 from cacenet_jax import evaluate, experiment, optim, retriever
 from cacenet_jax.config import to_dict
+from cacenet_jax.data.images import ListedImages, batches
 from cacenet_jax.data.pipeline import evaluation_batches
 from cacenet_jax.distributed.device_map import global_mesh, replicated
 from cacenet_jax.errors import UserError
+from cacenet_jax.export import jax_artefacts
 from cacenet_jax.export import run as export
 from cacenet_jax.retrieval import rankings
 from cacenet_jax.run.checkpoints import Checkpoints
@@ -184,7 +187,7 @@ def test_names_ties_and_tables(trained, reid):
     assert (first.query, second.query, second[0].index) == ("query 0", "query 1", 1)
     lines = str(second).splitlines()
     assert lines[0] == "query 1" and lines[1].split() == ["rank", "individual", "pair", "mixed", "name"]
-    assert lines[2].split() == ["1", *(f"{x:.4f}" for x in second[0][2:]), "gallery", "image", "1"]
+    assert lines[2].split() == ["1", *(f"{x:.4f}" for x in dataclasses.astuple(second[0])[2:]), "gallery", "image", "1"]
     unscored = retriever.RankedList("q", (retriever.Match("a b", 4, 0.5, np.nan, np.nan),))
     assert repr(unscored).splitlines()[2].split() == ["1", "0.5000", "-", "-", "a", "b"]
 
@@ -221,9 +224,9 @@ def test_what_is_no_image_is_named(trained, reid, image, message):
 
 
 def test_values_that_are_no_image_are_named():
-    listed = retriever._Listed.of([b"bytes", 3.5], "query")
+    listed = ListedImages.of([b"bytes", 3.5], "query")
     with pytest.raises(UserError, match="query 0: found a value of type bytes, expected the path of an image file"):
-        next(retriever._batches(listed, (4, 2), 8))
+        next(batches(listed, (4, 2), 8))
 
 
 def test_impossible_requests_are_one_line(trained, reid):
@@ -256,7 +259,7 @@ def test_places_that_hold_no_network_are_one_line(trained, tmp_path):
 def test_an_artefact_that_does_not_run_here_is_one_line(trained, tmp_path, monkeypatch):
     (tmp_path / "broken").write_bytes(b"of another version")
     with pytest.raises(UserError, match=r"broken: found an artefact that jax \S+ cannot read"):
-        retriever._artefact(tmp_path / "broken")
+        jax_artefacts.load(tmp_path / "broken")
     monkeypatch.setattr(jax.export, "default_export_platform", lambda: "rocm")
     with pytest.raises(
         UserError, match=r"found an artefact for cpu, cuda, tpu, expected one for rocm; export again with"

@@ -4,17 +4,21 @@ Training, evaluation and `cacenet_jax.load` decode and resize here, so that a pi
 """
 
 import os
-from typing import Any
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int, UInt8
 from PIL import Image, ImageOps
 
 from cacenet_jax.errors import UserError
 
 # Modes of 8 bits a channel (or 1) that PIL converts to RGB; a palette and an alpha channel go as in the decoding of files.
 _PIL_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV")
+_READERS = 4  # threads; decoding and resizing run outside Python's lock
 _EXPECTED = "uint8 pixels (height, width, 3) in the order red, green, blue, or (height, width) for grey"
 
 
@@ -81,7 +85,8 @@ def read(image: Any, out_HW3: UInt8[np.ndarray, "H W 3"], name: str) -> None:
         raise UserError(
             f"{name}: found no file that can be read ({error.strerror}), expected a JPEG or PNG; correct the path"
         ) from error
-    decode(encoded, *out_HW3.shape[:2], name, out_HW3, remedy="leave it out or convert it")
+    height, width = out_HW3.shape[:2]
+    decode(encoded, height, width, name, out_HW3, remedy="leave it out or convert it")
 
 
 def rgb(image: Any, name: str) -> UInt8[np.ndarray, "h w 3"]:
@@ -121,3 +126,61 @@ def rgb(image: Any, name: str) -> UInt8[np.ndarray, "h w 3"]:
         )
     pixels = np.repeat(pixels, 3, axis=-1) if pixels.shape[-1] == 1 else pixels[..., :3]
     return np.ascontiguousarray(pixels)
+
+
+class ListedImages(NamedTuple):
+    """Images that were given, in their order, with names to show.
+
+    Attributes:
+        images: paths, arrays and PIL images.
+        names: of each.
+    """
+
+    images: Sequence[Any]
+    names: Sequence[str]
+
+    @classmethod
+    def of(cls, images: Any, role: str) -> "ListedImages":
+        """List one image or several; those without a path are named by the role and their place."""
+        if hasattr(images, "__array__") and not isinstance(
+            images, Image.Image
+        ):  # PIL's images have it in some versions
+            array = np.asarray(images)
+            images = list(array) if array.ndim == 4 else [array]
+        elif isinstance(images, str | bytes | os.PathLike | Image.Image) or not isinstance(images, Iterable):
+            images = [images]
+        else:
+            images = list(images)
+
+        def name(i: int, image: Any) -> str:
+            if isinstance(image, Image.Image):
+                image = getattr(image, "filename", "")
+            return os.fspath(image) if isinstance(image, str | os.PathLike) and image else f"{role} {i}"
+
+        return cls(images, [name(i, image) for i, image in enumerate(images)])
+
+    def take(self, places: Int[np.ndarray, "n"]) -> "ListedImages":
+        """Return the images at some places."""
+        return ListedImages([self.images[i] for i in places], [self.names[i] for i in places])
+
+
+def batches(listed: ListedImages, image_size: tuple[int, int], batch_size: int) -> Iterator[np.ndarray]:
+    """Batches of uint8 images (batch_size, H, W, 3), read ahead; the last is filled up with copies of its last image."""
+
+    def load_batch(start: int) -> np.ndarray:
+        images_BHW3 = np.empty((batch_size, *image_size, 3), np.uint8)
+        part = slice(start, start + batch_size)
+        images, names = listed.images[part], listed.names[part]
+        for image, name, out_HW3 in zip(images, names, images_BHW3):
+            read(image, out_HW3, name)
+        images_BHW3[len(images) :] = images_BHW3[len(images) - 1]
+        return images_BHW3
+
+    with ThreadPoolExecutor(_READERS) as pool:
+        waiting: deque[Future[np.ndarray]] = deque()
+        for start in range(0, len(listed.images), batch_size):
+            waiting.append(pool.submit(load_batch, start))
+            if len(waiting) > _READERS:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()

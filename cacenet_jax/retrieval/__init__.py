@@ -1,8 +1,9 @@
 """Rank a gallery, score it again by pairs, and measure the ranking; plain functions of arrays and of a network's functions.
 
 Read metrics.py first (mAP, CMC and mINP of distances, from the ranks in match_ranks.py), then rankings.py (the individual,
-conditional and mixed ranking), extract.py (embeddings and per-image terms of images), rescore.py and term_store.py (pair
-distances of the best candidates, in bounded memory), and rerank.py (k-reciprocal re-ranking and query expansion).
+conditional and mixed ranking), extract.py (embeddings and per-image terms of images), rescore.py and term_store.py
+(pair distances of the best candidates in an evaluation), compare.py (the same for a few queries), and rerank.py
+(k-reciprocal re-ranking and query expansion).
 """
 
 from cacenet_jax.retrieval.metrics import evaluate_ranking
