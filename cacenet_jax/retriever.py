@@ -177,7 +177,7 @@ class Retriever:
             network: the network.
             place: folder that it was loaded from.
         """
-        # Of this process alone: where several run, each may have images of its own.
+        # Devices of this process alone: where several run, each may have images of its own.
         self._mesh = Mesh(np.asarray(jax.local_devices()), (_AXIS,), axis_types=(AxisType.Auto,))
         self._network, self._place = network, place
         self._variables, self._constants = replicate((network.variables, network.constants), self._mesh)
@@ -187,11 +187,9 @@ class Retriever:
         self._terms_like = like.terms
         self.embedding_size: int = like.embedding.shape[-1]
         self.top_k, self.mix = (network.top_k, network.mix) if network.distance is not None else (0, 0.0)
-        self._compare = (
-            Comparer(network.distance, self._constants, self._mesh, self.top_k)
-            if network.distance is not None
-            else None
-        )
+        self._compare: Comparer | None = None
+        if network.distance is not None:
+            self._compare = Comparer(network.distance, self._constants, self._mesh, self.top_k)
 
     def __repr__(self) -> str:
         """Return the place and the sizes."""

@@ -4,6 +4,7 @@ Training, evaluation and `cacenet_jax.load` decode and resize here, so that a pi
 """
 
 import os
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,6 +20,7 @@ from cacenet_jax.errors import UserError
 # Modes of 8 bits a channel (or 1) that PIL converts to RGB; a palette and an alpha channel go as in the decoding of files.
 _PIL_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV")
 _READERS = 4  # threads; decoding and resizing run outside Python's lock
+_PIL_LOCK = threading.Lock()  # an image that was opened and not yet read may stand in several batches
 _EXPECTED = "uint8 pixels (height, width, 3) in the order red, green, blue, or (height, width) for grey"
 
 
@@ -108,6 +110,8 @@ def rgb(image: Any, name: str) -> UInt8[np.ndarray, "h w 3"]:
                 f"{name}: found a PIL image of mode {image.mode}, expected 8 bits a channel, for example RGB; "
                 "scale its values to 0 to 255 and convert it"
             )
+        with _PIL_LOCK:
+            image.load()
         return np.array(ImageOps.exif_transpose(image).convert("RGB"))
     if not hasattr(image, "__array__"):
         raise UserError(
