@@ -1,6 +1,8 @@
 """The command line of cacenet_jax.
 
 python -m cacenet_jax.main --config=configs/<name>.py --workdir=DIR [--mode=...] [--config.field=value ...]
+
+Once the package is installed, `cacenet` is the same command.
 """
 
 import contextlib
@@ -17,7 +19,7 @@ from ml_collections import ConfigDict, config_flags
 
 from cacenet_jax.errors import UserError
 from cacenet_jax.reproduce.tables import check_rows_are_free, parse_seeds, parse_tables
-from cacenet_jax.run.command_line import check_distributed, parse
+from cacenet_jax.run.command_line import check_distributed, parse, show_help_of
 
 MODES = ("train", "import", "evaluate", "visualize", "export", "reproduce")
 _EXAMPLE = "for example --config=configs/synthetic.py --workdir=workdirs/synthetic"
@@ -152,6 +154,7 @@ def main() -> None:
     logging.set_verbosity(logging.WARNING)
     logging.get_absl_handler().setFormatter(standard_logging.Formatter("%(levelname)s: %(message)s"))
     app.define_help_flags()
+    show_help_of(__name__, __doc__)
     _end_on_sigterm()
     try:
         run(parse(sys.argv))

@@ -5,6 +5,8 @@ import os
 import pty
 import re
 import signal
+import subprocess
+import sys
 import termios
 import time
 from pathlib import Path
@@ -81,7 +83,7 @@ FLAGS = {
     ),
     "unknown group": ((*SYNTHETIC, "--config.optimm.name=sgd"), ("--config.optimm.name", "config.py lists the fields")),
     "a field without config": (("--config.epochs=3", "--workdir=run"), ("--config: not given",)),
-    "missing config": (("--config=none.py", "--workdir=run"), ("--config", "none.py", "configs/synthetic.py")),
+    "missing config": (("--config=none.py", "--workdir=run"), ("--config", "none.py", "synthetic_ablation")),
     "no integer": ((*SYNTHETIC, "--config.epochs=2.5"), ("--config.epochs=2.5", "int")),
     "no boolean": ((*SYNTHETIC, "--config.eval.camera_filter=perhaps"), ("--config.eval.camera_filter=perhaps", "oolean")),
 }  # fmt: skip
@@ -185,6 +187,11 @@ def test_debug_shows_where_it_went_wrong(command):
 def test_help_lists_the_flags(command):
     done = command("--help")
     assert all(flag in done.stdout for flag in ("--config", "--workdir", "--mode", "--[no]debug"))
+    code = "import sys; sys.argv = ['bin/cacenet', '--help']; from cacenet_jax.main import main; main()"
+    words = [sys.executable, "-c", code]  # as the console command runs it
+    console = subprocess.run(words, env=command.environment(), capture_output=True, text=True, check=False)
+    assert console.returncode == done.returncode and "The command line of cacenet_jax" in console.stdout
+    assert "--[no]debug" in console.stdout and len(console.stdout.splitlines()) == len(done.stdout.splitlines())
 
 
 def test_one_camera_is_fine_without_the_filter_and_a_large_top_k_is_cut(command):

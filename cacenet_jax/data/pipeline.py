@@ -7,37 +7,16 @@ cannot split it and training resumes exactly from a step.
 import os
 from collections.abc import Iterator
 
-import cv2
 import grain
 import numpy as np
 from jaxtyping import Int, UInt8
 
 from cacenet_jax.data.batch import Batch
 from cacenet_jax.data.builders import Split
+from cacenet_jax.data.images import decode
 from cacenet_jax.data.part_labels import PartLabels
 from cacenet_jax.data.sampler import PKSampler
 from cacenet_jax.data.subsets import Subset
-from cacenet_jax.errors import UserError
-
-
-def decode(
-    encoded: bytes, height: int, width: int, name: str, out_HW3: UInt8[np.ndarray, "H W 3"] | None = None
-) -> UInt8[np.ndarray, "H W 3"]:
-    """JPEG or PNG bytes to RGB pixels of the network's size (bilinear), written to `out_HW3` if given and returned.
-
-    A broken image is a UserError naming it.
-    """
-    # OpenCV answers bytes it cannot read with None, but no bytes at all with an exception of its own.
-    image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR) if encoded else None
-    if image is None:
-        raise UserError(f"{name}: found bytes that are no image, expected a JPEG or PNG; prepare the data set again")
-    if out_HW3 is None:
-        out_HW3 = np.empty((height, width, 3), np.uint8)
-    if image.shape[:2] == (height, width):
-        return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=out_HW3)
-    # Colours are swapped at the stored size, which is mostly the smaller one; resizing does not mix them.
-    image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
-    return cv2.resize(image, (width, height), dst=out_HW3, interpolation=cv2.INTER_LINEAR)
 
 
 def _decode_rows(

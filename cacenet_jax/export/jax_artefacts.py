@@ -105,3 +105,26 @@ def _write(path: Path, function: Callable, arguments: tuple, platforms: tuple[st
 
 def _shape(leading: str | None, shape: tuple[int, ...], dtype: Any) -> dict[str, Any]:
     return {"shape": [*([leading] if leading else []), *shape], "dtype": str(dtype)}
+
+
+def load(path: Path) -> jax.export.Exported:
+    """Load an artefact that runs on this platform.
+
+    Raises:
+        UserError: it is of another version of jax, or for other platforms.
+    """
+    try:
+        exported = jax.export.deserialize(bytearray(path.read_bytes()))
+    except Exception as error:  # of another version it may fail in any way
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(
+            f"{path}: found an artefact that jax {jax.__version__} cannot read ({reason}), expected one of the last six "
+            "months; run --mode=export again"
+        ) from error
+    platform = jax.export.default_export_platform()
+    if platform not in exported.platforms:
+        raise UserError(
+            f"{path}: found an artefact for {', '.join(exported.platforms)}, expected one for {platform}; export again "
+            f"with {platform} in --config.export.platforms, or set JAX_PLATFORMS"
+        )
+    return exported

@@ -79,7 +79,7 @@ def _in_hub(source: str) -> Path:
     except ImportError as error:
         raise UserError(
             f"config.pretrained: found {source}, expected the package huggingface_hub, which reads the Hub; "
-            "run 'pip install -r requirements-pretrained.txt', or name a local file"
+            "run pip install 'huggingface_hub>=1.0', or name a local file"
         ) from error
     name, _, revision = source.removeprefix(HUB).partition("@")
     owner, repository, *folders = name.split("/")

@@ -5,7 +5,7 @@ Legend: n images, B images of a batch over all devices and processes, F embeddin
 
 import functools
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -13,10 +13,17 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float, Int
 
 from cacenet_jax.models.cacenet import Described
-from cacenet_jax.retrieval.term_store import Store
 
 # Variables and uint8 images (B, H, W, 3) of one device to their features.
 Describe = Callable[[Any, Any], Described]
+
+
+@runtime_checkable
+class TermSink(Protocol):
+    """Destination of per-image terms, for example a `term_store.Store`."""
+
+    def put(self, step: int, terms: Any) -> None:
+        """Store the terms of a batch: device arrays with leading axis B, split over the devices."""
 
 
 def round_up(batch_size: int, mesh: Mesh) -> int:
@@ -49,7 +56,7 @@ def extract(
     image_shape: tuple[int, int, int],
     batch: int,
     mesh: Mesh,
-    store: Store | None,
+    store: TermSink | None,
 ) -> Float[np.ndarray, "n F"]:
     """Describes `count` images, each batch split over the devices; every process calls it.
 

@@ -99,6 +99,39 @@ def cosine_distance(
     return np.subtract(1, cosine_QG, out=cosine_QG)
 
 
+def nearest(
+    query_QF: Float[np.ndarray, "Q F"], gallery_GF: Float[np.ndarray, "G F"], count: int
+) -> tuple[Int[np.ndarray, "Q L"], Float[np.ndarray, "Q L"]]:
+    """Nearest gallery images of each query by `cosine_distance`, the order of the individual ranking.
+
+    Args:
+        query_QF: L2-normalised embeddings.
+        gallery_GF: the same of the gallery, at least one.
+        count: L, cut to G.
+
+    Returns:
+        Gallery images in ascending distance, equal distances in gallery order, and their distances.
+    """
+    count = min(count, len(gallery_GF))
+    order_QL = np.empty((len(query_QF), count), np.int64)
+    distance_QL = np.empty((len(query_QF), count), query_QF.dtype)
+    wide_GF = gallery_GF.astype(np.float64)
+    size = max(1, _BLOCK_ELEMENTS // len(gallery_GF))
+    for start in range(0, len(query_QF), size):
+        for row, distance_G in enumerate(cosine_distance(query_QF[start : start + size], wide_GF), start):
+            close = np.flatnonzero(distance_G <= np.partition(distance_G, count - 1)[count - 1])
+            order_QL[row] = close[np.argsort(distance_G[close], kind="stable")[:count]]
+            distance_QL[row] = distance_G[order_QL[row]]
+    return order_QL, distance_QL
+
+
+def mixed_distance(
+    pair_QK: Float[np.ndarray, "Q K"], distance_QK: Float[np.ndarray, "Q K"], weight: float
+) -> Float[np.ndarray, "Q K"]:
+    """Weighted mean of pair and individual distances, which re-scored candidates are ordered by."""
+    return weight * pair_QK + (1 - weight) * distance_QK
+
+
 def check_sizes(num_query: int, num_gallery: int) -> None:
     """Raises UserError where one side of an evaluation is empty."""
     if not num_query or not num_gallery:
@@ -203,7 +236,7 @@ def _candidates(settings: Settings, num_query: int, num_gallery: int) -> int:
 
 def _reorder(pair_QK: np.ndarray, distance_QK: np.ndarray, weight: float) -> np.ndarray:
     """Which place each of the first K places takes its image from, of all queries."""
-    score_QK = weight * pair_QK + (1 - weight) * distance_QK
+    score_QK = mixed_distance(pair_QK, distance_QK, weight)
     return np.argsort(score_QK, axis=1, kind="stable")  # equal scores keep the individual order
 
 

@@ -130,7 +130,10 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
     return jax.tree.map(place, tree)
 
 
-def allocate(like: Any, place: Literal["memory", "file"], folder: str | os.PathLike) -> Any:
+_OTHER_DISK = "set config.data.dir to a folder on another disk or raise config.eval.memory_gib"
+
+
+def allocate(like: Any, place: Literal["memory", "file"], folder: str | os.PathLike, remedy: str = _OTHER_DISK) -> Any:
     """Host arrays of the shapes and types of `like`, in memory or in temporary files under `folder`.
 
     A file's name is gone at once and its content with the array, or with the process. Its space is reserved at once: a disk
@@ -150,11 +153,11 @@ def allocate(like: Any, place: Literal["memory", "file"], folder: str | os.PathL
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise UserError(
                 f"{name}: found no folder that temporary files can be written to ({error.strerror}), expected one with room "
-                f"for {_gib(need)}; set config.data.dir to another one or raise config.eval.memory_gib"
+                f"for {_gib(need)}; {remedy}"
             ) from error
     raise UserError(
         f"{name}: found {_gib(free)} free, expected {_gib(need)} for the maps that are compared in re-scoring; free some, "
-        "set config.data.dir to another disk, or raise config.eval.memory_gib"
+        f"or {remedy}"
     )
 
 

@@ -2,12 +2,14 @@
 
 import os
 import re
+import sys
 import traceback
 from collections.abc import Iterator, Sequence
 
 from absl import flags
 
 from cacenet_jax.errors import UserError
+from cacenet_jax.run import config_files
 
 _COORDINATOR = re.compile(r"(\[[0-9a-fA-F:]+\]|[^\s:/\[\]]+):(\d{1,5})")
 _PROCESSES = "--coordinator=HOST:PORT --num_processes=N --process_id=I"
@@ -23,13 +25,17 @@ def parse(argv: Sequence[str]) -> list[str]:
     Raises:
         UserError: a flag, a field or a value that cannot be, or a config file that does not load.
     """
+    argv = config_files.resolve_flag(argv)
     path = config_path(argv)
     if not path and (path == "" or any(word.startswith("--config.") for word in argv)):
         raise UserError(
             "--config: not given, expected --config=FILE before its fields; for example configs/synthetic.py"
         )
     if path and not os.path.isfile(path):
-        raise UserError(f"--config: found no file {path!r}, expected a Python file, for example configs/synthetic.py")
+        raise UserError(
+            f"--config: found no file {path!r}, expected a Python file or a config of the package: "
+            f"{', '.join(config_files.names())}"
+        )
     try:
         return flags.FLAGS(argv)
     except UserError:
@@ -46,6 +52,17 @@ def config_path(argv: Sequence[str]) -> str | None:
             following = argv[position + 1] if position + 1 < len(argv) else ""
             return (value if equals else following).split(":")[0]
     return None
+
+
+def show_help_of(module: str, text: str | None) -> None:
+    """Make --help show a module's flags and docstring where a console command runs it, not `python -m`.
+
+    absl shows those of the module `__main__`, which is then the command's own script of a few lines.
+    """
+    if module != "__main__":
+        sys.modules["__main__"].__doc__ = text
+        for flag in flags.FLAGS.get_key_flags_for_module(module):
+            flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
 
 
 def check_distributed(

@@ -135,5 +135,5 @@ def test_a_download_that_breaks_off_is_one_line(monkeypatch):
 
 def test_without_huggingface_hub_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(UserError, match=r"pip install -r requirements-pretrained.txt"):
+    with pytest.raises(UserError, match=r"run pip install 'huggingface_hub>=1.0'"):
         sources.locate("hub:timm/resnet50.tv_in1k")

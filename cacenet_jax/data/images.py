@@ -1,0 +1,190 @@
+"""Image files, arrays and PIL images to uint8 RGB pixels of the network's size.
+
+Training, evaluation and `cacenet_jax.load` decode and resize here, so that a picture gives the same pixels in all of them.
+"""
+
+import os
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+from jaxtyping import Int, UInt8
+from PIL import Image, ImageOps
+
+from cacenet_jax.errors import UserError
+
+# Modes of 8 bits a channel (or 1) that PIL converts to RGB; a palette and an alpha channel go as in the decoding of files.
+_PIL_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV")
+_READERS = 4  # threads; decoding and resizing run outside Python's lock
+_PIL_LOCK = threading.Lock()  # an image that was opened and not yet read may stand in several batches
+_EXPECTED = "uint8 pixels (height, width, 3) in the order red, green, blue, or (height, width) for grey"
+
+
+def decode(
+    encoded: bytes,
+    height: int,
+    width: int,
+    name: str,
+    out_HW3: UInt8[np.ndarray, "H W 3"] | None = None,
+    remedy: str = "prepare the data set again",
+) -> UInt8[np.ndarray, "H W 3"]:
+    """Decode a JPEG or PNG to RGB pixels of the network's size.
+
+    Args:
+        encoded: bytes of the file.
+        height: H.
+        width: W.
+        name: of the image, for the error.
+        out_HW3: array to write to.
+        remedy: end of the error's line.
+
+    Returns:
+        `out_HW3`, or a new array.
+
+    Raises:
+        UserError: the bytes are no image.
+    """
+    # OpenCV answers bytes it cannot read with None, but no bytes at all with an exception of its own.
+    image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR) if encoded else None
+    if image is None:
+        raise UserError(f"{name}: found bytes that are no image, expected a JPEG or PNG; {remedy}")
+    if out_HW3 is None:
+        out_HW3 = np.empty((height, width, 3), np.uint8)
+    if image.shape[:2] == (height, width):
+        return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=out_HW3)
+    # Colours are swapped at the stored size, which is mostly the smaller one; resizing does not mix them.
+    return resize(cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image), out_HW3)
+
+
+def resize(image: UInt8[np.ndarray, "h w 3"], out_HW3: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "H W 3"]:
+    """Resize a whole image bilinearly to the size of `out_HW3`, whatever its proportions; written there and returned."""
+    height, width = out_HW3.shape[:2]
+    return cv2.resize(image, (width, height), dst=out_HW3, interpolation=cv2.INTER_LINEAR)
+
+
+def read(image: Any, out_HW3: UInt8[np.ndarray, "H W 3"], name: str) -> None:
+    """Read an image of any kind, resize it and write it to `out_HW3`.
+
+    Args:
+        image: path, array or PIL image, as `rgb` takes them.
+        out_HW3: gets the pixels.
+        name: of the image, for errors.
+
+    Raises:
+        UserError: the file cannot be read or is no image, or the pixels are not 8-bit grey, RGB or RGBA.
+    """
+    if not isinstance(image, str | os.PathLike):
+        resize(rgb(image, name), out_HW3)
+        return
+    try:
+        with open(image, "rb") as file:
+            encoded = file.read()
+    except OSError as error:
+        raise UserError(
+            f"{name}: found no file that can be read ({error.strerror}), expected a JPEG or PNG; correct the path"
+        ) from error
+    height, width = out_HW3.shape[:2]
+    decode(encoded, height, width, name, out_HW3, remedy="leave it out or convert it")
+
+
+def rgb(image: Any, name: str) -> UInt8[np.ndarray, "h w 3"]:
+    """Convert an array or a PIL image to RGB pixels of its own size.
+
+    As in the decoding of files, grey values are repeated, an alpha channel is dropped and the orientation that a camera
+    recorded is applied.
+
+    Args:
+        image: uint8 array (h, w, 3), (h, w, 4), (h, w, 1) or (h, w), or a PIL image of 8 bits a channel.
+        name: of the image, for errors.
+
+    Raises:
+        UserError: neither of them.
+    """
+    if isinstance(image, Image.Image):
+        if image.mode not in _PIL_MODES:
+            raise UserError(
+                f"{name}: found a PIL image of mode {image.mode}, expected 8 bits a channel, for example RGB; "
+                "scale its values to 0 to 255 and convert it"
+            )
+        with _PIL_LOCK:
+            image.load()
+        return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+    if not hasattr(image, "__array__"):
+        raise UserError(
+            f"{name}: found a value of type {type(image).__name__}, expected the path of an image file, a PIL image or an "
+            f"array of {_EXPECTED}; convert it"
+        )
+    pixels = np.asarray(image)
+    if pixels.dtype != np.uint8:
+        remedy = "scale them to 0 to 255 and convert them with .astype(np.uint8)"
+        raise UserError(f"{name}: found values of type {pixels.dtype}, expected {_EXPECTED}; {remedy}")
+    if pixels.ndim == 2:
+        pixels = pixels[..., None]
+    if pixels.ndim != 3 or pixels.shape[-1] not in (1, 3, 4) or not pixels.size:
+        raise UserError(
+            f"{name}: found an array of shape {np.shape(image)}, expected {_EXPECTED}; move the channels to the last axis"
+        )
+    pixels = np.repeat(pixels, 3, axis=-1) if pixels.shape[-1] == 1 else pixels[..., :3]
+    return np.ascontiguousarray(pixels)
+
+
+class ListedImages(NamedTuple):
+    """Images that were given, in their order, with names to show.
+
+    Attributes:
+        images: paths, arrays and PIL images.
+        names: of each.
+    """
+
+    images: Sequence[Any]
+    names: Sequence[str]
+
+    @classmethod
+    def of(cls, images: Any, role: str) -> "ListedImages":
+        """List one image or several; those without a path are named by the role and their place."""
+        if hasattr(images, "__array__") and not isinstance(
+            images, Image.Image
+        ):  # PIL's images have it in some versions
+            array = np.asarray(images)
+            images = list(array) if array.ndim == 4 else [array]
+        elif isinstance(images, str | bytes | os.PathLike | Image.Image) or not isinstance(images, Iterable):
+            images = [images]
+        else:
+            images = list(images)
+
+        def name(i: int, image: Any) -> str:
+            if isinstance(image, Image.Image):
+                image = getattr(image, "filename", "")
+            return os.fspath(image) if isinstance(image, str | os.PathLike) and image else f"{role} {i}"
+
+        return cls(images, [name(i, image) for i, image in enumerate(images)])
+
+    def take(self, places: Int[np.ndarray, "n"]) -> "ListedImages":
+        """Return the images at some places."""
+        return ListedImages([self.images[i] for i in places], [self.names[i] for i in places])
+
+
+def batches(listed: ListedImages, image_size: tuple[int, int], batch_size: int) -> Iterator[np.ndarray]:
+    """Batches of uint8 images (batch_size, H, W, 3), read ahead; the last is filled up with copies of its last image."""
+
+    def load_batch(start: int) -> np.ndarray:
+        images_BHW3 = np.empty((batch_size, *image_size, 3), np.uint8)
+        part = slice(start, start + batch_size)
+        images, names = listed.images[part], listed.names[part]
+        for image, name, out_HW3 in zip(images, names, images_BHW3):
+            read(image, out_HW3, name)
+        images_BHW3[len(images) :] = images_BHW3[len(images) - 1]
+        return images_BHW3
+
+    with ThreadPoolExecutor(_READERS) as pool:
+        waiting: deque[Future[np.ndarray]] = deque()
+        for start in range(0, len(listed.images), batch_size):
+            waiting.append(pool.submit(load_batch, start))
+            if len(waiting) > _READERS:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
