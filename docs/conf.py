@@ -53,6 +53,8 @@ def _escape(line: str) -> str:
     for code in _CODE.finditer(line):
         parts += [_MARKUP.sub(r"\\\g<0>", line[start : code.start()]), code[0]]
         start = code.end()
+        if line[start : start + 1].isalnum():  # a plural: `name`s
+            parts.append("\\ ")
     return "".join(parts) + _MARKUP.sub(r"\\\g<0>", line[start:])
 
 
@@ -65,11 +67,12 @@ def to_rst(app, what, name, obj, options, lines: list[str]) -> None:
         if literal and line.strip() and not indented:
             literal = False
         previous = next((text for text in reversed(lines[:i]) if text.strip()), "")
-        opens = indented and i > 0 and not lines[i - 1].strip() and not previous.startswith((" ", "\t", "- ", "* "))
+        apart = i > 0 and (not lines[i - 1].strip() or lines[i - 1].endswith("."))
+        opens = indented and apart and not previous.startswith((" ", "\t", "- ", "* "))
         if opens and not literal:
             literal = True
             if not previous.endswith("::"):
-                converted += ["::", ""]
+                converted += ["", "::", ""]
         converted.append(line if literal else _escape(line))
     lines[:] = converted
 
