@@ -27,6 +27,7 @@ html_title = "cacenet_jax"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_copy_source = False
+html_show_copyright = False
 pygments_style, pygments_dark_style = "friendly", "monokai"
 
 # Docstrings are Google style with Markdown's backticks: `name` is code, and no cross-reference.
@@ -34,12 +35,13 @@ default_role = "code"
 napoleon_google_docstring, napoleon_numpy_docstring = True, False
 napoleon_use_ivar = True
 napoleon_use_rtype = False
+napoleon_attr_annotations = False
 napoleon_custom_sections = [("Source", "returns_style"), ("Fields", "params_style")]
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
-autodoc_default_options = {"members": True, "show-inheritance": False}
+autodoc_default_options = {"members": True}
 python_maximum_signature_line_length = 88
 add_module_names = False
 
@@ -87,7 +89,21 @@ def skip(app, what, name, obj, skipped, options) -> bool | None:
     return None if not skipped else skipped
 
 
+def shorten(app, what, name, obj, options, signature: str | None, returns: str | None) -> tuple[str | None, str | None]:
+    """Write array types as the code does: Float[Array, "N D"] for jax and NumPy alike."""
+    del app, what, name, obj, options
+
+    def short(text: str | None) -> str | None:
+        text = text and text.replace("jax.jaxlib._jax.", "").replace("jaxlib._jax.", "")
+        return text and re.sub(
+            r"(\w+)\[~?Array, ('[^']*')\] \| (?:~?\w+\.)?\1\[~?(?:numpy\.)?ndarray, \2\]", r"\1[Array, \2]", text
+        )
+
+    return short(signature), short(returns)
+
+
 def setup(app) -> None:
     """Connect the hooks; to_rst runs ahead of napoleon's, whose priority is 500."""
     app.connect("autodoc-process-docstring", to_rst, priority=400)
+    app.connect("autodoc-process-signature", shorten)
     app.connect("autodoc-skip-member", skip)
