@@ -36,7 +36,7 @@ napoleon_google_docstring, napoleon_numpy_docstring = True, False
 napoleon_use_ivar = True
 napoleon_use_rtype = False
 napoleon_attr_annotations = False
-napoleon_custom_sections = [("Source", "returns_style"), ("Fields", "params_style")]
+napoleon_custom_sections = [("Fields", "params_style")]
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
@@ -63,8 +63,11 @@ def _escape(line: str) -> str:
 def to_rst(app, what, name, obj, options, lines: list[str]) -> None:
     """Turn indented paragraphs (formulas, commands) into literal blocks and escape the rest, before napoleon reads it."""
     del app, what, name, obj, options
-    converted, literal = [], False
+    converted, literal, source = [], False, False
     for i, line in enumerate(lines):
+        source = line.startswith("Source: ") or (source and bool(line.strip()))
+        if source:  # one paragraph, whose lines after the first are indented
+            line = line.strip()
         indented = line.startswith((" ", "\t"))
         if literal and line.strip() and not indented:
             literal = False

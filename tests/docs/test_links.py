@@ -1,5 +1,6 @@
 """Links inside the README and the pages lead to files, headings and images that exist."""
 
+import importlib.util
 import re
 
 import pytest
@@ -39,3 +40,9 @@ def test_every_page_is_in_a_toctree():
             listed |= {(path.parent / f"{name}.md").resolve() for name in names}
     pages = {path for path in PAGES if path.is_relative_to(ROOT / "docs")} - {ROOT / "docs/index.md"}
     assert listed == pages
+
+
+def test_api_pages_name_modules():
+    for path in (ROOT / "docs/api").glob("*.md"):
+        for module in re.findall(r"^\.\. automodule:: (\S+)$", path.read_text(), re.MULTILINE):
+            assert importlib.util.find_spec(module), f"{path.name}: {module}"
