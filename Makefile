@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 PIP := $(VENV)/bin/python -m pip install --disable-pip-version-check --quiet
 
-.PHONY: demo test
+.PHONY: demo test docs
 .DELETE_ON_ERROR:
 
 # The main job: prepares the synthetic data set, trains, and prints the table of both rankings.
@@ -15,6 +15,10 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
+
+# The documentation site, in docs/_build/html; warnings are errors.
+docs: $(VENV)/.installed-docs
+	$(VENV)/bin/python -m sphinx -W --keep-going --fresh-env -b html docs docs/_build/html
 
 # A stamp is written last, so a failed installation leaves none.
 $(VENV)/.made:
@@ -30,4 +34,8 @@ $(VENV)/.installed: requirements.txt $(VENV)/.made
 
 $(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
 	$(PIP) -r requirements-dev.txt
+	@touch $@
+
+$(VENV)/.installed-docs: requirements-docs.txt $(VENV)/.installed
+	$(PIP) -r requirements-docs.txt
 	@touch $@

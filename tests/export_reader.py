@@ -1,22 +1,20 @@
-"""README.md's readers of an export, run as a user runs them: in a process of their own, without this package."""
+"""The readers of an export in docs/export.md, run as a user runs them: in a process of their own, without this package."""
 
 import os
-import re
 import subprocess
 
 import cv2
+import documents
 import jax
 import numpy as np
-from command import ROOT
 
 # What a reader's process must not hold.
 UNIMPORTED = "import sys; assert not [m for m in sys.modules if m.split('.')[0] == 'cacenet_jax']\n"
 
 
 def readers():
-    """The Python of README.md's section on exports: with jax, then with ONNX Runtime."""
-    section = (ROOT / "README.md").read_text().split("## Use the network without this package")[1].split("\n## ")[0]
-    return re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)
+    """The Python of docs/export.md: with jax, then with ONNX Runtime."""
+    return [block.code for block in documents.blocks(documents.ROOT / "docs/export.md")]
 
 
 def read_as_a_user(python, code, exported, tmp_path):

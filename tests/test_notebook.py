@@ -102,6 +102,17 @@ def test_every_name_exists():
         assert (ROOT / file).is_file(), file
 
 
+def test_a_failing_command_stops_the_notebook(capsys):
+    (function,) = (node for cell in code(read()) for node in tree(cell).body if isinstance(node, ast.FunctionDef))
+    names = {"subprocess": subprocess}
+    exec(compile(ast.Module([function], []), "install", "exec"), names)
+    with pytest.raises(RuntimeError, match="exit code 3"):
+        names["run"](sys.executable, "-c", "print('its output'); raise SystemExit(3)")
+    assert capsys.readouterr().out == "its output\n"
+    lines = [line for cell in read().cells for line in cell.source.splitlines()]
+    assert not [line for line in lines if line.lstrip().startswith(("!", "%"))]  # IPython goes on after a failure
+
+
 class FakePip:
     """Stands for pip and for what is installed; refuses constraints on a jax below the floor."""
 

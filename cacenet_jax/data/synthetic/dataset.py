@@ -223,8 +223,7 @@ def render_clean(
 def contact_sheet(spec: SyntheticSpec, path: str | Path | None = None, num_groups: int = 3) -> np.ndarray:
     """A picture that shows the data set: look-alike groups, cameras, things in the way and part maps.
 
-    One row for each member of some groups: its clean front and back, then one image from each of the first
-        six
+    One row for each member of some groups: its clean front and back, then one image from each of the first six
     cameras, where that camera sees it. Below: images with much hidden, and a row of images with their part
     maps.
 

@@ -2,8 +2,8 @@
 
 import sys
 import types
-from pathlib import Path
 
+import documents
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -202,12 +202,12 @@ def test_drop_connect_draws_anew_in_each_step(monkeypatch):
     assert losses[0] == losses[1] != losses[2]
 
 
-def test_readmes_class_is_a_backbone(monkeypatch):
+def test_class_of_the_page_is_a_backbone(monkeypatch):
     monkeypatch.setattr(backbones, "NAMES", dict(backbones.NAMES))
-    section = (Path(__file__).parents[3] / "README.md").read_text().split("## Another backbone")[1].split("\n## ")[0]
-    names = {}
-    exec(section.split("```python\n")[1].split("```")[0], names)
-    backbones.register("readme", names["Patches"])
-    backbone = backbones.build("readme", width=5, last_stride=2, dtype=jnp.float32, axis_name=None)
+    (example,) = documents.blocks(documents.ROOT / "docs/backbone.md")
+    names = {"__name__": "my_networks"}
+    exec(example.code, names)
+    backbones.register("example", names["Patches"])
+    backbone = backbones.build("example", width=5, last_stride=2, dtype=jnp.float32, axis_name=None)
     shape = jax.eval_shape(lambda: backbone.init_with_output(jax.random.key(0), jnp.zeros((2, 64, 32, 3)))[0]).shape
     assert shape == (2, *backbone.map_size(64, 32), backbone.channels) == (2, 4, 2, 5)
