@@ -29,7 +29,8 @@ from cacenet_jax.data.images import ListedImages, batches
 from cacenet_jax.errors import UserError
 from cacenet_jax.export import jax_artefacts
 from cacenet_jax.export.folder import EXTRACTOR, JAX, MANIFEST, PAIR_SCORER, read_manifest
-from cacenet_jax.models.scoring import Features, scoring
+from cacenet_jax.models.cacenet import Described
+from cacenet_jax.models.scoring import scoring
 from cacenet_jax.retrieval.compare import Comparer, HostTerms
 from cacenet_jax.retrieval.extract import extract, image_shapes, round_up
 from cacenet_jax.retrieval.rankings import cosine_distance, mixed_distance, nearest
@@ -110,7 +111,7 @@ class _Network(NamedTuple):
         memory_gib: limit of the terms in the host's memory; more lie in temporary files.
     """
 
-    describe: Callable[[Any, Any], Features]
+    describe: Callable[[Any, Any], Described]
     variables: Any
     distance: Callable[[Any, Any, Any], Any] | None
     constants: Any
@@ -342,9 +343,9 @@ def _from_export(folder: Path) -> _Network:
     has_pairs = PAIR_SCORER + JAX in manifest["files"]
     scorer = jax_artefacts.load(folder / (PAIR_SCORER + JAX)) if has_pairs else None
 
-    def describe(variables: Any, images: jax.Array) -> Features:
+    def describe(variables: Any, images: jax.Array) -> Described:
         terms = dict(extractor.call(images))
-        return Features(terms.pop("embedding"), terms if has_pairs else None)
+        return Described(terms.pop("embedding"), terms if has_pairs else None)
 
     distance = None if scorer is None else lambda constants, one, others: scorer.call(one, others)
     size = (images["height"], images["width"])
