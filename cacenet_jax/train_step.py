@@ -16,7 +16,7 @@ from flax import struct
 from cacenet_jax import losses
 from cacenet_jax.data.augment import Augment, augment
 from cacenet_jax.data.batch import Batch
-from cacenet_jax.distributed.device_map import transpose_grid
+from cacenet_jax.distributed.collectives import transpose_grid
 from cacenet_jax.models.cacenet import CACENet, PairGrid
 from cacenet_jax.models.heads import Embedded, normalise
 

@@ -31,7 +31,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from cacenet_jax.distributed.device_map import transpose_grid
+from cacenet_jax.distributed.collectives import transpose_grid
 from cacenet_jax.models.attention import affinity_scores
 from cacenet_jax.models.graph import inverse_sqrt_degree
 from cacenet_jax.models.pair_stages.conditional.alignment import connect
