@@ -1,4 +1,4 @@
-"""A network whose maps are the image's own pixels, shared by the tests of inference and of retrieval."""
+"""A network whose feature maps are the pixels of the image, shared by the tests of inference and of retrieval."""
 
 import functools
 
@@ -15,7 +15,7 @@ D, F, I = 4, 3, 5
 
 
 class Pixels(nn.Module):
-    """A backbone that gives the image's own pixels as a map of D channels, some negative."""
+    """Backbone that returns the pixels of the image as a map of D channels, some of them negative."""
 
     channels: int = D
     pixel_mean, pixel_std = MEAN, STD
@@ -25,7 +25,7 @@ class Pixels(nn.Module):
 
 
 def network(dtype=jnp.float64, **fields):
-    """A network and its variables, random and of that type, with a channel of w' of each sign and one that is 0."""
+    """Network and random variables of a dtype; w' has channels of both signs and one that is 0."""
     net = CACENet(backbone=Pixels(), num_identities=I, embed_dim=F, dtype=dtype, **fields)
     variables = jax.eval_shape(lambda: net.init(jax.random.key(0), jnp.zeros((1, 2, 2, 3)), train=False))
     rng = np.random.default_rng(1)
@@ -35,17 +35,17 @@ def network(dtype=jnp.float64, **fields):
     return net, variables
 
 
-# As programs: hundreds of single operations compile for longer than one program that holds them all.
+# Jitted: one program compiles faster than hundreds of single operations.
 compose = jax.jit(stored.compose, static_argnums=0)
 describe = jax.jit(stored.describe, static_argnums=(0, 4))
 group_distance = jax.jit(stored.group_distance, static_argnums=(3, 4))
 
 
-def applied(net, variables, *arrays, mutable=(), **how):
-    """net.apply, compiled once a network, method and shape."""
-    return _compiled(net, tuple(mutable), tuple(how.items()))(variables, *arrays)
+def applied(net, variables, *arrays, mutable=(), **options):
+    """Run net.apply, compiled once for each network, method and shape."""
+    return _compiled(net, tuple(mutable), tuple(options.items()))(variables, *arrays)
 
 
 @functools.cache
-def _compiled(net, mutable, how):
-    return jax.jit(functools.partial(net.apply, mutable=list(mutable) or False, **dict(how)))
+def _compiled(net, mutable, options):
+    return jax.jit(functools.partial(net.apply, mutable=list(mutable) or False, **dict(options)))

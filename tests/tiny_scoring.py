@@ -1,4 +1,4 @@
-"""Scoring of a small made-up data set by a network that looks at pixels; as a program, one of several processes of it.
+"""Scoring of a small random data set by the pixel network; as a program, one of several processes that score it.
 
 python tests/tiny_scoring.py HOST:PORT PROCESSES PROCESS FOLDER     writes FOLDER/PROCESS.json
 """
@@ -25,7 +25,7 @@ NUM_QUERY, NUM_GALLERY = 21, 50
 
 
 class _Images:
-    """Encoded images of identities that look alike, as a data source gives them."""
+    """Data source of encoded images of similar identities."""
 
     def __init__(self, pids, seed):
         self._pids, self._seed = pids, seed
@@ -70,6 +70,6 @@ def score_state(config, net, values, mixes=()):
 if __name__ == "__main__":
     jax.distributed.initialize(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), initialization_timeout=600)
     out = Path(sys.argv[4])
-    found = [run(tiny_config(out)), run(tiny_config(out, memory_gib=1e-5), mixes=())]
-    (out / f"{sys.argv[3]}.json").write_text(json.dumps({"devices": jax.device_count(), "results": found}))
-    os._exit(0)  # the usual way out waits for the other processes
+    results = [run(tiny_config(out)), run(tiny_config(out, memory_gib=1e-5), mixes=())]
+    (out / f"{sys.argv[3]}.json").write_text(json.dumps({"devices": jax.device_count(), "results": results}))
+    os._exit(0)  # the usual interpreter exit waits for the other processes
