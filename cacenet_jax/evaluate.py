@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from cacenet_jax import experiment
 from cacenet_jax.data.builders import Prepared, open_split
 from cacenet_jax.data.pipeline import evaluation_batches
-from cacenet_jax.data.subsets import Subset, TrainVal, whole
+from cacenet_jax.data.subsets import Subset, TrainVal, all_records
 from cacenet_jax.distributed.device_map import global_mesh
 from cacenet_jax.distributed.processes import broadcast_from_writer, is_writer
 from cacenet_jax.models.cacenet import CACENet
@@ -109,7 +109,7 @@ def check_splits(config: ConfigDict, prepared: Prepared, cut: TrainVal | None = 
 
     Also where a network that needs part labels would miss some.
     """
-    pairs = {"test split": tuple(whole(open_split(prepared, split)) for split in ("query", "gallery"))}
+    pairs = {"test split": tuple(all_records(open_split(prepared, split)) for split in ("query", "gallery"))}
     if cut is not None and len(cut.query.indices):
         pairs["validation split, cut from train by config.data.val_share"] = (cut.query, cut.gallery)
     for where, (query, gallery) in pairs.items():
@@ -124,7 +124,9 @@ def score_test(
 ) -> dict[str, Any]:
     """Scores the test split; process 0 prints the table and writes the file. Returns what it holds, in every process."""
     start = time.monotonic()
-    result = score(config, net, state, whole(open_split(prepared, "query")), whole(open_split(prepared, "gallery")))
+    result = score(
+        config, net, state, all_records(open_split(prepared, "query")), all_records(open_split(prepared, "gallery"))
+    )
     result |= {
         "data": config.data.name,
         "options": config.data.options.to_dict(),

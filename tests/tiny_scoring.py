@@ -16,7 +16,7 @@ from tiny_retrieval import network
 
 from cacenet_jax.config import paper
 from cacenet_jax.data.builders import Records, Split
-from cacenet_jax.data.subsets import whole
+from cacenet_jax.data.subsets import all_records
 from cacenet_jax.evaluate import score
 from cacenet_jax.train_step import TrainState
 
@@ -42,7 +42,7 @@ class _Images:
 def split(count, seed):
     rng = np.random.default_rng(seed)
     pids, camids = rng.integers(0, 8, count), rng.integers(0, 3, count)
-    return whole(Split(Records(_Images(pids, seed)), pids, camids, [f"{i}" for i in range(count)]))
+    return all_records(Split(Records(_Images(pids, seed)), pids, camids, [f"{i}" for i in range(count)]))
 
 
 def tiny_config(folder=".", **fields):

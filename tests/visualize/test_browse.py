@@ -8,7 +8,7 @@ from command import TINY
 from matplotlib.colors import to_hex
 
 from cacenet_jax.data.builders import open_split
-from cacenet_jax.data.subsets import whole
+from cacenet_jax.data.subsets import all_records
 from cacenet_jax.errors import UserError
 from cacenet_jax.evaluate import Rankable
 from cacenet_jax.retrieval.rankings import LabelledSet, Settings
@@ -26,7 +26,7 @@ def ranked(tmp_path_factory):
     rng = np.random.default_rng(0)
 
     def labelled(name):
-        images = whole(open_split(prepared, name))
+        images = all_records(open_split(prepared, name))
         embedding = rng.normal(size=(len(images.pids), 3)).astype(np.float32)
         return LabelledSet(embedding / np.linalg.norm(embedding, axis=1, keepdims=True), images.pids, images.camids)
 
