@@ -32,7 +32,7 @@ from cacenet_jax.data.batch import Batch
 from cacenet_jax.data.builders import open_split, prepare
 from cacenet_jax.data.pipeline import reading_threads, training_batches
 from cacenet_jax.data.sampler import PKSampler
-from cacenet_jax.data.subsets import Subset, whole
+from cacenet_jax.data.subsets import Subset, all_records
 from cacenet_jax.errors import UserError
 
 ONE_GPU = 960.0  # images/s
@@ -44,14 +44,14 @@ def subset_of(data: str, root: str | None, data_dir: str, height: int, width: in
     if data != "synthetic":
         try:
             prepared = prepare("market1501", root=root, data_dir=data_dir, options={"check_counts": False})
-            return "market1501", whole(open_split(prepared, "train"))
+            return "market1501", all_records(open_split(prepared, "train"))
         except UserError as error:
             if data == "market1501":
                 raise SystemExit(f"--data=market1501: {error}") from error
     options = {"num_train_ids": 16, "num_test_ids": 4, "images_per_id": 8, "height": height, "width": width,
                "supersample": 1}  # fmt: skip
     prepared = prepare("synthetic_pedestrians", root=None, data_dir=scratch, options=options)
-    return "synthetic", whole(open_split(prepared, "train"))
+    return "synthetic", all_records(open_split(prepared, "train"))
 
 
 class Pipeline:

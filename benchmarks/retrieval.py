@@ -35,9 +35,9 @@ from benchmarks.device import machine, machine_line, time_all
 from benchmarks.timing import Report, verdict
 from cacenet_jax.models.pair_stages.conditional.clues import Clues
 from cacenet_jax.models.pair_stages.conditional.stored import PairConstants, StoredTerms, group_distance
-from cacenet_jax.retrieval.rankings import Labelled, Settings, evaluate
+from cacenet_jax.retrieval.rankings import LabelledSet, Settings, evaluate
 from cacenet_jax.retrieval.rescore import Rescorer
-from cacenet_jax.retrieval.term_store import Place, Plan, Store, tree_bytes
+from cacenet_jax.retrieval.term_store import Location, Plan, Store, tree_bytes
 
 MIN_PAIRS = {"cpu": 500.0, "gpu": 500_000.0}
 MAX_MARKET_S = 3.0
@@ -178,10 +178,10 @@ def market(
 
     rng = np.random.default_rng(0)
 
-    def labelled(count: int) -> Labelled:
+    def labelled(count: int) -> LabelledSet:
         embedding = rng.standard_normal((count, args.embed), np.float32)
         embedding /= np.linalg.norm(embedding, axis=1, keepdims=True)
-        return Labelled(embedding, rng.integers(0, 750, count), rng.integers(0, 6, count))
+        return LabelledSet(embedding, rng.integers(0, 750, count), rng.integers(0, 6, count))
 
     sets = labelled(num_query), labelled(num_gallery)
     begin = time.perf_counter()
@@ -204,10 +204,10 @@ def main(argv: list[str] | None = None) -> int:
     wanted = candidates(queries, args.gallery, args.top_k)
     reference, flops, moved = limits(args)
 
-    def rescorer(clues: bool, place: Place, folder: str = ".") -> Rescorer:
+    def rescorer(clues: bool, location: Location, folder: str = ".") -> Rescorer:
         one = like(args, clues)
-        query, gallery = (Store(one, count, args.batch, mesh, place, folder) for count in (queries, args.gallery))
-        plan = Plan(place, query.steps, gallery.steps if place == "device" else max(gallery.steps // 8, 1))
+        query, gallery = (Store(one, count, args.batch, mesh, location, folder) for count in (queries, args.gallery))
+        plan = Plan(location, query.steps, gallery.steps if location == "device" else max(gallery.steps // 8, 1))
         sets = fill(query, one, 0), fill(gallery, one, 10**6)
         return Rescorer(distance_fn, constants, *sets, plan, args.pairs_per_call)
 

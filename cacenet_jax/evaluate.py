@@ -11,16 +11,16 @@ from ml_collections import ConfigDict
 from cacenet_jax import experiment
 from cacenet_jax.data.builders import Prepared, open_split
 from cacenet_jax.data.pipeline import evaluation_batches
-from cacenet_jax.data.subsets import Subset, TrainVal, whole
+from cacenet_jax.data.subsets import Subset, TrainVal, all_records
 from cacenet_jax.distributed.device_map import global_mesh
-from cacenet_jax.distributed.processes import from_writer, is_writer
+from cacenet_jax.distributed.processes import broadcast_from_writer, is_writer
 from cacenet_jax.models.cacenet import CACENet
 from cacenet_jax.models.scoring import scoring
-from cacenet_jax.retrieval.extract import extract, image_shapes, my_rows, round_up
+from cacenet_jax.retrieval.extract import extract, image_shapes, process_rows, round_up
 from cacenet_jax.retrieval.metrics import check_rankable
-from cacenet_jax.retrieval.rankings import Labelled, Rescore, Settings, check_sizes, evaluate, table
+from cacenet_jax.retrieval.rankings import LabelledSet, Rescore, Settings, check_sizes, evaluate, table
 from cacenet_jax.retrieval.rescore import Rescorer
-from cacenet_jax.retrieval.term_store import Store, make_plan, replicate, room, tree_bytes
+from cacenet_jax.retrieval.term_store import Store, make_plan, memory_budget, replicate, tree_bytes
 from cacenet_jax.run.workdir import write_json
 from cacenet_jax.train_step import TrainState
 
@@ -38,8 +38,8 @@ class Rankable(NamedTuple):
         settings: how to rank.
     """
 
-    query: Labelled
-    gallery: Labelled
+    query: LabelledSet
+    gallery: LabelledSet
     rescore: Rescore | None
     settings: Settings
 
@@ -78,23 +78,23 @@ def describe(config: ConfigDict, net: CACENet, state: TrainState, query: Subset,
     constants = functions.compose(variables) if functions.compose else None
     given, image_shape = (variables, constants), (data.height, data.width, net.image_channels)
     like = image_shapes(functions.describe, given, image_shape).terms
-    space = room(mesh, settings.device_gib, settings.memory_gib, data.dir)
+    space = memory_budget(mesh, settings.device_gib, settings.memory_gib, data.dir)
     plan = make_plan(tree_bytes(like), num_query, num_gallery, batch, mesh, space)
     # Both before anything is computed: room on a disk is reserved now.
     query_store, gallery_store = (
-        Store(like, count, batch, mesh, plan.place, space.folder) if functions.distance else None
+        Store(like, count, batch, mesh, plan.location, space.folder) if functions.distance else None
         for count in (num_query, num_gallery)
     )
 
-    def features(subset: Subset, store: Store | None) -> Labelled:
+    def features(subset: Subset, store: Store | None) -> LabelledSet:
         count = len(subset.indices)
-        mine = subset._replace(indices=subset.indices[my_rows(count, batch, mesh)])
+        mine = subset._replace(indices=subset.indices[process_rows(count, batch, mesh)])
         size = {"height": data.height, "width": data.width, "parts": experiment.part_labels(config)}
         size["batch_size"] = batch // mesh.size * len(mesh.local_devices)
         images = (images for images, _ in evaluation_batches(mine, **size))
         how = {"image_shape": image_shape, "batch": batch, "mesh": mesh, "store": store}
         embedding = extract(functions.describe, given, images, count, **how)
-        return Labelled(embedding, np.asarray(subset.pids), np.asarray(subset.camids))
+        return LabelledSet(embedding, np.asarray(subset.pids), np.asarray(subset.camids))
 
     query_set, gallery_set = features(query, query_store), features(gallery, gallery_store)
     rescore = None
@@ -109,7 +109,7 @@ def check_splits(config: ConfigDict, prepared: Prepared, cut: TrainVal | None = 
 
     Also where a network that needs part labels would miss some.
     """
-    pairs = {"test split": tuple(whole(open_split(prepared, split)) for split in ("query", "gallery"))}
+    pairs = {"test split": tuple(all_records(open_split(prepared, split)) for split in ("query", "gallery"))}
     if cut is not None and len(cut.query.indices):
         pairs["validation split, cut from train by config.data.val_share"] = (cut.query, cut.gallery)
     for where, (query, gallery) in pairs.items():
@@ -124,13 +124,15 @@ def score_test(
 ) -> dict[str, Any]:
     """Scores the test split; process 0 prints the table and writes the file. Returns what it holds, in every process."""
     start = time.monotonic()
-    result = score(config, net, state, whole(open_split(prepared, "query")), whole(open_split(prepared, "gallery")))
+    result = score(
+        config, net, state, all_records(open_split(prepared, "query")), all_records(open_split(prepared, "gallery"))
+    )
     result |= {
         "data": config.data.name,
         "options": config.data.options.to_dict(),
         "step": step,
         "mix": config.eval.mix,
-        "seconds": from_writer("seconds", time.monotonic() - start),
+        "seconds": broadcast_from_writer("seconds", time.monotonic() - start),
     }
     if is_writer():
         print(f"\n{config.data.name}, test split, step {step}, {result['seconds']:.0f} s\n{table(result)}", flush=True)

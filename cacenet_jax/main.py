@@ -59,7 +59,7 @@ def run(argv: Sequence[str]) -> None:
     from cacenet_jax import train
     from cacenet_jax.run import compilation
 
-    compilation.use_cache()
+    compilation.enable_cache()
     modes: dict[str, Callable] = {
         "train": train.train, "evaluate": train.evaluate, "visualize": _visualize, "export": _export,
         "reproduce": _reproduce,
@@ -118,7 +118,7 @@ def _interrupted(code: int, word: str) -> None:
     if _joined():
         from cacenet_jax.distributed import processes
 
-        processes.tell_others(code, line)
+        processes.notify_failure(code, line)
     os._exit(code)  # a save that was cut off would complain at length; like after a kill, it is no checkpoint
 
 
@@ -167,15 +167,15 @@ def main() -> None:
             sys.exit(code)
         from cacenet_jax.distributed import processes
 
-        if not processes.said_by_first(code, str(error)):
+        if not processes.reported_by_writer(code, str(error)):
             print(f"error: {error}", file=sys.stderr, flush=True)
-        processes.leave(code, str(error))
+        processes.shut_down(code, str(error))
     except Exception as error:
         if not _joined():
             raise
         from cacenet_jax.distributed import processes
 
-        processes.crash(error, debug="--debug" in sys.argv)
+        processes.shut_down_on_error(error, debug="--debug" in sys.argv)
     except KeyboardInterrupt:
         _interrupted(128 + signal.SIGINT, "interrupted")
 

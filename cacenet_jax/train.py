@@ -15,14 +15,21 @@ from cacenet_jax.data.builders import Prepared, open_split, prepare
 from cacenet_jax.data.pipeline import training_batches
 from cacenet_jax.data.sampler import PKSampler, look_alikes
 from cacenet_jax.data.subsets import TrainVal, cut_validation
-from cacenet_jax.distributed.device_map import AXIS, DeviceMap, check_divisible, global_mesh, pick_devices, replicated
-from cacenet_jax.distributed.processes import check_same, from_writer, is_writer, writer_first
+from cacenet_jax.distributed.device_map import (
+    AXIS,
+    DeviceMap,
+    check_divisible,
+    global_mesh,
+    pick_devices,
+    replicated_sharding,
+)
+from cacenet_jax.distributed.processes import broadcast_from_writer, check_same, is_writer, writer_first
 from cacenet_jax.errors import UserError
 from cacenet_jax.evaluate import MIXES, check_splits, score, score_test
 from cacenet_jax.models.cacenet import CACENet
 from cacenet_jax.run import compilation, initialisation
 from cacenet_jax.run.checkpoints import Checkpoints
-from cacenet_jax.run.metric_writer import MetricWriter, Progress, Silent
+from cacenet_jax.run.metric_writer import MetricWriter, NullWriter, Progress
 from cacenet_jax.run.workdir import check_network, check_workdir, claim_workdir
 from cacenet_jax.train_step import TrainState, create_state, make_train_step
 
@@ -67,11 +74,11 @@ def check_finite(step: int, metrics: dict[str, float]) -> None:
 def restore(config: ConfigDict, net: CACENet, checkpoints: Checkpoints) -> tuple[int, TrainState]:
     """The step that config.eval.checkpoint names and its state; there is at least one checkpoint."""
     best = checkpoints.best_step() if config.eval.checkpoint == "best" else None
-    step = checkpoints.agreed(max(checkpoints.steps(), default=0) if best is None else best)
+    step = checkpoints.agree_on_step(max(checkpoints.steps(), default=0) if best is None else best)
     optimizer = optim.optimizer(config, 1)
     shape = (config.data.height, config.data.width)
     like = jax.eval_shape(lambda key: create_state(net, optimizer, key, shape), jax.random.key(0))
-    return step, checkpoints.load(step, like, replicated(global_mesh(config.devices)))
+    return step, checkpoints.load(step, like, replicated_sharding(global_mesh(config.devices)))
 
 
 def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
@@ -120,7 +127,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     step_fn = make_train_step(
         net, optimizer, experiment.loss_weights(config), experiment.augmentation(config), augment_key, axis_name=AXIS
     )
-    mapped_step = compilation.warn_if_compiled_again(device_map.map(step_fn))
+    mapped_step = compilation.warn_on_recompilation(device_map.map(step_fn))
     state = create_state(net, optimizer, init_key, (data.height, data.width))
 
     # -- Where we stopped ---------------------------------------------------------------------------------------------
@@ -128,9 +135,9 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
         state = initialisation.begin(config, state, cut.train.summary())
     claim_workdir(workdir, to_dict(config), cut.train.summary())
     checkpoints = Checkpoints(workdir)
-    first_step = checkpoints.agreed(max(checkpoints.steps(), default=0))
+    first_step = checkpoints.agree_on_step(max(checkpoints.steps(), default=0))
     if first_step:
-        state = checkpoints.load(first_step, state, replicated(device_map.mesh))
+        state = checkpoints.load(first_step, state, replicated_sharding(device_map.mesh))
         _say(f"continuing {workdir} from step {first_step} of {last_step}")
     elif not is_new:  # it was stopped before its first checkpoint
         state = initialisation.begin(config, state, cut.train.summary())
@@ -138,8 +145,8 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     if data.hard_pool:  # from what is frozen, so that a run that continues draws the same batches
         classifier = state.params["individual_head"]["classifier"]["kernel"].addressable_data(0)
         sampler.nearest = look_alikes(np.asarray(classifier), data.hard_pool)
-    writer = MetricWriter(workdir, first_step) if is_writer() else Silent()
-    progress = Progress(first_step, last_step, batch_size) if is_writer() else Silent()
+    writer = MetricWriter(workdir, first_step) if is_writer() else NullWriter()
+    progress = Progress(first_step, last_step, batch_size) if is_writer() else NullWriter()
     parameters = sum(x.size for x in jax.tree.leaves(state.params))
     together = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
     _say(
@@ -182,7 +189,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
                 if validates:
                     result = score(config, net, device_map.to_global(state), cut.query, cut.gallery, mixes=MIXES)
                     rankings = [result[name] for name in ("individual", "conditional", "mixed") if name in result]
-                    validation_map = from_writer("validation", max(ranking["mAP"] for ranking in rankings))
+                    validation_map = broadcast_from_writer("validation", max(ranking["mAP"] for ranking in rankings))
                     _report_validation(writer, step, result)
                 checkpoints.save(step, device_map.to_global(state), validation_map)
     finally:
@@ -267,7 +274,7 @@ def evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     return score_test(config, trained.net, trained.state, trained.prepared, trained.step, Path(workdir) / file)
 
 
-def _report_validation(writer: MetricWriter | Silent, step: int, result: dict[str, Any]) -> None:
+def _report_validation(writer: MetricWriter | NullWriter, step: int, result: dict[str, Any]) -> None:
     scores = {
         f"val/{name}_mAP": result[name]["mAP"] for name in ("individual", "conditional", "mixed") if name in result
     }

@@ -1,4 +1,4 @@
-"""One process of several: one training step of the tiny network in both types and maps, written to a folder.
+"""Worker process that runs one training step of the tiny network in both dtypes and modes, and writes the results.
 
 python step_worker.py HOST:PORT PROCESSES PROCESS FOLDER
 """
@@ -16,11 +16,17 @@ if __name__ == "__main__":
     from tiny_training import tiny_config
 
     results = {}
-    for dtype, how in ACROSS:
+    for dtype, mode in ACROSS:
         with jax.enable_x64(dtype == "float64"):
-            results[dtype, how] = on_devices(tiny_config(dtype), how, 0, dtype)
+            results[dtype, mode] = on_devices(tiny_config(dtype), mode, 0, dtype)
     layout = [(device.process_index, device.id) for device in jax.devices()]
-    said = processes.exchange("greeting", f"process {jax.process_index()}")
-    number = processes.from_writer("number", 0.1 + jax.process_index())
-    told = {"results": results, "layout": layout, "said": said, "number": number, "writer": processes.is_writer()}
-    (Path(sys.argv[4]) / f"{sys.argv[3]}.pickle").write_bytes(pickle.dumps(told))
+    greetings = processes.exchange("greeting", f"process {jax.process_index()}")
+    number = processes.broadcast_from_writer("number", 0.1 + jax.process_index())
+    report = {
+        "results": results,
+        "layout": layout,
+        "greetings": greetings,
+        "number": number,
+        "writer": processes.is_writer(),
+    }
+    (Path(sys.argv[4]) / f"{sys.argv[3]}.pickle").write_bytes(pickle.dumps(report))

@@ -22,7 +22,7 @@ from cacenet_jax.models.scoring import scoring
 from cacenet_jax.retrieval import extract, rescore
 from cacenet_jax.retrieval import rankings as evaluation
 from cacenet_jax.retrieval.rescore import Rescorer
-from cacenet_jax.retrieval.term_store import Store, bits_type
+from cacenet_jax.retrieval.term_store import Store, storage_dtype
 
 STREAMED = 1e-5  # GiB, about ten images
 
@@ -47,7 +47,7 @@ def test_result_is_that_of_the_plain_pair_distance(seen):
     config = tiny_config(map_dtype="float32", flip=False)
     found = run(config)
     (plan, candidates, scores), (net, values) = seen[0], state()
-    assert plan.place == "device"
+    assert plan.location == "device"
     variables = jax.tree.map(jax.numpy.asarray, {"params": values.params, "batch_stats": values.batch_stats})
     described = []
     for part, count in ((split(NUM_QUERY, 1), NUM_QUERY), (split(NUM_GALLERY, 2), NUM_GALLERY)):
@@ -88,7 +88,7 @@ def test_ranks_do_not_depend_on_how_they_are_computed(seen, tmp_path, map_dtype,
         config.eval.update(case)
         results.append(run(config, {"clue_weight": clue_weight}))
         plan, candidates, scores = seen[-1]
-        places.add(plan.place)
+        places.add(plan.location)
         np.testing.assert_array_equal(candidates, seen[0][1])
         np.testing.assert_allclose(scores, seen[0][2], atol=tolerance, err_msg=str(case))
         assert results[-1] == results[0], case
@@ -176,7 +176,7 @@ def test_lowers_for_accelerators_from_a_cpu(platform):
     images = jax.ShapeDtypeStruct((8, 6, 4, 3), np.uint8)
     describe = extract._step(functions.describe, mesh).trace((variables, constants), images)
     found = describe.out_info.terms
-    terms = jax.tree.map(lambda x: jax.ShapeDtypeStruct((2, *x.shape), bits_type(x.dtype)), found)
+    terms = jax.tree.map(lambda x: jax.ShapeDtypeStruct((2, *x.shape), storage_dtype(x.dtype)), found)
     types = tuple(np.dtype(x.dtype) for x in jax.tree.leaves(found))
     indices = (jax.ShapeDtypeStruct((1, 4), np.int32), jax.ShapeDtypeStruct((1, 4, 5), np.int32))
     score = rescore._step(functions.distance, types, mesh, True).trace(constants, terms, terms, *indices)

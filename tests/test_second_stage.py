@@ -11,7 +11,7 @@ import pytest
 
 from cacenet_jax import optim
 from cacenet_jax.config import to_dict, validate
-from cacenet_jax.distributed.device_map import global_mesh, replicated
+from cacenet_jax.distributed.device_map import global_mesh, replicated_sharding
 from cacenet_jax.errors import UserError
 from cacenet_jax.run.checkpoints import Checkpoints
 from cacenet_jax.run.initialisation import check_beginning
@@ -46,7 +46,7 @@ def folder(tmp_path_factory):
 
 def arrays(workdir, step=None):
     checkpoints = Checkpoints(workdir, create=False)
-    params, stats = checkpoints.parameters(step or checkpoints.steps()[-1], replicated(global_mesh(1)))
+    params, stats = checkpoints.parameters(step or checkpoints.steps()[-1], replicated_sharding(global_mesh(1)))
     checkpoints.close()
     return jax.tree.map(np.asarray, {"params": params, "batch_stats": stats})
 

@@ -116,11 +116,11 @@ def test_the_same_step_draws_the_same_augmentation_and_the_next_another():
     assert losses[0] == losses[1] != losses[2]
 
 
-@pytest.mark.parametrize(("platform", "how"), [("tpu", "shard_map"), ("cuda", "jit")])
-def test_training_step_lowers_for_accelerators(platform, how):
+@pytest.mark.parametrize(("platform", "mode"), [("tpu", "shard_map"), ("cuda", "jit")])
+def test_training_step_lowers_for_accelerators(platform, mode):
     """Forms that are chosen for a CPU are switched off, as they are where the step will run."""
     config = tiny_config("bfloat16")
-    axis_name = AXIS if how == "shard_map" else None
+    axis_name = AXIS if mode == "shard_map" else None
     net = experiment.model(config, 4, axis_name)
     net = net.clone(backbone=net.backbone.clone(matmul_1x1=False, cpu_stem=False))
     optimizer = optim.optimizer(config, 10)
@@ -128,11 +128,11 @@ def test_training_step_lowers_for_accelerators(platform, how):
     losses, augmentation = experiment.loss_weights(config), experiment.augmentation(config)
     step = make_train_step(net, optimizer, losses, augmentation, jax.random.key(0), axis_name)
     batch = batch_of()._replace(images=np.zeros((8, 32, 16, 3), np.uint8))
-    mapped = jax.jit(step) if how == "jit" else DeviceMap(pick_devices(8), how).map(step)
+    mapped = jax.jit(step) if mode == "jit" else DeviceMap(pick_devices(8), mode).map(step)
     exported = jax.export.export(mapped, platforms=[platform])(state, batch)
     assert exported.platforms == (platform,)
-    assert exported.nr_devices == (8 if how == "shard_map" else 1)
-    assert ("all_gather" in exported.mlir_module()) == (how == "shard_map")
+    assert exported.nr_devices == (8 if mode == "shard_map" else 1)
+    assert ("all_gather" in exported.mlir_module()) == (mode == "shard_map")
 
 
 @pytest.mark.parametrize(

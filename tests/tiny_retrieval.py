@@ -19,7 +19,7 @@ D, F, I = 4, 3, 5
 
 
 class Pixels(nn.Module):
-    """A backbone that gives the image's own pixels as a map of D channels, some negative."""
+    """Backbone that returns the pixels of the image as a map of D channels, some of them negative."""
 
     channels: int = D
     pixel_mean, pixel_std = MEAN, STD

@@ -1,4 +1,4 @@
-"""Scoring of a small made-up data set by a network that looks at pixels; as a program, one of several processes of it.
+"""Scoring of a small random data set by the pixel network; as a program, one of several processes that score it.
 
 python tests/tiny_scoring.py HOST:PORT PROCESSES PROCESS FOLDER     writes FOLDER/PROCESS.json
 """
@@ -16,7 +16,7 @@ from tiny_retrieval import network
 
 from cacenet_jax.config import paper
 from cacenet_jax.data.builders import Records, Split
-from cacenet_jax.data.subsets import whole
+from cacenet_jax.data.subsets import all_records
 from cacenet_jax.evaluate import score
 from cacenet_jax.train_step import TrainState
 
@@ -25,7 +25,7 @@ NUM_QUERY, NUM_GALLERY = 21, 50
 
 
 class _Images:
-    """Encoded images of identities that look alike, as a data source gives them."""
+    """Data source of encoded images of similar identities."""
 
     def __init__(self, pids, seed):
         self._pids, self._seed = pids, seed
@@ -42,7 +42,7 @@ class _Images:
 def split(count, seed):
     rng = np.random.default_rng(seed)
     pids, camids = rng.integers(0, 8, count), rng.integers(0, 3, count)
-    return whole(Split(Records(_Images(pids, seed)), pids, camids, [f"{i}" for i in range(count)]))
+    return all_records(Split(Records(_Images(pids, seed)), pids, camids, [f"{i}" for i in range(count)]))
 
 
 def tiny_config(folder=".", **fields):
@@ -70,6 +70,6 @@ def score_state(config, net, values, mixes=()):
 if __name__ == "__main__":
     jax.distributed.initialize(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), initialization_timeout=600)
     out = Path(sys.argv[4])
-    found = [run(tiny_config(out)), run(tiny_config(out, memory_gib=1e-5), mixes=())]
-    (out / f"{sys.argv[3]}.json").write_text(json.dumps({"devices": jax.device_count(), "results": found}))
-    os._exit(0)  # the usual way out waits for the other processes
+    results = [run(tiny_config(out)), run(tiny_config(out, memory_gib=1e-5), mixes=())]
+    (out / f"{sys.argv[3]}.json").write_text(json.dumps({"devices": jax.device_count(), "results": results}))
+    os._exit(0)  # the usual interpreter exit waits for the other processes

@@ -1,6 +1,6 @@
-"""Augmentation on the device: flip, pad and crop, normalise, random erasing; pure, one key an image.
+"""Augmentation on the device: flip, pad and crop, normalise, random erasing; pure functions of one key per image.
 
-Legend: B images, H x W pixels, C channels: 3 colours, perhaps labels.
+Legend: B images, H x W pixels, C channels (3 colours, then optional labels), A attempts.
 """
 
 from typing import NamedTuple
@@ -11,20 +11,20 @@ from jaxtyping import Array, Float, UInt8
 
 from cacenet_jax.models.pixels import MEAN, STD, normalise_images
 
-_ATTEMPTS = 16
+_ATTEMPTS = 16  # rectangles drawn for random erasing; the first that fits is used
 
 
 class Augment(NamedTuple):
-    """What happens to a training image.
+    """Settings of the augmentation.
 
     Attributes:
-        flip: probability of a mirror image.
-        pad: black pixels added on each side before a random crop of the original size.
+        flip: probability of a horizontal flip.
+        pad: black pixels added on each side before a random crop to the original size.
         erase: probability of random erasing.
-        erase_area: smallest and largest share of the image that is erased.
-        erase_aspect: smallest height over width of the erased rectangle; the largest is its reciprocal.
-        mean: of red, green and blue, as `normalise_images` takes it.
-        std: likewise.
+        erase_area: range of the erased fraction of the image.
+        erase_aspect: smallest aspect ratio (height over width) of the erased rectangle; the largest is its reciprocal.
+        mean: mean of red, green and blue, as in `normalise_images`.
+        std: standard deviation of red, green and blue, likewise.
     """
 
     flip: float = 0.5
@@ -37,28 +37,38 @@ class Augment(NamedTuple):
 
 
 def _erase(key: Array, image_HWC: Array, erase: float, area: tuple[float, float], aspect: float) -> Array:
-    """Sets a random rectangle to 0, the mean pixel; of several drawn rectangles the first that fits inside is taken."""
+    """Set a random rectangle to 0, the mean pixel.
+
+    Source: Zhong et al., "Random Erasing Data Augmentation", AAAI 2020.
+    """
     height, width = image_HWC.shape[:2]
     key_use, key_area, key_aspect, key_top, key_left = jax.random.split(key, 5)
     share_A = jax.random.uniform(key_area, (_ATTEMPTS,), minval=area[0], maxval=area[1]) * height * width
     ratio_A = jax.random.uniform(key_aspect, (_ATTEMPTS,), minval=aspect, maxval=1 / aspect)
-    tall_A, wide_A = jnp.round(jnp.sqrt(share_A * ratio_A)), jnp.round(jnp.sqrt(share_A / ratio_A))
-    fits_A = (tall_A < height) & (wide_A < width)
+    heights_A, widths_A = jnp.round(jnp.sqrt(share_A * ratio_A)), jnp.round(jnp.sqrt(share_A / ratio_A))
+    fits_A = (heights_A < height) & (widths_A < width)
     first = jnp.argmax(fits_A)
-    tall, wide = tall_A[first], wide_A[first]
-    top = jnp.floor(jax.random.uniform(key_top) * (height - tall + 1))
-    left = jnp.floor(jax.random.uniform(key_left) * (width - wide + 1))
+    rows, columns = heights_A[first], widths_A[first]
+    top = jnp.floor(jax.random.uniform(key_top) * (height - rows + 1))
+    left = jnp.floor(jax.random.uniform(key_left) * (width - columns + 1))
     row_H1, column_1W = jnp.arange(height)[:, None], jnp.arange(width)[None]
-    inside_HW = (row_H1 >= top) & (row_H1 < top + tall) & (column_1W >= left) & (column_1W < left + wide)
+    inside_HW = (row_H1 >= top) & (row_H1 < top + rows) & (column_1W >= left) & (column_1W < left + columns)
     use = fits_A[first] & (jax.random.uniform(key_use) < erase)
     return jnp.where((inside_HW & use)[..., None], 0, image_HWC)
 
 
 def augment_one(key: Array, image_HWC: UInt8[Array, "H W C"], settings: Augment) -> Float[Array, "H W C"]:
-    """Flip, pad and crop, normalise, erase one image; the same key gives the same image.
+    """Flip, pad and crop, normalise and erase one image.
 
-    Channels after the colours are labels: they move with the pixels, are not normalised, and 0 where those are padding or
-    erased.
+    Label channels move with the pixels, are not normalised, and are 0 in padding and erased rectangles.
+
+    Args:
+        key: random key of the image; the result is a pure function of it.
+        image_HWC: uint8 pixels: three colours, then optional label channels.
+        settings: settings of the augmentation.
+
+    Returns:
+        float32 image, colours normalised.
     """
     key_flip, key_top, key_left, key_erase = jax.random.split(key, 4)
     mirrored = jax.random.uniform(key_flip) < settings.flip
@@ -78,17 +88,17 @@ def augment_one(key: Array, image_HWC: UInt8[Array, "H W C"], settings: Augment)
 def augment(
     key: Array, index_B: Array, images_BHWC: UInt8[Array, "B H W C"], settings: Augment
 ) -> Float[Array, "B H W C"]:
-    """Augments a batch, one key an image.
+    """Augment a batch with one key per image.
 
     Args:
         key: key of the step.
-        index_B: position of each image in the global batch; its key is folded from it, so that the result does not depend
-            on how the batch is split over devices.
-        images_BHWC: uint8 pixels: three colours, then channels of labels.
-        settings: what happens to an image.
+        index_B: index of each image in the global batch, folded into its key, so that the result does not depend on how the
+            batch is split over devices.
+        images_BHWC: uint8 pixels: three colours, then optional label channels.
+        settings: settings of the augmentation.
 
     Returns:
-        float32 images, the colours normalised.
+        float32 images, colours normalised.
     """
     keys_B = jax.vmap(lambda i: jax.random.fold_in(key, i))(index_B)
     return jax.vmap(lambda k, image: augment_one(k, image, settings))(keys_B, images_BHWC)

@@ -1,4 +1,4 @@
-"""What the host hands to the device."""
+"""Training batch, as passed from the host to the device."""
 
 from typing import NamedTuple
 
@@ -10,8 +10,8 @@ class Batch(NamedTuple):
     """A training batch.
 
     Attributes:
-        images: uint8, (R, H, W, 3).
-        labels: class of the identity, 0 .. I-1, (R,).
+        images: uint8 (R, H, W, C): three colours, then optional part labels.
+        labels: class 0 .. I-1 of each image's identity, (R,).
     """
 
     images: np.ndarray | jax.Array

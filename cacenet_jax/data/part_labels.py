@@ -1,9 +1,9 @@
-"""Part labels of images: which body part each pixel shows. The semantic alignment of table 2 needs them.
+"""Body-part labels of pixels, required by the semantic alignment of table 2.
 
-They come from the data set where its records carry them (synthetic_pedestrians), else from a folder of label files, one an
-image: config.data.parts/<name of the image with .png in place of its ending>, 8 bits, one channel, of any size: the file
-is brought to the image's. 0 means nobody; 1 to 31 are body parts, of any numbering that all files share, without left and
-right, because training mirrors images.
+Labels are read from the records if these carry them (synthetic_pedestrians), otherwise from one file per image:
+config.data.parts/<image name with the suffix .png>, 8 bits, one channel, of any size; it is resized to the image. 0 is
+background; 1 to 31 are body parts in any numbering common to all files, without left and right, because training mirrors
+images.
 """
 
 import dataclasses
@@ -22,29 +22,29 @@ _REMEDY = f"expected an 8-bit PNG of one channel with labels from 0 to {NUM_LABE
 
 @dataclasses.dataclass(frozen=True)
 class PartLabels:
-    """Reads the part labels of records.
+    """Part-label reader.
 
     Attributes:
-        folder: of label files, for records without labels of their own.
+        folder: folder of label files, for records without labels.
     """
 
     folder: str | None = None
 
     def path(self, name: str) -> str:
-        """The label file of an image."""
+        """Return the path of an image's label file."""
         return os.path.join(self.folder or "", os.path.splitext(name)[0] + ".png")
 
     def read(self, encoded: bytes, name: str, height: int, width: int) -> UInt8[np.ndarray, "H W"]:
-        """Labels of an image at the network's size, each pixel its nearest neighbour's.
+        """Decode an image's labels and resize them by nearest neighbour.
 
         Args:
-            encoded: the labels that the record carries, a PNG; empty for none.
-            name: of the record.
-            height: rows.
-            width: columns.
+            encoded: PNG bytes from the record; empty to read the label file.
+            name: name of the record.
+            height: output rows.
+            width: output columns.
 
         Raises:
-            UserError: no labels, or a file that holds something else.
+            UserError: labels are missing or invalid.
         """
         where = name
         if not encoded:
@@ -56,30 +56,32 @@ class PartLabels:
                 raise UserError(f"{where}: found no part labels ({error.strerror}), {_REMEDY}; add the file") from error
         labels_HW = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_UNCHANGED) if encoded else None
         if labels_HW is None or labels_HW.ndim != 2 or labels_HW.dtype != np.uint8:
-            found = "no image" if labels_HW is None else f"shape {labels_HW.shape} of {labels_HW.dtype}"
-            raise UserError(f"{where}: found {found}, {_REMEDY}; write it again")
+            content = "no image" if labels_HW is None else f"shape {labels_HW.shape} of {labels_HW.dtype}"
+            raise UserError(f"{where}: found {content}, {_REMEDY}; write it again")
         if labels_HW.max() >= NUM_LABELS:
-            raise UserError(f"{where}: found label {labels_HW.max()}, {_REMEDY}; merge parts")
+            raise UserError(f"{where}: found label {labels_HW.max()}, {_REMEDY}; merge some parts")
         return cv2.resize(labels_HW, (width, height), interpolation=cv2.INTER_NEAREST)
 
     def check(self, splits: dict[str, Split]) -> None:
-        """Raises UserError, before any training, where an image of a split has no labels.
+        """Raise UserError if an image of a split has no labels.
 
         Args:
-            splits: by name.
+            splits: splits by name.
         """
         for split_name, split in splits.items():
             where = [self.path(name) for name in split.names]
-            # Files first: to read a record takes longer, 1 s for 15,000 of them.
-            absent = [i for i, path in enumerate(where) if self.folder is None or not os.path.isfile(path)]
-            missing = [i for i in absent if not split.records[i]["parts"]]
+            # Files are checked first: reading a record takes longer, about 1 s for 15,000.
+            without_file = [i for i, path in enumerate(where) if self.folder is None or not os.path.isfile(path)]
+            missing = [i for i in without_file if not split.records[i]["parts"]]
             if not missing:
                 continue
             which = f"{len(missing)} of the {len(split)} images of the {split_name} split"
             if self.folder is None:
                 raise UserError(
-                    f"{which}: found no part labels in the data set, {split.names[missing[0]]} first, expected them for "
+                    f"{which}: found no part labels in the data set, first {split.names[missing[0]]}, expected them for "
                     "config.model.alignment=semantic; set config.data.parts to a folder of label files or choose another "
                     "alignment"
                 )
-            raise UserError(f"{where[missing[0]]}: found no such label file, for {which}; {_REMEDY} for each image")
+            raise UserError(
+                f"{where[missing[0]]}: found no such label file, for {which}; {_REMEDY} for each image; add them"
+            )

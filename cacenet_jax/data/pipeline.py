@@ -1,7 +1,7 @@
-"""From records to uint8 batches on the host: decode, resize, batch; augmentation happens on the device.
+"""Host input pipeline: records are decoded, resized and batched as uint8; augmentation happens on the device.
 
-A training batch is drawn as a whole by a grain MapDataset (step -> record keys -> images), so that worker processes
-cannot split it and training resumes exactly from a step.
+A grain MapDataset draws a training batch as a whole (step -> record indices -> images), so that worker processes cannot
+split it and training resumes exactly from a step.
 """
 
 import os
@@ -22,10 +22,7 @@ from cacenet_jax.data.subsets import Subset
 def _decode_rows(
     split: Split, rows: Int[np.ndarray, "R"], height: int, width: int, parts: PartLabels | None
 ) -> UInt8[np.ndarray, "R H W C"]:
-    """Decodes records into one array: half the time of decoding them one by one and stacking.
-
-    With `parts` there is a fourth channel, the label of each pixel's body part.
-    """
+    """Decode records into one array, in half the time of decoding and stacking; `parts` adds a channel of part labels."""
     images_RHW3 = np.empty((len(rows), height, width, 3), np.uint8)
     labels_RHW1 = np.empty((len(rows), height, width, 0 if parts is None else 1), np.uint8)
     for row, image_HW3, labels_HW1 in zip(rows.tolist(), images_RHW3, labels_RHW1, strict=True):
@@ -37,13 +34,13 @@ def _decode_rows(
 
 
 def reading_threads(workers: int = 0) -> int:
-    """Threads of each reading process: its share of the cores, two to four; more would wait for Python's lock."""
+    """Return the number of threads of each reading process: its share of the cores, 2 to 4 (more wait for the GIL)."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(max(cores // max(workers, 1), 2), 4)
 
 
 class _ReadBatch:
-    """Picklable step -> Batch, reading one process's share of the batch."""
+    """Picklable function from a step to this process's share of its batch."""
 
     def __init__(
         self,
@@ -59,10 +56,10 @@ class _ReadBatch:
         self.split, self.indices, self.labels = subset.split, subset.indices, subset.labels
         self.sampler, self.height, self.width = sampler, height, width
         share = sampler.num_ids * sampler.images_per_id // processes
-        self.mine = slice(process * share, (process + 1) * share)
+        self.process_rows = slice(process * share, (process + 1) * share)
 
     def __call__(self, step: int) -> Batch:
-        keys = self.sampler.batch(int(step))[self.mine]
+        keys = self.sampler.batch(int(step))[self.process_rows]
         images = _decode_rows(self.split, self.indices[keys], self.height, self.width, self.parts)
         return Batch(images, self.labels[keys].astype(np.int32))
 
@@ -81,23 +78,23 @@ def training_batches(
     processes: int = 1,
     parts: PartLabels | None = None,
 ) -> Iterator[Batch]:
-    """Batches of the steps first_step .. last_step-1, decoded ahead.
+    """Iterate over the batches of steps first_step .. last_step-1, decoded ahead of use.
 
     Args:
-        subset: records to train on; the sampler's labels are the subset's.
-        sampler: draws a step's records.
+        subset: records to train on, whose labels the sampler was built from.
+        sampler: sampler of the records of a step.
         height: rows of an image.
         width: columns of an image.
-        first_step: where to begin; a resumed run gives the same batches as one that was never stopped.
-        last_step: where to end.
-        workers: worker processes, 0 for threads in this one (faster on small machines).
-        threads: threads of each reading process, 0 for `reading_threads`.
-        process: this process among those that share the global batch.
-        processes: how many share it.
-        parts: reads part labels into a fourth channel.
+        first_step: first step; a resumed run sees the same batches as an uninterrupted one.
+        last_step: end of the range, exclusive.
+        workers: number of worker processes; 0 uses threads of this process (faster on small machines).
+        threads: threads of each reading process; 0 for `reading_threads`.
+        process: index of this process among those that share the global batch.
+        processes: number of processes that share the global batch.
+        parts: part-label reader, which adds a fourth channel; None if unused.
 
     Returns:
-        Iterator of uint8 batches, this process's images alone.
+        Iterator of uint8 batches with this process's images.
     """
     read = _ReadBatch(subset, sampler, height, width, process, processes, parts)
     steps = grain.MapDataset.range(first_step, last_step).map(read)
@@ -111,11 +108,17 @@ def training_batches(
 def evaluation_batches(
     subset: Subset, *, height: int, width: int, batch_size: int, parts: PartLabels | None = None
 ) -> Iterator[tuple[UInt8[np.ndarray, "B H W C"], Int[np.ndarray, "B"]]]:
-    """Every record once, in order, in batches of one size; the last is filled up with copies of its last image.
+    """Iterate over all records once, in order, in batches of equal size; the last batch is padded with its last image.
+
+    Args:
+        subset: records to read.
+        height: rows of an image.
+        width: columns of an image.
+        batch_size: B.
+        parts: part-label reader, which adds a fourth channel; None if unused.
 
     Returns:
-        Iterator of uint8 images (B, H, W, 3), or with part labels as a fourth channel, and positions in the subset
-        (B,), -1 where an image is filling.
+        Iterator of uint8 images (B, H, W, C) and their positions in the subset (B,), -1 for padding.
     """
     count = len(subset.indices)
     num_batches = -(-count // batch_size)

@@ -1,6 +1,6 @@
-"""P x K batches: which identities and images make up the batch of a step, a pure function of seed and step.
+"""P x K sampling: the identities and images of a step's batch, a pure function of seed and step.
 
-Legend: P identities of a batch, K images of each.
+Legend: P identities per batch, K images per identity, I training identities.
 """
 
 from collections.abc import Sequence
@@ -12,32 +12,39 @@ from cacenet_jax.errors import UserError
 
 
 def look_alikes(classifier_FI: Float[np.ndarray, "F I"], count: int) -> Int[np.ndarray, "I count"]:
-    """For each class the `count` others whose classifier weights are most like its own, by cosine, nearest first.
+    """Return the `count` most similar classes of each class, by the cosine of their classifier weights.
 
-    A network confuses identities whose weights point the same way. Fewer columns where there are fewer classes.
+    A network confuses identities whose weights have similar directions.
+
+    Args:
+        classifier_FI: classifier kernel, one column per class.
+        count: number of classes to return; at most I - 1 columns result.
+
+    Returns:
+        Class indices, most similar first, without the class itself.
     """
     weights_FI = np.asarray(classifier_FI, np.float64)
     weights_FI = weights_FI / np.maximum(np.linalg.norm(weights_FI, axis=0), np.finfo(np.float64).tiny)
-    # Rounded, because a BLAS differs from host to host in the last bits, and all must draw the same batches.
+    # Rounded, because BLAS results differ between hosts in the last bits and all must draw the same batches.
     cosine_II = np.round(weights_FI.T @ weights_FI, 9)
     np.fill_diagonal(cosine_II, -np.inf)
     return np.argsort(-cosine_II, axis=1, kind="stable")[:, : min(count, len(cosine_II) - 1)]
 
 
 class PKSampler:
-    """Draws batches of P distinct identities with K images each.
+    """Sampler of batches with P distinct identities and K images of each.
 
-    Every pass over the identities visits each as often as any other, up to one; identities with fewer than K images draw
-    with replacement, the others without. Step s always draws the same batch, so training resumes exactly from a step.
+    The numbers of visits of any two identities differ by at most one in every pass. Images are drawn without replacement,
+    except for identities with fewer than K images. A step always draws the same batch, so training resumes exactly.
 
     Attributes:
         labels: class 0 .. I-1 of each record.
         num_ids: P.
         images_per_id: K.
         seed: seed of all draws.
-        steps_per_epoch: floor(records / (P K)), as the field counts an epoch.
-        nearest: for each class the classes that look most like it, the most alike first, without itself; None for
-            batches of any classes. A batch is then one class, each in turn, and P - 1 drawn from its row.
+        steps_per_epoch: floor(records / (P K)), the usual definition of an epoch, at least 1.
+        nearest: look-alikes of each class, most similar first (see `look_alikes`). A batch is then one class, each in
+            turn, and P - 1 classes drawn from its row. None draws all P at random.
     """
 
     def __init__(
@@ -48,7 +55,7 @@ class PKSampler:
         seed: int,
         nearest: Int[np.ndarray, "classes pool"] | None = None,
     ):
-        """Groups the records by class; impossible P or K is a UserError."""
+        """Group the records by class. Raises UserError for impossible P or K."""
         self.nearest = nearest
         self.labels, self.num_ids, self.images_per_id, self.seed = labels, num_ids, images_per_id, seed
         order = np.argsort(labels, kind="stable")
@@ -57,11 +64,12 @@ class PKSampler:
         if images_per_id < 2:
             raise UserError(
                 f"config.data.images_per_id: found {images_per_id}, expected at least 2, "
-                "because the triplet loss needs two images of an identity"
+                "because the triplet loss needs two images of an identity; raise it"
             )
         if num_ids < 2:
             raise UserError(
-                f"config.data.num_ids: found {num_ids}, expected at least 2, because the triplet loss needs two identities"
+                f"config.data.num_ids: found {num_ids}, expected at least 2, because the triplet loss needs two identities; "
+                "raise it"
             )
         if num_ids > len(self._records):
             raise UserError(
@@ -71,15 +79,15 @@ class PKSampler:
         self.steps_per_epoch = max(len(labels) // (num_ids * images_per_id), 1)
 
     def batch(self, step: int) -> Int[np.ndarray, "PK"]:
-        """Record indices of the batch of a step, (P K,), the K images of an identity side by side."""
-        fresh = self.num_ids if self.nearest is None else 1
-        turn, place = divmod(step, len(self._records) // fresh)
-        shuffled = np.random.Generator(np.random.Philox([self.seed, 0, turn])).permutation(len(self._records))
-        chosen = shuffled[place * fresh : (place + 1) * fresh]
-        draw = np.random.Generator(np.random.Philox([self.seed, 1, step]))
+        """Return the record indices of a step's batch, (P K,), grouped by identity."""
+        num_in_turn = self.num_ids if self.nearest is None else 1
+        pass_index, position = divmod(step, len(self._records) // num_in_turn)
+        shuffled = np.random.Generator(np.random.Philox([self.seed, 0, pass_index])).permutation(len(self._records))
+        chosen = shuffled[position * num_in_turn : (position + 1) * num_in_turn]
+        rng = np.random.Generator(np.random.Philox([self.seed, 1, step]))
         if self.nearest is not None:
-            alike = draw.choice(self.nearest[chosen[0]], self.num_ids - 1, replace=False)
+            alike = rng.choice(self.nearest[chosen[0]], self.num_ids - 1, replace=False)
             chosen = np.concatenate([chosen, alike])
         rows = [self._records[identity] for identity in chosen]
-        picks = [draw.choice(r, self.images_per_id, replace=len(r) < self.images_per_id) for r in rows]
+        picks = [rng.choice(r, self.images_per_id, replace=len(r) < self.images_per_id) for r in rows]
         return np.concatenate(picks)

@@ -1,4 +1,4 @@
-"""Views of a split: contiguous classes for training, and a validation set cut by identity from train."""
+"""Subsets of a split: contiguous classes for training, and a validation set of held-out identities."""
 
 import hashlib
 from typing import NamedTuple
@@ -11,11 +11,11 @@ from cacenet_jax.errors import UserError
 
 
 class Subset(NamedTuple):
-    """Some records of a split.
+    """Subset of the records of a split.
 
     Attributes:
-        split: where the records live.
-        indices: which records, (n,).
+        split: the split.
+        indices: indices of the records, (n,).
     """
 
     split: Split
@@ -37,14 +37,14 @@ class Subset(NamedTuple):
         return np.unique(self.pids, return_inverse=True)[1]
 
     def summary(self) -> dict[str, str | int]:
-        """What identifies the records: their number, their identities and a hash of names and labels in order."""
+        """Return the number of images and of identities, and a hash of all names and labels in order."""
         content = hashlib.sha256("\n".join(self.split.names[i] for i in self.indices).encode())
         content.update(np.ascontiguousarray(self.pids).tobytes())
         return {"images": len(self.indices), "identities": self.num_identities, "sha256": content.hexdigest()[:16]}
 
     @property
     def num_identities(self) -> int:
-        """I."""
+        """Number of identities."""
         return len(np.unique(self.pids))
 
 
@@ -53,8 +53,8 @@ class TrainVal(NamedTuple):
 
     Attributes:
         train: records to train on.
-        query: validation queries, one image of each camera of each held-out identity.
-        gallery: the held-out identities' other images.
+        query: validation queries, one image per camera of each held-out identity.
+        gallery: other images of the held-out identities.
     """
 
     train: Subset
@@ -62,37 +62,38 @@ class TrainVal(NamedTuple):
     gallery: Subset
 
 
-def whole(split: Split) -> Subset:
-    """All records of a split."""
+def all_records(split: Split) -> Subset:
+    """Return all records of a split as a subset."""
     return Subset(split, np.arange(len(split)))
 
 
 def cut_validation(split: Split, share: float, seed: int, group: int = 1) -> TrainVal:
-    """Holds out a share of the identities, all their images, for validation.
+    """Hold out a share of the identities, with all their images, for validation.
 
     Args:
         split: the training split.
-        share: of the identities, 0 holds out none; at least two are held out otherwise.
-        seed: which ones.
-        group: so many consecutive identities are held out together, so that look-alikes are not told apart by training.
+        share: share of the identities, 0 for none; otherwise at least two are held out.
+        seed: seed of the choice.
+        group: number of consecutive identities held out together, so that a group of look-alikes is not split between
+            training and validation.
 
     Returns:
-        Train, validation query and gallery; identities are disjoint between train and validation.
+        Training records, validation queries and gallery; no identity is in both training and validation.
 
     Raises:
-        UserError: the share leaves fewer than two identities to train on.
+        UserError: fewer than two identities remain for training.
     """
     identities = np.unique(split.pids)
     if len(identities) < 2:
         raise UserError(
-            f"training split: found {len(identities)} identity, expected at least 2, because a loss needs someone to "
-            "tell apart; add images of other people"
+            f"training split: found {len(identities)} identity, expected at least 2 to train on; add images of "
+            "other people"
         )
     held = max(round(share * len(identities)), 2) if share else 0
     if not 0 <= share < 1 or len(identities) - held < 2:
         raise UserError(
             f"config.data.val_share: found {share}, which leaves {len(identities) - held} of {len(identities)} identities "
-            "to train on, expected at least 2; lower it, or 0 for no validation"
+            "to train on, expected at least 2; lower it, or set it to 0 for no validation"
         )
     groups = np.arange(len(identities)) // group
     order = np.random.Generator(np.random.Philox([seed, 2])).permutation(groups[-1] + 1)

@@ -1,34 +1,41 @@
-"""Collectives that are no-ops without a device axis, for functions that run on one device or on many.
+"""Collectives over a named device axis that reduce to local operations when there is no axis.
 
-Legend: R rows of a grid on this device, C columns on all devices.
+Per-device functions take `axis_name: str | None`. With a name they run under `jax.pmap` or `jax.shard_map`; with None the
+same function handles the whole batch on one device.
 """
 
-from typing import TypeVar
+from typing import Any
 
 import jax
 
-Tree = TypeVar("Tree")
 
+def all_gather(x: Any, axis_name: str | None) -> Any:
+    """Concatenate the leading axis of each array over all devices.
 
-def all_gather(x: jax.Array, axis_name: str | None) -> jax.Array:
-    """Concatenate the shares of all devices along the leading axis; `x` itself without a device axis."""
+    Args:
+        x: tree of arrays (R, ...), this device's share.
+        axis_name: device axis; None returns `x`.
+
+    Returns:
+        Tree of arrays (R * devices, ...), equal on every device.
+    """
     return x if axis_name is None else jax.lax.all_gather(x, axis_name, tiled=True)
 
 
-def pmean(tree: Tree, axis_name: str | None) -> Tree:
-    """Average a tree of arrays over devices; the tree itself without a device axis."""
-    return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
+def pmean(x: Any, axis_name: str | None) -> Any:
+    """Average each array of a tree over all devices; the identity where `axis_name` is None."""
+    return x if axis_name is None else jax.lax.pmean(x, axis_name)
 
 
 def transpose_grid(grid_RC: jax.Array, axis_name: str | None) -> jax.Array:
-    """Transpose a grid of pairs whose rows are split over devices: value (u, v) moves to (v, u).
+    """Transpose a pair grid whose rows are split over devices: entry (u, v) of the result is entry (v, u) of the input.
 
     Args:
-        grid_RC: this device's rows and all columns, (R, C, ...), R the images of one device.
-        axis_name: device axis, None on one device.
+        grid_RC: rows of this device's R images and all C columns, (R, C, ...).
+        axis_name: device axis; None on one device.
 
     Returns:
-        (R, C, ...): for this device's images u and all images v, the value of (v, u).
+        (R, C, ...): entries (v, u) for this device's images u and all images v.
     """
     if axis_name is not None:
         grid_RC = jax.lax.all_to_all(grid_RC, axis_name, split_axis=1, concat_axis=0, tiled=True)

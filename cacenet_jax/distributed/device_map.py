@@ -1,8 +1,8 @@
-"""How one per-device function runs on many devices: the only module that knows pmap from shard_map.
+"""Mapping of a per-device function over devices; the only module that distinguishes pmap from shard_map.
 
 A mapped function has the signature (state, batch) -> (state, metrics). The state is replicated, the batch is split along
-its leading axis, and collectives inside the function name the axis AXIS. Both maps give the same numbers, in one process
-or in several (processes.py starts those); each process then brings its own rows of the batch.
+its leading axis, and collectives inside the function use the axis name AXIS. Both mappings give the same numbers, in one
+process or several (see processes.py); each process passes its own rows of the batch.
 """
 
 from collections import Counter
@@ -18,11 +18,11 @@ from cacenet_jax.distributed.processes import barrier
 from cacenet_jax.errors import UserError
 
 AXIS = "data"
-How = Literal["pmap", "shard_map"]
+MapMode = Literal["pmap", "shard_map"]
 
 
 def check_divisible(batch_size: int, num_devices: int) -> None:
-    """Raises UserError where the devices, those of all processes, do not divide the batch."""
+    """Raise UserError unless the global batch is a multiple of the number of devices of all processes."""
     if batch_size % num_devices:
         raise UserError(
             f"config.data.num_ids x config.data.images_per_id: found a batch of {batch_size} images on "
@@ -32,77 +32,81 @@ def check_divisible(batch_size: int, num_devices: int) -> None:
 
 
 def pick_devices(count: int) -> list[jax.Device]:
-    """The first `count` devices of every process, all for 0, process by process: the order of a global batch's rows.
+    """Return the first `count` devices of each process, ordered by process as the rows of a global batch are.
+
+    Args:
+        count: devices of each process; 0 for all.
 
     Raises:
-        UserError: a process has fewer, or not as many as the others.
+        UserError: a process has fewer than `count` devices, or, for 0, processes differ in their number of devices.
     """
     devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
-    shown = Counter(device.process_index for device in devices)
-    fewest = min(shown.values())
+    devices_per_process = Counter(device.process_index for device in devices)
+    fewest = min(devices_per_process.values())
     if count > fewest:
         raise UserError(
             f"config.devices: found {count}, but this machine shows {fewest} {devices[0].platform} device(s); "
             f"set it to {fewest} or less, or 0 for all"
         )
-    if not count and max(shown.values()) > fewest:
+    if not count and max(devices_per_process.values()) > fewest:
         raise UserError(
-            f"config.devices: found processes with {fewest} to {max(shown.values())} devices, expected as many in each; "
+            f"config.devices: found processes with {fewest} to {max(devices_per_process.values())} devices, expected the "
+            f"same number in each; "
             f"set it to {fewest} or less"
         )
     per_process = count or fewest
-    by_process = {process: [d for d in devices if d.process_index == process] for process in shown}
-    return [device for mine in by_process.values() for device in mine[:per_process]]
+    by_process = {process: [d for d in devices if d.process_index == process] for process in devices_per_process}
+    return [device for members in by_process.values() for device in members[:per_process]]
 
 
 def _mesh(devices: list[jax.Device]) -> Mesh:
-    """A mesh in the order given; jax.make_mesh may choose another one, and rows would go to other devices."""
+    """Build a one-axis mesh in the given order; jax.make_mesh may reorder, which would send rows to other devices."""
     return Mesh(np.asarray(devices), (AXIS,), axis_types=(AxisType.Auto,))
 
 
 def global_mesh(count: int = 0) -> Mesh:
-    """The devices of `pick_devices` as a mesh with the one axis AXIS."""
+    """Build a mesh of `pick_devices(count)` with the single axis AXIS."""
     return _mesh(pick_devices(count))
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
-    """The same array on every device of a mesh: what checkpoints are loaded as."""
+def replicated_sharding(mesh: Mesh) -> NamedSharding:
+    """Return the fully replicated sharding of a mesh, in which checkpoints are loaded."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 class DeviceMap:
-    """Runs a per-device step over devices and lays its arguments out.
+    """Mapping of a per-device step over devices, and the layout of its arguments.
 
     Attributes:
-        how: "pmap" or "shard_map".
-        devices: the devices of all processes, in the order of the batch.
-        mesh: the same as a mesh.
+        mode: "pmap" or "shard_map".
+        devices: devices of all processes, in the order of the batch.
+        mesh: one-axis mesh of these devices.
     """
 
-    def __init__(self, devices: list[jax.Device], how: How = "pmap"):
-        """Keeps the devices; `how` other than pmap and shard_map is a UserError."""
-        if how not in ("pmap", "shard_map"):
-            raise UserError(f"config.parallel: found {how!r}, expected 'pmap' or 'shard_map'")
-        self.how, self.devices = how, devices
+    def __init__(self, devices: list[jax.Device], mode: MapMode = "pmap"):
+        """Set up the meshes. Raises UserError for an unknown mode."""
+        if mode not in ("pmap", "shard_map"):
+            raise UserError(f"config.parallel: found {mode!r}, expected 'pmap' or 'shard_map'; choose one of them")
+        self.mode, self.devices = mode, devices
         self.mesh = _mesh(devices)
-        mine = [device for device in devices if device.process_index == jax.process_index()]
-        self._spread = len(mine) < len(devices)  # over several processes
-        self._local = _mesh(mine)
+        local_devices = [device for device in devices if device.process_index == jax.process_index()]
+        self._multi_process = len(local_devices) < len(devices)
+        self._local_mesh = _mesh(local_devices)
 
     def connect(self) -> None:
-        """Opens the connections between processes while all of them are here.
+        """Open the connections between processes right after a barrier.
 
-        On CPUs the first collective waits 30 s for the others, less than their compilers may differ.
+        On CPUs the first collective times out after 30 s, and compilation times of processes can differ by more.
         """
-        if self._spread:
+        if self._multi_process:
             barrier("connect")
             multihost_utils.sync_global_devices("connect")  # orbax's
-            ones = self.split(np.ones((self._local.size, 1), np.float32))
+            ones = self.split(np.ones((self._local_mesh.size, 1), np.float32))
             self.map(lambda state, rows: (state, jax.lax.psum(rows, AXIS)))(self.replicate(np.zeros(1)), ones)
 
     def map(self, step: Callable[[Any, Any], tuple[Any, Any]]) -> Callable[[Any, Any], tuple[Any, Any]]:
-        """The compiled step over all devices; the state's memory is donated."""
-        if self.how == "pmap":
+        """Compile a per-device step over all devices. The memory of the state argument is donated."""
+        if self.mode == "pmap":
             return jax.pmap(
                 step, axis_name=AXIS, in_axes=(None, 0), out_axes=None, devices=self.devices, donate_argnums=(0,)
             )
@@ -113,41 +117,44 @@ class DeviceMap:
         return jax.jit(mapped, donate_argnums=(0,))
 
     def split(self, batch: Any) -> Any:
-        """Host arrays with this process's rows of the batch along axis 0, laid out for the mapped step."""
-        count = self._local.size
-        if self.how == "pmap":
+        """Lay out host arrays holding this process's rows of the batch (axis 0) for the mapped step."""
+        count = self._local_mesh.size
+        if self.mode == "pmap":
             return jax.tree.map(lambda x: np.reshape(x, (count, x.shape[0] // count, *x.shape[1:])), batch)
         sharding = NamedSharding(self.mesh, PartitionSpec(AXIS))
-        if self._spread:
+        if self._multi_process:
             return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
         return jax.tree.map(lambda x: jax.device_put(x, sharding), batch)
 
     def replicate(self, state: Any) -> Any:
-        """The state on every device, as the mapped step takes and gives it; in several processes all bring the same.
+        """Copy a state to every device, in the layout of the mapped step; all processes pass equal states.
 
-        Takes host arrays, arrays of this process's devices, and what `to_global` gives.
+        Args:
+            state: host arrays, arrays on this process's devices, or the result of `to_global`.
         """
-        if not self._spread:
-            return jax.device_put(state, replicated(self.mesh))
-        if self.how == "shard_map":
-            return jax.tree.map(lambda x: _place(x, replicated(self.mesh)), state)
-        # pmap of several processes gives each an array of its own devices; given one, it need not compile twice.
-        return jax.tree.map(lambda x: _place(x, replicated(self._local)), state)
+        if not self._multi_process:
+            return jax.device_put(state, replicated_sharding(self.mesh))
+        if self.mode == "shard_map":
+            return jax.tree.map(lambda x: _to_replicated(x, replicated_sharding(self.mesh)), state)
+        # Across processes pmap returns arrays of the local devices; passing the same layout in avoids a recompilation.
+        return jax.tree.map(lambda x: _to_replicated(x, replicated_sharding(self._local_mesh)), state)
 
     def to_global(self, state: Any) -> Any:
-        """A replicated state as arrays of all processes' devices, the form that checkpoints take; copies nothing."""
-        if not self._spread or self.how == "shard_map":
+        """View a replicated state as arrays over the devices of all processes, as checkpoints need it; copies nothing."""
+        if not self._multi_process or self.mode == "shard_map":
             return state
-        return jax.tree.map(lambda x: _place(x, replicated(self.mesh)), state)
+        return jax.tree.map(lambda x: _to_replicated(x, replicated_sharding(self.mesh)), state)
 
 
-def _place(x: Any, sharding: NamedSharding) -> jax.Array:
-    """A value that every device and process holds, as an array of a replicated sharding; shards that fit are taken."""
-    mine = sharding.addressable_devices
+def _to_replicated(x: Any, sharding: NamedSharding) -> jax.Array:
+    """Convert a value that every process holds to a replicated array, reusing shards that are already in place."""
+    addressable = sharding.addressable_devices
     if isinstance(x, jax.Array):
         shards = {shard.device: shard.data for shard in x.addressable_shards}
-        if shards.keys() >= mine:
-            return jax.make_array_from_single_device_arrays(x.shape, sharding, [shards[device] for device in mine])
+        if shards.keys() >= addressable:
+            return jax.make_array_from_single_device_arrays(
+                x.shape, sharding, [shards[device] for device in addressable]
+            )
         x = next(iter(shards.values()))
     value = np.asarray(x)
     return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])

@@ -1,8 +1,8 @@
-"""Several processes as one run: started behind one flag, writing as one, agreeing, and ending together.
+"""Multi-process setup: joining, barriers, key-value exchange, failure propagation.
 
-A run of N processes has one coordination service, in process 0. What it is used for beside JAX's own needs: a barrier
-that may wait for hours, words that every process can read, and the news that one of them has failed. In a run of one
-process every function here does nothing or gives back what it got.
+The processes of a run share JAX's coordination service, hosted by process 0. Beside JAX's own use it provides barriers
+with long timeouts, an exchange of strings, and the notification that a process has failed. In a run of one process every
+function here is a no-op or the identity.
 """
 
 import atexit
@@ -23,20 +23,20 @@ import jax
 from cacenet_jax.config import flatten
 from cacenet_jax.errors import UserError
 
-_ROOM = "cacenet_jax"  # our keys in the coordination service
+_NAMESPACE = "cacenet_jax"  # prefix of our keys in the coordination service
 _POLL_S = 0.5
-_GRACE_S = 5.0  # how long a failed process waits for the others to hear of it
-_LONGEST_S = 24 * 3600  # of a wait at a barrier: process 0 may be preparing a large data set
-_LOST = re.compile(r"Gloo|NCCL|[Cc]onnection|UNAVAILABLE|[Hh]eartbeat|[Bb]arrier|DEADLINE_EXCEEDED|ABORTED")
+_GRACE_S = 5.0  # time that a failed process gives the others to read its message
+_BARRIER_TIMEOUT_S = 24 * 3600  # process 0 may be preparing a large data set
+_CONNECTION_ERROR = re.compile(r"Gloo|NCCL|[Cc]onnection|UNAVAILABLE|[Hh]eartbeat|[Bb]arrier|DEADLINE_EXCEEDED|ABORTED")
 _joined = threading.Event()
-_ending = threading.Event()  # with a line of its own
-_leaving = threading.Event()  # and the others are told
-_calls: Counter[str] = Counter()
+_ending = threading.Event()  # this process ends with a message of its own
+_notified = threading.Event()  # the others have been notified of the end
+_key_counts: Counter[str] = Counter()
 _FLAGS = "--coordinator=HOST:PORT --num_processes=N --process_id=I"
 
 
 class NotJoinedError(UserError):
-    """The processes of a cluster did not come together; the same command may succeed later."""
+    """Error for processes that could not be joined; the same command may succeed later."""
 
     exit_code = 1
 
@@ -47,63 +47,64 @@ def start(
     process_id: int | None = None,
     timeout: int = 300,
 ) -> None:
-    """Joins this process to the others; before anything that uses a device.
+    """Join this process to the others. Must precede any use of a device.
 
     Args:
-        coordinator: HOST:PORT of process 0; None, like the next two, where TPU, Slurm or Kubernetes tells it.
-        num_processes: how many there are.
-        process_id: which one this is, from 0.
+        coordinator: HOST:PORT of process 0. None, like the next two, takes it from TPU, Slurm or Kubernetes.
+        num_processes: number of processes.
+        process_id: index of this process, from 0.
         timeout: seconds to wait for the others.
 
     Raises:
-        UserError: nothing was detected, or what was detected is one process: never N runs in place of one.
-        NotJoinedError: the others or the devices could not be reached.
+        UserError: no cluster was detected, or one of a single process, which would start N independent runs.
+        NotJoinedError: the other processes or the devices could not be reached.
     """
-    where = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS") or "the coordinator that this cluster names"
-    # Its preemption service would swallow SIGTERM, which is how Slurm, Kubernetes and people end a run.
+    where = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS") or "the coordinator of this cluster"
+    # The preemption service would swallow SIGTERM, with which Slurm, Kubernetes and users end a run.
     jax.config.update("jax_enable_preemption_service", False)
-    # JAX's own timeout ends the process with a stack of C++ calls that Python cannot catch, so ours comes before it.
-    clock = threading.Timer(timeout, _give_up, (where, timeout))
-    clock.daemon = True
-    clock.start()
-    kind: type[UserError] = NotJoinedError
-    # Flags say it all: a Slurm shell that they are typed in would choose this process's GPU.
+    # JAX's own timeout aborts with a C++ stack that Python cannot catch, so ours fires first.
+    timer = threading.Timer(timeout, _exit_on_timeout, (where, timeout))
+    timer.daemon = True
+    timer.start()
+    error_type: type[UserError] = NotJoinedError
+    # With explicit flags detection is off: inside a Slurm shell it would choose this process's GPU.
     detection = None if coordinator is None else "deactivate"
     try:
         jax.distributed.initialize(
             coordinator, num_processes, process_id,
             cluster_detection_method=detection, initialization_timeout=timeout + 60,
         )  # fmt: skip
-        found = jax.process_count()  # starts the devices, for which the processes meet again
+        joined = jax.process_count()  # starts the devices, which synchronises the processes again
     except Exception as error:
-        reason = " ".join(str(error).split()) or f"{type(error).__name__} while the devices were started"
+        reason = " ".join(str(error).split()) or f"{type(error).__name__} while starting the devices"
         if "coordinator_address should be defined" in reason:
-            kind, reason = UserError, "no TPU, Slurm or Kubernetes cluster was detected"
+            error_type, reason = UserError, "no TPU, Slurm or Kubernetes cluster was detected"
         elif "RPC server" in reason:
-            reason = f"the port of {where} cannot be opened on this machine, perhaps it is taken"
-        raise kind(
-            f"--distributed: found that processes cannot be joined ({reason}), expected a cluster that JAX detects or "
+            reason = f"the port of {where} cannot be opened on this machine; it may be in use"
+        raise error_type(
+            f"--distributed: processes cannot be joined ({reason}), expected a cluster that JAX detects or "
             f"{_FLAGS}; give the three flags, or leave --distributed out for a single process"
         ) from error
     finally:
-        clock.cancel()
+        timer.cancel()
     expected = num_processes or 0
-    if found != expected and (expected or found == 1):
+    if joined != expected and (expected or joined == 1):
         raise UserError(
-            f"--distributed: found {found} process, expected {expected or 'several'}; start it on every "
+            f"--distributed: found {joined} process, expected {expected or 'several'}; start it on every "
             f"host with {_FLAGS}, or leave --distributed out for a single process"
         )
     _joined.set()
     stop = threading.Event()
     watcher = threading.Thread(target=_watch, args=(stop,), name="watch the other processes", daemon=True)
     watcher.start()
-    atexit.register(lambda: (stop.set(), watcher.join()))  # before JAX says goodbye to the coordinator
+    atexit.register(lambda: (stop.set(), watcher.join()))  # before JAX disconnects from the coordinator
 
 
-def _give_up(where: str, timeout: int) -> None:
+def _exit_on_timeout(where: str, timeout: int) -> None:
+    """Print one line and end the process, from the timer's thread."""
     print(
-        f"error: --distributed: found no answer within {timeout} s from {where} or from a process that should join it, "
-        "expected every process to be started; check that all run, that the address is right and that the port is open, "
+        f"error: --distributed: found no answer within {timeout} s from {where} or from another process, expected "
+        "every process to be started; check that all are running, that the address is right and the port open, "
         "or raise --distributed_timeout",
         file=sys.stderr,
         flush=True,
@@ -112,19 +113,19 @@ def _give_up(where: str, timeout: int) -> None:
 
 
 def is_writer() -> bool:
-    """Whether this process writes the files of the run and prints: process 0."""
+    """Return True in process 0, which alone writes files and prints."""
     return jax.process_index() == 0
 
 
 def barrier(name: str) -> None:
-    """Waits until every process is here; every process makes the same calls in the same order."""
+    """Wait until every process has reached this call; all processes make the same calls in the same order."""
     if client := _client():
-        client.wait_at_barrier(_fresh(name), _LONGEST_S * 1000)
+        client.wait_at_barrier(_unique_key(name), _BARRIER_TIMEOUT_S * 1000)
 
 
 @contextlib.contextmanager
 def writer_first(name: str) -> Iterator[None]:
-    """Runs a block in process 0, then in all the others: what it leaves in a shared folder is there for them."""
+    """Run a block in process 0 and then in all others, which can read what it left in a shared folder."""
     if not is_writer():
         barrier(name)
     yield
@@ -133,100 +134,108 @@ def writer_first(name: str) -> Iterator[None]:
 
 
 def exchange(name: str, text: str) -> list[str]:
-    """What each process says, in the order of the processes."""
+    """Gather one string from each process, ordered by process index."""
     client = _client()
     if client is None:
         return [text]
-    key = _fresh(name)
+    key = _unique_key(name)
     client.key_value_set(f"{key}/{jax.process_index():08d}", text)
-    client.wait_at_barrier(key, _LONGEST_S * 1000)
+    client.wait_at_barrier(key, _BARRIER_TIMEOUT_S * 1000)
     return [value for _, value in sorted(client.key_value_dir_get(key))]
 
 
 def check_same(name: str, values: Mapping[str, Any]) -> None:
-    """Raises UserError where a process holds other values than process 0; nested dictionaries that JSON can hold."""
-    mine = json.loads(json.dumps(values))
-    first = json.loads(exchange(name, json.dumps(mine))[0])
-    ours, theirs = dict(flatten(mine)), dict(flatten(first))
-    for field in sorted(ours.keys() | theirs.keys()):
-        if ours.get(field) != theirs.get(field):
+    """Raise UserError in a process whose values differ from process 0's.
+
+    Args:
+        name: subject of the error message.
+        values: nested dictionaries of JSON values.
+    """
+    local = json.loads(json.dumps(values))
+    writer = json.loads(exchange(name, json.dumps(local))[0])
+    ours, expected = dict(flatten(local)), dict(flatten(writer))
+    for field in sorted(ours.keys() | expected.keys()):
+        if ours.get(field) != expected.get(field):
             raise UserError(
                 f"{name}: found {field}={ours.get(field)!r} in process {jax.process_index()}, expected "
-                f"{theirs.get(field)!r} as in process 0; start every process with the same command, code and data"
+                f"{expected.get(field)!r} as in process 0; start every process with the same command, code and data"
             )
 
 
-def from_writer(name: str, value: float) -> float:
-    """The number that process 0 holds, to the last bit, so that all take one decision."""
+def broadcast_from_writer(name: str, value: float) -> float:
+    """Return process 0's number in every process, bit for bit, so that all take the same decision."""
     return float.fromhex(exchange(name, float(value).hex())[0])
 
 
-def leave(code: int, reason: str) -> None:
-    """Ends this process; in a run of several tells the others why, so that none waits for it.
+def shut_down(code: int, reason: str) -> None:
+    """End this process, notifying the others so that none waits for it.
 
     Args:
         code: exit code.
-        reason: the line that the others show.
+        reason: one line, which the other processes print.
     """
     if _client() is None:
         sys.exit(code)
-    tell_others(code, reason)
+    notify_failure(code, reason)
     _exit(code)
 
 
-def said_by_first(code: int, reason: str) -> bool:
-    """Whether process 0 ends alike, so that its line is enough; waits a moment for it. To be followed by `leave`."""
+def reported_by_writer(code: int, reason: str) -> bool:
+    """Return True if process 0 fails with the same code and reason, so that its message suffices.
+
+    Waits a moment for process 0. The caller must then call `shut_down`.
+    """
     if not _joined.is_set() or is_writer():
         return False
     _ending.set()
-    with contextlib.suppress(Exception):  # it says nothing
-        said = _client().blocking_key_value_get(f"{_ROOM}/failed/0", int(2000 * _POLL_S))
-        return said == f"{code} {reason}"
+    with contextlib.suppress(Exception):  # process 0 has reported nothing
+        reported = _client().blocking_key_value_get(f"{_NAMESPACE}/failed/0", int(2000 * _POLL_S))
+        return reported == f"{code} {reason}"
     return False
 
 
-def tell_others(code: int, reason: str) -> None:
-    """Lets the others end with this code and reason, and waits until they have heard it; the caller then ends too."""
-    if not _joined.is_set() or _leaving.is_set():  # nobody is there yet, or they were told
+def notify_failure(code: int, reason: str) -> None:
+    """Make the other processes end with this code and reason, and wait for their acknowledgement; the caller ends next."""
+    if not _joined.is_set() or _notified.is_set():
         return
     _ending.set()
-    _leaving.set()
+    _notified.set()
     client = _client()
-    with contextlib.suppress(Exception):  # nothing is left to tell it to
-        client.key_value_set(f"{_ROOM}/failed/{jax.process_index()}", f"{code} {reason}")
+    with contextlib.suppress(Exception):  # the coordination service is gone
+        client.key_value_set(f"{_NAMESPACE}/failed/{jax.process_index()}", f"{code} {reason}")
         deadline = time.monotonic() + _GRACE_S
         others = jax.process_count() - 1
-        while time.monotonic() < deadline and len(client.key_value_dir_get(f"{_ROOM}/heard")) < others:
+        while time.monotonic() < deadline and len(client.key_value_dir_get(f"{_NAMESPACE}/heard")) < others:
             time.sleep(_POLL_S / 5)
-        _let_others_go_first()
+        _delay_coordinator_exit()
 
 
-def crash(error: Exception, *, debug: bool = False) -> None:
-    """Ends this process after an error that is no UserError; one line where another process is what went wrong."""
+def shut_down_on_error(error: Exception, *, debug: bool = False) -> None:
+    """End this process after an unexpected error; prints one line instead of a traceback if another process caused it."""
     text = " ".join(str(error).split())
-    if _LOST.search(text):
-        code, told = _failure_elsewhere(2 * _POLL_S) or (
+    if _CONNECTION_ERROR.search(text):
+        code, message = _failed_peer(2 * _POLL_S) or (
             1,
-            f"process {jax.process_index()} lost the connection to another one ({text[:200]}); look at what the others "
-            "printed last; the same command continues from the newest checkpoint",
+            f"process {jax.process_index()} lost the connection to another one ({text[:200]}); see the last lines of the "
+            "others; the same command continues from the newest checkpoint",
         )
         if debug:
             traceback.print_exception(error)
-        print(f"error: {told}", file=sys.stderr)
-        leave(code, told)
+        print(f"error: {message}", file=sys.stderr)
+        shut_down(code, message)
     traceback.print_exception(error)
-    leave(1, f"{type(error).__name__}: {text[:500]}")
+    shut_down(1, f"{type(error).__name__}: {text[:500]}")
 
 
-def _failure_elsewhere(seconds: float = 0.0) -> tuple[int, str] | None:
-    """Exit code of a process that failed and what it said, waiting for it so long; None if none did."""
+def _failed_peer(seconds: float = 0.0) -> tuple[int, str] | None:
+    """Poll for a failed process for up to `seconds`; returns its exit code and message, or None."""
     deadline = time.monotonic() + seconds
     while client := _client():
-        for key, value in client.key_value_dir_get(f"{_ROOM}/failed"):
-            who = int(key.rsplit("/", 1)[1])
-            if who != jax.process_index():
+        for key, value in client.key_value_dir_get(f"{_NAMESPACE}/failed"):
+            process = int(key.rsplit("/", 1)[1])
+            if process != jax.process_index():
                 code, reason = value.split(" ", 1)
-                return int(code), f"process {who} ended: {reason}"
+                return int(code), f"process {process} ended: {reason}"
         if time.monotonic() >= deadline:
             break
         time.sleep(_POLL_S / 5)
@@ -234,42 +243,42 @@ def _failure_elsewhere(seconds: float = 0.0) -> tuple[int, str] | None:
 
 
 def _watch(stop: threading.Event) -> None:
-    """Ends this process when another one has failed: a collective would wait for it for ever."""
+    """End this process when another has failed; a collective would otherwise wait forever."""
     while not stop.wait(_POLL_S):
         try:
-            failure = _failure_elsewhere()
+            failure = _failed_peer()
             if failure:
-                _client().key_value_set(f"{_ROOM}/heard/{jax.process_index()}", "")
+                _client().key_value_set(f"{_NAMESPACE}/heard/{jax.process_index()}", "")
         except Exception:  # the run is ending, or the coordinator is gone and JAX ends this process
             return
         if failure and _ending.is_set():
             return
         if failure:
             print(f"error: {failure[1]}", file=sys.stderr, flush=True)
-            _let_others_go_first()
+            _delay_coordinator_exit()
             _exit(failure[0])
 
 
-def _let_others_go_first() -> None:
-    """Process 0 has the coordinator: who loses it aborts with a C++ stack."""
+def _delay_coordinator_exit() -> None:
+    """Delay the exit of process 0: a process that loses the coordinator aborts with a C++ stack."""
     time.sleep(0 if jax.process_index() else 4 * _POLL_S)
 
 
 def _exit(code: int) -> None:
-    """Ends at once: the usual way out waits for the other processes."""
+    """Exit immediately; the usual interpreter exit waits for the other processes."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
 
 
-def _fresh(name: str) -> str:
-    """A key of its own for each call; calls come in the same order in every process."""
-    _calls[name] += 1
-    return f"{_ROOM}/{name}/{_calls[name]}"
+def _unique_key(name: str) -> str:
+    """Return a key unique to this call; calls have the same order in every process."""
+    _key_counts[name] += 1
+    return f"{_NAMESPACE}/{name}/{_key_counts[name]}"
 
 
 def _client() -> Any:
-    """JAX's client of the coordination service; None in a run of one process. Orbax takes it from the same place."""
-    from jax._src import distributed  # there is no public name for it
+    """Return JAX's coordination service client, or None in a run of one process. Orbax uses the same private name."""
+    from jax._src import distributed  # no public name exists
 
     return distributed.global_state.client

@@ -9,7 +9,7 @@ import jax
 from ml_collections import ConfigDict
 
 from cacenet_jax.config import validate
-from cacenet_jax.distributed.processes import check_same, from_writer, is_writer
+from cacenet_jax.distributed.processes import broadcast_from_writer, check_same, is_writer
 from cacenet_jax.errors import UserError
 from cacenet_jax.reproduce import plot, report, runs, sweep
 from cacenet_jax.reproduce.report import Cell, Line
@@ -64,7 +64,7 @@ class Study:
 
     def train(self, run: str, seed: int) -> bool:
         """One run to its end, and whether it was not done. Its error is kept; raised only where other processes wait."""
-        if from_writer("done", float((run, seed) in self.outcomes)):
+        if broadcast_from_writer("done", float((run, seed) in self.outcomes)):
             return False
         config = runs.with_seed(self.plan.configs[run], seed)
         try:
@@ -81,7 +81,7 @@ class Study:
 
     def sweep(self, seed: int) -> bool:
         """The sweep over the full model of a seed, and whether it was not done."""
-        todo = bool(from_writer("sweep", float((FULL, seed) in self.outcomes and seed not in self.sweeps)))
+        todo = bool(broadcast_from_writer("sweep", float((FULL, seed) in self.outcomes and seed not in self.sweeps)))
         if todo:
             _say(f"\n== the top K of {FULL}, seed {seed}")
             try:

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from cacenet_jax import train
 from cacenet_jax.config import flatten, to_dict
-from cacenet_jax.data.builders.prepare import find
+from cacenet_jax.data.builders.prepare import find_prepared
 from cacenet_jax.distributed.processes import is_writer
 from cacenet_jax.errors import UserError
 from cacenet_jax.reproduce import rows
@@ -150,7 +150,7 @@ def why_no_data(config: ConfigDict) -> str | None:
     """Why the data set of a config cannot be had; None where it can."""
     data = config.data
     try:
-        find(data.name, root=data.root, data_dir=data.dir, options=data.options.to_dict())
+        find_prepared(data.name, root=data.root, data_dir=data.dir, options=data.options.to_dict())
     except UserError as error:
         return str(error)
     return None

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from cacenet_jax.config import to_dict
 from cacenet_jax.data.builders import open_split
-from cacenet_jax.data.subsets import whole
+from cacenet_jax.data.subsets import all_records
 from cacenet_jax.distributed.processes import is_writer
 from cacenet_jax.evaluate import describe
 from cacenet_jax.reproduce.tables import SWEEP_TOP_K, SWEEP_WHOLE
@@ -75,7 +75,7 @@ def sweep(config: ConfigDict, folder: Path) -> list[dict[str, Any]]:
         UserError: no checkpoint, or broken data.
     """
     trained = load(config, folder)
-    query, gallery = (whole(open_split(trained.prepared, split)) for split in ("query", "gallery"))
+    query, gallery = (all_records(open_split(trained.prepared, split)) for split in ("query", "gallery"))
     for _ in range(2):  # the first time compiles
         start = time.monotonic()
         images = describe(config, trained.net, trained.state, query, gallery)

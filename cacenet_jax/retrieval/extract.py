@@ -1,4 +1,4 @@
-"""Features of a set of images: embeddings on the host, per-image terms of the pair stage in a store.
+"""Feature extraction: embeddings on the host, per-image terms of the pair stage in a store.
 
 Legend: n images, B images of a batch over all devices and processes, F embedding size.
 """
@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 
 from cacenet_jax.models.cacenet import Described
 
-# Variables and uint8 images (B, H, W, 3) of one device to their features.
+# (variables, uint8 images (B, H, W, 3) of one device) -> features.
 Describe = Callable[[Any, Any], Described]
 
 
@@ -27,24 +27,30 @@ class TermSink(Protocol):
 
 
 def round_up(batch_size: int, mesh: Mesh) -> int:
-    """The batch size, or the next one that the devices divide."""
+    """Round a batch size up to a multiple of the number of devices."""
     return -(-batch_size // mesh.size) * mesh.size
 
 
-def my_rows(count: int, batch: int, mesh: Mesh) -> Int[np.ndarray, "rows"]:
-    """Which of `count` images this process reads, in order: its devices' columns of every batch."""
+def process_rows(count: int, batch: int, mesh: Mesh) -> Int[np.ndarray, "rows"]:
+    """Return the indices, ascending, of the images that this process reads: its devices' columns of each batch.
+
+    Args:
+        count: number of images.
+        batch: B, a multiple of the mesh's devices.
+        mesh: devices of all processes.
+    """
     images = np.arange(count)
     size = batch // mesh.size
-    mine = [i for i, device in enumerate(mesh.devices.flat) if device.process_index == jax.process_index()]
+    local = [i for i, device in enumerate(mesh.devices.flat) if device.process_index == jax.process_index()]
     column = images % batch
-    return images[(column >= mine[0] * size) & (column < (mine[-1] + 1) * size)]
+    return images[(column >= local[0] * size) & (column < (local[-1] + 1) * size)]
 
 
 def image_shapes(describe: Describe, variables: Any, image_shape: tuple[int, int, int]) -> Described:
-    """Shapes and types of one image's features, without a leading axis."""
+    """Return shapes and dtypes of one image's features, without a leading axis."""
     images = jax.ShapeDtypeStruct((1, *image_shape), np.uint8)
-    found = jax.eval_shape(describe, variables, images)
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), found)
+    features = jax.eval_shape(describe, variables, images)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), features)
 
 
 def extract(
@@ -58,54 +64,54 @@ def extract(
     mesh: Mesh,
     store: TermSink | None,
 ) -> Float[np.ndarray, "n F"]:
-    """Describes `count` images, each batch split over the devices; every process calls it.
+    """Extract features of `count` images, each batch split over the devices; every process calls it.
 
     Args:
-        describe: what a device does with its share; one function object compiles once.
-        variables: its first argument, on every device.
-        batches: uint8 images of this process, in the order of `my_rows`; batches of equal size, the last one filled.
+        describe: per-device function; compiled once for each function object.
+        variables: its first argument, replicated over the devices.
+        batches: uint8 images of this process, in the order of `process_rows`; equal batch sizes, the last one padded.
         count: n.
         image_shape: (H, W, 3).
         batch: B, a multiple of the mesh's devices.
-        mesh: the devices.
-        store: gets the terms; None where there are none.
+        mesh: devices of all processes.
+        store: destination of the terms; None if the network has no pair stage.
 
     Returns:
-        The embeddings of all images, in every process, float32.
+        Embeddings of all images, (n, F) float32, in every process.
     """
     share = batch // mesh.size * len(mesh.local_devices)
-    step_fn = _step(describe, mesh)
+    step_fn = _compile_step(describe, mesh)
     sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
     images, steps = iter(batches), -(-count // batch)
-    found: list[np.ndarray] = []
-    before: tuple[int, Described] | None = None
+    embeddings: list[np.ndarray] = []
+    previous: tuple[int, Described] | None = None
 
-    def keep(step: int, features: Described) -> None:
-        found.append(np.asarray(features.embedding))
+    def keep(step: int, features: Features) -> None:
+        embeddings.append(np.asarray(features.embedding))
         if store is not None:
             store.put(step, features.terms)
 
     for step in range(steps):
-        # Another process may have images in the last batch where this one has none.
-        mine = next(images, None)
-        mine = np.zeros((share, *image_shape), np.uint8) if mine is None else mine
-        features = step_fn(variables, jax.make_array_from_process_local_data(sharding, mine, (batch, *image_shape)))
-        if before:
-            keep(*before)  # one batch late: it is copied while the device works on the next
-        before = step, features
-    if before:
-        keep(*before)
-    return np.concatenate(found)[:count]
+        # In the last batch this process may have no images where another has some.
+        local = next(images, None)
+        local = np.zeros((share, *image_shape), np.uint8) if local is None else local
+        features = step_fn(variables, jax.make_array_from_process_local_data(sharding, local, (batch, *image_shape)))
+        if previous:
+            keep(*previous)  # one batch late, so that the copy overlaps with the next batch's computation
+        previous = step, features
+    if previous:
+        keep(*previous)
+    return np.concatenate(embeddings)[:count]
 
 
 @functools.lru_cache(maxsize=4)
-def _step(describe: Describe, mesh: Mesh) -> Any:
-    """`describe` over the devices: embeddings on all of them, terms where they were computed."""
+def _compile_step(describe: Describe, mesh: Mesh) -> Any:
+    """Map `describe` over the devices: embeddings are gathered on all, terms stay where they were computed."""
     axis = mesh.axis_names[0]
 
     def step(variables: Any, images: jax.Array) -> Described:
-        found = describe(variables, images)
-        return Described(jax.lax.all_gather(found.embedding, axis, tiled=True), found.terms)
+        features = describe(variables, images)
+        return Described(jax.lax.all_gather(features.embedding, axis, tiled=True), features.terms)
 
     split = PartitionSpec(axis)
     specs = Described(PartitionSpec(), split)

@@ -1,8 +1,8 @@
-"""Places of a query's own identity in its ranking: all that a metric needs, and all that re-scoring changes.
+"""Ranks of the gallery images of a query's own identity, which are sufficient for every metric and for re-scoring.
 
-A ranking is scored from the places of the few gallery images of the query's identity. Sorting values is many times faster
-than sorting indices, so places are looked up in sorted values and ties are counted. Re-scoring orders the first K
-places anew and leaves the others: every further ranking of the same query follows from these places alone.
+Sorting values is many times faster than sorting indices, so ranks are looked up in the sorted distances and ties are
+counted. Re-scoring permutes the first K positions and leaves the rest, so the metrics of every further ranking of the same
+query follow from these ranks alone.
 
 Axes: B queries of one block, G gallery images, S gallery images of the query's identity, R of them relevant, K candidates.
 """
@@ -15,18 +15,18 @@ from jaxtyping import Int, Real
 
 from cacenet_jax.errors import UserError
 
-_MAX_COUNTED_TIES = 100  # up to here counting the equal images before each is faster than a stable index sort
+_MAX_COUNTED_TIES = 100  # above this, a stable index sort is faster than counting the equal distances before each
 
 
 class QueryStatistics(NamedTuple):
-    """What one query, or an array of queries, contributes to the metrics.
+    """Per-query terms of the metrics, for one query or an array of queries.
 
-    Fields:
-        ap: average precision, float64; NaN where the query is not valid.
-        first_rank: rank of the first match, counted from 1; 0 where the query is not valid.
-        inp: relevant images divided by the rank of the last of them, float64; NaN where the query is not
-            valid.
-        valid: whether a match is left after the camera filter.
+    Attributes:
+        ap: average precision, float64; NaN for an invalid query.
+        first_rank: rank of the first match, from 1; 0 for an invalid query.
+        inp: inverse negative penalty, the number of matches over the rank of the last one, float64; NaN for an invalid
+            query.
+        valid: True where a match remains after the camera filter.
     """
 
     ap: np.ndarray
@@ -35,33 +35,33 @@ class QueryStatistics(NamedTuple):
     valid: np.ndarray
 
 
-class Places(NamedTuple):
-    """Where the gallery images of a query's identity stand.
+class MatchRanks(NamedTuple):
+    """Positions of a query's identity in its ranked gallery.
 
     Attributes:
-        place_S: places from 0 among all gallery images, before the camera filter, in the stable order.
-        removed_S: which of them the camera filter removes.
+        position_S: positions from 0 among all gallery images, before the camera filter; ties are in gallery order.
+        removed_S: True for images that the camera filter removes.
     """
 
-    place_S: np.ndarray
+    position_S: np.ndarray
     removed_S: np.ndarray
 
 
 class RankedBlock(NamedTuple):
-    """A block of queries against the whole gallery.
+    """Ranking of a block of queries.
 
     Attributes:
-        places: of each query, B of them.
-        candidates_BK: the K closest gallery images of each query, ascending, equal distances in gallery order.
+        matches: match ranks of each query, B of them.
+        candidates_BK: indices of the K nearest gallery images of each query, nearest first, ties in gallery order.
         distance_BK: their distances.
     """
 
-    places: list[Places]
+    matches: list[MatchRanks]
     candidates_BK: np.ndarray
     distance_BK: np.ndarray
 
 
-def own_places(
+def rank_block(
     distance_BG: Real[np.ndarray, "B G"],
     query_pids: np.ndarray,
     gallery_pids: np.ndarray,
@@ -72,17 +72,17 @@ def own_places(
     first_query: int = 0,
     top_k: int = 0,
 ) -> RankedBlock:
-    """Ranks a block of queries by ascending distance; equal distances keep gallery order.
+    """Rank the gallery for a block of queries by ascending distance; ties keep gallery order.
 
     Args:
-        distance_BG: distances, any real type; infinite is allowed, NaN is not.
+        distance_BG: distances of any real dtype; may be infinite, not NaN.
         query_pids: identities, (B,).
         gallery_pids: identities, (G,).
         query_camids: cameras, (B,).
         gallery_camids: cameras, (G,).
-        camera_filter: whether gallery images of the query's identity and camera are removed.
-        first_query: number of the block's first query, for messages.
-        top_k: candidates to name, at most G.
+        camera_filter: remove gallery images of the query's identity taken by its camera.
+        first_query: index of the block's first query, for error messages.
+        top_k: K, at most G.
 
     Raises:
         UserError: NaN among the distances.
@@ -96,58 +96,58 @@ def own_places(
             f"the distances of query {first_query + nan_rows[0]} hold NaN, which has no rank; expected "
             "numbers: check the embeddings for NaN and for division by a zero norm"
         )
-    places = []
+    matches = []
     candidates_BK = np.empty((len(distance_BG), top_k), np.int32)
     for row, distance_G in enumerate(distance_BG):
         same_pid_S = np.flatnonzero(gallery_pids == query_pids[row])
         removed_S = camera_filter & (gallery_camids[same_pid_S] == query_camids[row])
-        places.append(Places(_places(distance_G, sorted_BG[row], same_pid_S), removed_S))
+        matches.append(MatchRanks(_positions(distance_G, sorted_BG[row], same_pid_S), removed_S))
         if top_k:
-            close = np.flatnonzero(distance_G <= sorted_BG[row, top_k - 1])
-            candidates_BK[row] = close[np.argsort(distance_G[close], kind="stable")[:top_k]]
-    return RankedBlock(places, candidates_BK, sorted_BG[:, :top_k].copy())  # a view would keep all of it
+            near = np.flatnonzero(distance_G <= sorted_BG[row, top_k - 1])
+            candidates_BK[row] = near[np.argsort(distance_G[near], kind="stable")[:top_k]]
+    return RankedBlock(matches, candidates_BK, sorted_BG[:, :top_k].copy())  # a view would keep the whole array alive
 
 
-def rescored(places: Places, order_K: Int[np.ndarray, "K"]) -> Places:
-    """The places after the first K were put in another order; a re-scored image never falls behind one that was not.
+def reorder_candidates(matches: MatchRanks, order_K: Int[np.ndarray, "K"]) -> MatchRanks:
+    """Return the match ranks after permuting the first K positions of the ranking.
 
     Args:
-        places: before.
-        order_K: which place each of the new first K places takes its image from.
+        matches: ranks before.
+        order_K: position before of the image at each of the first K positions after.
     """
     new_K = np.empty(len(order_K), np.int64)
     new_K[order_K] = np.arange(len(order_K))
-    place_S, inside_S = places.place_S.copy(), places.place_S < len(order_K)
-    place_S[inside_S] = new_K[place_S[inside_S]]
-    return Places(place_S, places.removed_S)
+    position_S, is_candidate_S = matches.position_S.copy(), matches.position_S < len(order_K)
+    position_S[is_candidate_S] = new_K[position_S[is_candidate_S]]
+    return MatchRanks(position_S, matches.removed_S)
 
 
-def place_statistics(places: Sequence[Places], ap: str = "step") -> QueryStatistics:
-    """What each query contributes to the metrics.
+def query_statistics(matches: Sequence[MatchRanks], ap: str = "step") -> QueryStatistics:
+    """Compute the terms of the metrics of each query.
 
     Step form: AP = (1/R) sum_i i / r_i. Trapezoid form: AP = (1/R) sum_i (P(r_i) + P(r_i - 1)) / 2 with P(r)
     the precision of the first r images and P(0) = 1.
 
     Args:
-        places: of each query.
+        matches: match ranks of each query.
         ap: "step" or "trapezoid".
     """
-    count = len(places)
+    count = len(matches)
     result = QueryStatistics(
         ap=np.full(count, np.nan),
         first_rank=np.zeros(count, np.int64),
         inp=np.full(count, np.nan),
         valid=np.zeros(count, bool),
     )
-    for row, (place_S, removed_S) in enumerate(places):
-        place_R = np.sort(place_S[~removed_S])
-        if not place_R.size:
+    for row, (position_S, removed_S) in enumerate(matches):
+        position_R = np.sort(position_S[~removed_S])
+        if not position_R.size:
             continue
-        rank_R = place_R + 1 - np.searchsorted(np.sort(place_S[removed_S]), place_R)
-        found_R = np.arange(1, rank_R.size + 1)
-        precision_R = found_R / rank_R
+        rank_R = position_R + 1 - np.searchsorted(np.sort(position_S[removed_S]), position_R)
+        retrieved_R = np.arange(1, rank_R.size + 1)
+        precision_R = retrieved_R / rank_R
         if ap == "trapezoid":
-            before_R = np.where(rank_R > 1, (found_R - 1) / np.maximum(rank_R - 1, 1), 1.0)
+            before_R = np.where(rank_R > 1, (retrieved_R - 1) / np.maximum(rank_R - 1, 1), 1.0)
             precision_R = (precision_R + before_R) / 2
         result.ap[row] = precision_R.mean()
         result.first_rank[row] = rank_R[0]
@@ -156,15 +156,15 @@ def place_statistics(places: Sequence[Places], ap: str = "step") -> QueryStatist
     return result
 
 
-def _places(distance_G: np.ndarray, sorted_G: np.ndarray, index_S: np.ndarray) -> np.ndarray:
-    """Places from 0, in the stable order of one row, of the gallery images `index_S`."""
-    place_S = np.searchsorted(sorted_G, distance_G[index_S], side="left")
-    beyond_S = np.searchsorted(sorted_G, distance_G[index_S], side="right")
-    tied = np.flatnonzero(beyond_S - place_S > 1)
+def _positions(distance_G: np.ndarray, sorted_G: np.ndarray, index_S: np.ndarray) -> np.ndarray:
+    """Return the positions from 0 of the gallery images `index_S` in the stable order of one row."""
+    position_S = np.searchsorted(sorted_G, distance_G[index_S], side="left")
+    end_S = np.searchsorted(sorted_G, distance_G[index_S], side="right")
+    tied = np.flatnonzero(end_S - position_S > 1)
     if tied.size > _MAX_COUNTED_TIES:
-        place_G = np.empty(len(distance_G), np.int64)
-        place_G[np.argsort(distance_G, kind="stable")] = np.arange(len(distance_G))
-        return place_G[index_S]
+        position_G = np.empty(len(distance_G), np.int64)
+        position_G[np.argsort(distance_G, kind="stable")] = np.arange(len(distance_G))
+        return position_G[index_S]
     for s in tied:
-        place_S[s] += np.count_nonzero(distance_G[: index_S[s]] == distance_G[index_S[s]])
-    return place_S
+        position_S[s] += np.count_nonzero(distance_G[: index_S[s]] == distance_G[index_S[s]])
+    return position_S

@@ -1,10 +1,8 @@
 """Ranking metrics of person re-identification: average precision, CMC and mINP.
 
 Axes: Q queries, G gallery images, B queries of one block, S gallery images of the query's identity, R of them
-relevant. A block of rows is all that is ever copied, so a gallery of half a million is scored from a callable
-(`evaluate_blocks`) as well as a matrix is (`evaluate_ranking`). Only the places of the few images of the
-query's own identity are needed, so values are sorted, which is many times faster than sorting indices, and
-ties are counted.
+relevant. `evaluate_ranking` takes a distance matrix, `evaluate_blocks` a function of blocks of rows, for galleries whose
+matrix does not fit in memory; both copy one block at a time. match_ranks.py explains how rows are ranked.
 """
 
 from collections.abc import Callable
@@ -15,18 +13,18 @@ import numpy as np
 from jaxtyping import Integer, Real
 
 from cacenet_jax.errors import UserError
-from cacenet_jax.retrieval.match_ranks import QueryStatistics, own_places, place_statistics
+from cacenet_jax.retrieval.match_ranks import QueryStatistics, query_statistics, rank_block
 
 Array = np.ndarray | jax.Array
 
-# The name of each form's mean in the results: two numbers that differ by a point must not share one.
+# Name of the mean for each form of AP; the two forms differ by up to a point, so they must not share a name.
 MEAN_NAMES = {"step": "mAP", "trapezoid": "mAP_trapezoid"}
 CMC_RANKS = (1, 5, 10)
 CAMERA_FILTER_OPTION = "--config.eval.camera_filter=False"
-_BLOCK_ELEMENTS = 2**20  # distances of one block, where the caller does not choose
+_BLOCK_ELEMENTS = 2**20  # default number of distances in a block
 
 
-# Sizes are compared in the bodies, which can name both sides; hence a name of its own for each axis below.
+# Sizes are compared in the function bodies, whose messages name both sides; hence one axis name per array below.
 def evaluate_ranking(
     distance_QG: Real[Array, "Q G"],
     query_pids: Integer[Array, " query_pids"],
@@ -39,31 +37,28 @@ def evaluate_ranking(
     block_size: int | None = None,
     num_threads: int = 2,
 ) -> dict[str, float | int]:
-    """Scores the ranking of every query's gallery by ascending distance.
+    """Compute mAP, CMC and mINP of the rankings by ascending distance.
 
     mAP = mean_q (1/R) sum_i P(r_i),  rank-k = mean_q [r_1 <= k],  mINP = mean_q R / r_R, for the ranks r_1 <
     ... < r_R of the R relevant images among those that remain, and the precision P(r_i) = i / r_i.
 
     Args:
-        distance_QG: distances, smaller is more alike; infinite is allowed, NaN is not. Equal ones keep
-            gallery order.
+        distance_QG: distances, smaller for more similar images; may be infinite, not NaN. Ties keep gallery order.
         query_pids: identities, shape (Q,).
-        gallery_pids: identities, shape (G,). One that no query has (a distractor) counts like any other
-            image.
+        gallery_pids: identities, shape (G,). Distractors, whose identity no query has, count like any other image.
         query_camids: cameras, shape (Q,).
         gallery_camids: cameras, shape (G,).
-        camera_filter: removes, for each query, the gallery images of its identity taken by its camera.
-        ap: "step", or "trapezoid" for the form of the first Market-1501 code, which is up to a point lower.
-        block_size: queries handled at once; does not change the result. None chooses by the size of the
-            gallery.
-        num_threads: blocks handled at once; does not change the result.
+        camera_filter: remove, for each query, the gallery images of its identity taken by its camera.
+        ap: "step", or "trapezoid" as in the original Market-1501 code, up to a point lower.
+        block_size: queries per block; does not change the result. None derives it from the size of the gallery.
+        num_threads: blocks processed concurrently; does not change the result.
 
     Returns:
-        mAP (`mAP_trapezoid` in its place for that form), rank1, rank5, rank10 and mINP as fractions of 1;
-        num_valid, the queries that they are means of, and num_skipped, the queries without a remaining match.
+        mAP (`mAP_trapezoid` instead for that form), rank1, rank5, rank10 and mINP as fractions of 1, averaged over the
+        num_valid queries with a remaining match; num_skipped, the number of the others.
 
     Raises:
-        UserError: sizes that do not fit, NaN among the distances, or no query with a remaining match.
+        UserError: inconsistent sizes, NaN among the distances, or no query with a remaining match.
 
     Source: Zheng et al., "Scalable Person Re-identification", ICCV 2015 (protocol, CMC and mAP); Ye et al.,
         "Deep Learning for Person Re-identification: A Survey and Outlook", TPAMI 2021 (mINP).
@@ -95,19 +90,19 @@ def evaluate_blocks(
     block_size: int | None = None,
     num_threads: int = 2,
 ) -> dict[str, float | int]:
-    """Scores as `evaluate_ranking` does, with distances that are computed a block of queries at a time.
+    """Compute the metrics of `evaluate_ranking` from distances that are computed one block of queries at a time.
 
     Args:
         distance_rows: (start, stop) -> distances of queries start to stop, shape (stop - start, G). Called
-            once for each block, from `num_threads` threads: it may be called while another call runs.
+            once for each block, concurrently from `num_threads` threads.
         query_pids: identities, shape (Q,).
         gallery_pids: identities, shape (G,).
         query_camids: cameras, shape (Q,).
         gallery_camids: cameras, shape (G,).
         camera_filter: as in `evaluate_ranking`.
         ap: as in `evaluate_ranking`.
-        block_size: queries of one block; None chooses by the size of the gallery.
-        num_threads: blocks handled at once.
+        block_size: queries per block; None derives it from the size of the gallery.
+        num_threads: blocks processed concurrently.
 
     Returns:
         The dictionary of `evaluate_ranking`.
@@ -120,11 +115,16 @@ def evaluate_blocks(
     num_query, num_gallery = len(query_pids), len(gallery_pids)
     _check_sizes((num_query, num_gallery), *labels)
     if not num_query or not num_gallery:
-        raise UserError(f"nothing to rank: {num_query} queries and {num_gallery} gallery images; both must have some")
+        raise UserError(
+            f"evaluation: found {num_query} queries and {num_gallery} gallery images, expected at least one of each; "
+            "check the splits"
+        )
     if block_size is None:
         block_size = max(1, _BLOCK_ELEMENTS // num_gallery)
     if block_size < 1 or num_threads < 1:
-        raise UserError(f"block_size {block_size} and num_threads {num_threads}: both must be at least 1")
+        raise UserError(
+            f"found block_size {block_size} and num_threads {num_threads}, expected both to be at least 1; raise them"
+        )
 
     def block_statistics(start: int) -> QueryStatistics:
         stop = min(start + block_size, num_query)
@@ -143,7 +143,7 @@ def evaluate_blocks(
         blocks = list(pool.map(block_statistics, range(0, num_query, block_size)))
     statistics = QueryStatistics(*map(np.concatenate, zip(*blocks, strict=True)))
     if not statistics.valid.any():
-        raise UserError(_why_no_match(*labels))
+        raise UserError(_explain_no_match(*labels))
     return summarise(statistics, ap=ap)
 
 
@@ -158,7 +158,7 @@ def ranking_statistics(
     ap: str = "step",
     first_query: int = 0,
 ) -> QueryStatistics:
-    """Scores one block of queries; blocks are joined by `np.concatenate` on each field.
+    """Compute the per-query terms of the metrics for a block of queries; concatenate blocks field by field.
 
     Args:
         distance_BG: distances of the block's queries.
@@ -168,23 +168,23 @@ def ranking_statistics(
         gallery_camids: cameras, shape (G,).
         camera_filter: as in `evaluate_ranking`.
         ap: "step" or "trapezoid".
-        first_query: number of the block's first query, for messages.
+        first_query: index of the block's first query, for error messages.
 
     Returns:
         QueryStatistics with B entries in each field.
 
     Raises:
-        UserError: sizes that do not fit, NaN among the distances, or an unknown form of AP.
+        UserError: inconsistent sizes, NaN among the distances, or an unknown form of AP.
 
-    Source: the trapezoid is compute_AP.m of the Market-1501 baseline code; places.py.
+    Source: the trapezoid form is that of compute_AP.m in the Market-1501 baseline code.
     """
     distance_BG = np.asarray(distance_BG)
     labels = [np.asarray(array) for array in (query_pids, gallery_pids, query_camids, gallery_camids)]
     query_pids, gallery_pids, query_camids, gallery_camids = labels
     _check_ap(ap)
     _check_sizes(distance_BG.shape, *labels)
-    ranked = own_places(distance_BG, *labels, camera_filter=camera_filter, first_query=first_query)
-    return place_statistics(ranked.places, ap)
+    ranked = rank_block(distance_BG, *labels, camera_filter=camera_filter, first_query=first_query)
+    return query_statistics(ranked.matches, ap)
 
 
 def check_rankable(
@@ -196,7 +196,7 @@ def check_rankable(
     camera_filter: bool = True,
     where: str,
 ) -> None:
-    """Raises UserError where no query has a match left, from labels alone: before hours of training, not after.
+    """Raise UserError if no query has a match, from labels alone, so that training need not run first.
 
     Args:
         query_pids: identities, shape (Q,).
@@ -204,26 +204,26 @@ def check_rankable(
         query_camids: cameras, shape (Q,).
         gallery_camids: cameras, shape (G,).
         camera_filter: as in `evaluate_ranking`.
-        where: the split, which begins the message.
+        where: name of the split, the subject of the error message.
     """
     labels = [np.asarray(array) for array in (query_pids, gallery_pids, query_camids, gallery_camids)]
     query_pids, gallery_pids, query_camids, gallery_camids = labels
-    seen = np.unique(np.stack([gallery_pids, gallery_camids], axis=1), axis=0)  # where each identity was seen
+    seen = np.unique(np.stack([gallery_pids, gallery_camids], axis=1), axis=0)
     identities, cameras = np.unique(seen[:, 0], return_counts=True)
-    left = dict(zip(identities.tolist(), cameras.tolist(), strict=True))
+    cameras_of = dict(zip(identities.tolist(), cameras.tolist(), strict=True))
     filtered = set(map(tuple, seen.tolist())) if camera_filter else set()
     for pid, camid in zip(query_pids.tolist(), query_camids.tolist(), strict=True):
-        if left.get(pid, 0) > ((pid, camid) in filtered):
+        if cameras_of.get(pid, 0) > ((pid, camid) in filtered):
             return
-    raise UserError(f"{where}: {_why_no_match(*labels)}")
+    raise UserError(f"{where}: {_explain_no_match(*labels)}")
 
 
 def summarise(statistics: QueryStatistics, *, ap: str = "step") -> dict[str, float | int]:
-    """Means over the valid queries.
+    """Average per-query statistics over the valid queries.
 
     Args:
-        statistics: of all queries.
-        ap: the form that `statistics` was computed with; it names the mean.
+        statistics: statistics of all queries.
+        ap: form of AP that they were computed with; it determines the name of the mean.
 
     Returns:
         The dictionary of `evaluate_ranking`.
@@ -236,8 +236,8 @@ def summarise(statistics: QueryStatistics, *, ap: str = "step") -> dict[str, flo
     num_valid = int(valid.sum())
     if not num_valid:
         raise UserError(
-            f"none of {len(valid)} queries has a match left in the gallery; the usual cause is that all "
-            "images carry one camera: give the cameras, or switch the camera filter off with "
+            f"none of {len(valid)} queries has a match left in the gallery; usually all images have the same "
+            "camera: provide the cameras, or switch the camera filter off with "
             f"{CAMERA_FILTER_OPTION}"
         )
     first_rank_V = statistics.first_rank[valid]
@@ -256,7 +256,7 @@ def _check_ap(ap: str) -> None:
 
 
 def _check_sizes(shape: tuple[int, ...], query_pids, gallery_pids, query_camids, gallery_camids) -> None:
-    """Every label array has one entry a query or a gallery image; the message names both sides."""
+    """Raise UserError unless each label array has one entry per query or gallery image."""
     if len(shape) != 2:
         raise UserError(f"distances have shape {tuple(shape)}; expected two axes, (queries, gallery images)")
     for name, labels, axis, size in (
@@ -272,18 +272,18 @@ def _check_sizes(shape: tuple[int, ...], query_pids, gallery_pids, query_camids,
             )
 
 
-def _why_no_match(query_pids, gallery_pids, query_camids, gallery_camids) -> str:
-    """One line on why no query has a match left in the gallery, and what to do."""
-    found = f"none of {len(query_pids)} queries has a match left among {len(gallery_pids)} gallery images"
+def _explain_no_match(query_pids, gallery_pids, query_camids, gallery_camids) -> str:
+    """Return one line on why no query has a match left in the gallery, and the remedy."""
+    problem = f"none of {len(query_pids)} queries has a match left among {len(gallery_pids)} gallery images"
     if not np.isin(query_pids, gallery_pids).any():
-        return f"{found}: query and gallery share no identity; check the pids of both"
+        return f"{problem}: query and gallery have no identity in common; check the pids of both"
     cameras = np.union1d(query_camids, gallery_camids)
     cause = (
-        f"all images carry one camera ({cameras[0]})"
+        f"all images have the same camera ({cameras[0]})"
         if cameras.size == 1
         else "each match was taken by its query's own camera"
     )
     return (
-        f"{found}: {cause}, and the camera filter removes matches of the query's camera; give the cameras, "
+        f"{problem}: {cause}, and the camera filter removes matches of the query's camera; provide the cameras, "
         f"or switch the filter off with {CAMERA_FILTER_OPTION}"
     )

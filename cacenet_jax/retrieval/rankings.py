@@ -1,8 +1,8 @@
-"""Evaluation: individual ranking, conditional re-scoring, metrics of every ranking.
+"""Individual, conditional and mixed rankings of labelled query and gallery sets, and their metrics.
 
-The gallery is sorted once for each query, by individual distances, block by block; memory does not grow with queries x
-gallery. What re-scoring changes is the order of the first K places, so that every further ranking costs next to nothing.
-Several processes rank a share of the queries each.
+Each query's gallery is sorted once, by individual distances and in blocks of queries, so memory does not grow with queries
+times gallery. Re-scoring only permutes the first K positions, so every further ranking is nearly free. With several
+processes each ranks a share of the queries.
 
 Legend: Q queries, G gallery images, K re-scored candidates, F embedding size.
 """
@@ -20,25 +20,31 @@ from jax.experimental import multihost_utils
 from jaxtyping import Float, Int
 
 from cacenet_jax.errors import UserError
-from cacenet_jax.retrieval.match_ranks import Places, QueryStatistics, own_places, place_statistics, rescored
+from cacenet_jax.retrieval.match_ranks import (
+    MatchRanks,
+    QueryStatistics,
+    query_statistics,
+    rank_block,
+    reorder_candidates,
+)
 from cacenet_jax.retrieval.metrics import summarise
 
 METRICS = ("mAP", "rank1", "rank5", "rank10", "mINP")
 _BLOCK_ELEMENTS = 2**22  # distances of one block of queries
 
-# Candidates (Q, K) to their pair distances (Q, K).
+# Indices of candidates (Q, K) -> pair distances (Q, K).
 Rescore = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How to rank.
+    """Options of a ranking.
 
     Attributes:
-        top_k: candidates of each query that are re-scored; cut to the gallery with a warning.
-        camera_filter: whether gallery images of the query's identity and camera are removed.
-        mix: weight of the pair distance in the mixed ranking, the rest weighs the individual distance.
-        query_block: queries ranked at a time, 0 for what the size of the gallery suggests.
+        top_k: number of candidates of each query to re-score; reduced to the gallery's size with a warning.
+        camera_filter: remove gallery images of the query's identity taken by its camera.
+        mix: weight of the pair distance in the mixed ranking; the individual distance has weight 1 - mix.
+        query_block: queries ranked at a time; 0 derives it from the size of the gallery.
     """
 
     top_k: int = 100
@@ -47,8 +53,8 @@ class Settings:
     query_block: int = 0
 
 
-class Labelled(NamedTuple):
-    """A set of images with its labels.
+class LabelledSet(NamedTuple):
+    """Embeddings and labels of a set of images.
 
     Attributes:
         embedding: L2-normalised f(I), (n, F).
@@ -62,27 +68,27 @@ class Labelled(NamedTuple):
 
 
 class RankedLists(NamedTuple):
-    """The beginning of every query's ranking, and what the whole of it is worth.
+    """First L images of every query's ranking, and the statistics of the whole ranking.
 
     Attributes:
-        order_QL: gallery images, the best first, without those that the camera filter removes; -1 past the last one.
-        statistics: of the whole ranking.
+        order_QL: indices of gallery images, best first, camera filter applied; padded with -1.
+        statistics: per-query statistics of the whole ranking.
     """
 
     order_QL: Int[np.ndarray, "Q L"]
     statistics: QueryStatistics
 
 
-class _Ranked(NamedTuple):
-    """The individual ranking.
+class _IndividualRanking(NamedTuple):
+    """Ranking by individual distances.
 
     Attributes:
-        places: of this process's queries.
-        candidates_QK: the first K images of all queries, in every process.
-        distance_QK: individual distances of the candidates, of all queries.
+        matches: match ranks of this process's queries.
+        candidates_QK: first K gallery images of all queries, in every process.
+        distance_QK: individual distances of all queries to their candidates.
     """
 
-    places: list[Places]
+    matches: list[MatchRanks]
     candidates_QK: np.ndarray
     distance_QK: np.ndarray
 
@@ -90,10 +96,10 @@ class _Ranked(NamedTuple):
 def cosine_distance(
     query_QF: Float[np.ndarray, "Q F"], gallery_GF: Float[np.ndarray, "G F"]
 ) -> Float[np.ndarray, "Q G"]:
-    """1 - cosine similarity of L2-normalised embeddings, rounded to the type of the queries.
+    """Compute 1 - cosine similarity of L2-normalised embeddings, rounded to the dtype of the queries.
 
-    With the gallery in float64 the sums are exact to that rounding, so that a distance does not depend on which images are
-    compared at a time: a BLAS sums the edge of a block in another order, and equal images would part.
+    A float64 gallery makes the result independent of the block in which images are compared: a BLAS sums the edge of a
+    block in another order, which in float32 would give equal images different distances.
     """
     cosine_QG = (query_QF.astype(gallery_GF.dtype) @ gallery_GF.T).astype(query_QF.dtype, copy=False)
     return np.subtract(1, cosine_QG, out=cosine_QG)
@@ -133,7 +139,7 @@ def mixed_distance(
 
 
 def check_sizes(num_query: int, num_gallery: int) -> None:
-    """Raises UserError where one side of an evaluation is empty."""
+    """Raise UserError if there are no queries or no gallery images."""
     if not num_query or not num_gallery:
         raise UserError(
             f"evaluation: found {num_query} queries and {num_gallery} gallery images, expected at least one of each; "
@@ -142,15 +148,15 @@ def check_sizes(num_query: int, num_gallery: int) -> None:
 
 
 def evaluate(
-    query: Labelled, gallery: Labelled, rescore: Rescore | None, settings: Settings, mixes: Sequence[float] = ()
+    query: LabelledSet, gallery: LabelledSet, rescore: Rescore | None, settings: Settings, mixes: Sequence[float] = ()
 ) -> dict[str, Any]:
-    """Metrics of the individual, the conditional and the mixed ranking; every process calls it and gets all of them.
+    """Compute the metrics of the individual, conditional and mixed rankings; every process calls it.
 
     Args:
         query: query images.
         gallery: gallery images.
-        rescore: distances of each query and its candidates; None ranks by individual features alone.
-        settings: how to rank.
+        rescore: function from candidates to pair distances; None ranks by individual features alone.
+        settings: options of the ranking.
         mixes: further weights of the pair distance to score, to choose settings.mix on validation data.
 
     Returns:
@@ -158,18 +164,18 @@ def evaluate(
         "top_k", "num_query", "num_gallery", "num_valid"; "mAP_by_mix" with `mixes`.
 
     Raises:
-        UserError: there is no query or no gallery image, or no query has a match left.
+        UserError: no queries, no gallery images, or no query with a remaining match.
     """
     num_query, num_gallery = len(query.pids), len(gallery.pids)
-    top_k = _candidates(settings, num_query, num_gallery)
-    ranked = _rank(query, gallery, settings, top_k)
-    summaries = {"individual": _summary(ranked.places, num_query)}
+    top_k = _num_candidates(settings, num_query, num_gallery)
+    ranking = _rank(query, gallery, settings, top_k)
+    summaries = {"individual": _summarise_all(ranking.matches, num_query)}
     weights = {"conditional": 1.0, "mixed": settings.mix, **{f"mix={m}": m for m in mixes}}
     if rescore is not None:
-        pair_QK = rescore(ranked.candidates_QK)
+        pair_QK = rescore(ranking.candidates_QK)
         for name, weight in weights.items():
-            order_QK = _reorder(pair_QK, ranked.distance_QK, weight)
-            summaries[name] = _summary(_rescored(ranked.places, order_QK), num_query)
+            order_QK = _mixed_order(pair_QK, ranking.distance_QK, weight)
+            summaries[name] = _summarise_all(_reorder_all(ranking.matches, order_QK), num_query)
     result: dict[str, Any] = {
         name: {metric: summaries[name][metric] for metric in METRICS}
         for name in ("individual", "conditional", "mixed")
@@ -182,128 +188,128 @@ def evaluate(
 
 
 def ranked_lists(
-    query: Labelled, gallery: Labelled, rescore: Rescore | None, settings: Settings, length: int
+    query: LabelledSet, gallery: LabelledSet, rescore: Rescore | None, settings: Settings, length: int
 ) -> dict[str, RankedLists]:
-    """The first images of every query's ranking, for whoever shows them; every process gets all of them.
+    """Return the first images of every query's rankings, the ones that `evaluate` scores; every process calls it.
 
     Args:
         query: query images.
         gallery: gallery images.
-        rescore: as in `evaluate`, as everything else: the lists are those that it scores.
-        settings: how to rank.
-        length: L, images of a list.
+        rescore: as in `evaluate`.
+        settings: options of the ranking.
+        length: L, length of the lists.
 
     Returns:
         "individual" and, with `rescore`, "conditional" and "mixed".
 
     Raises:
-        UserError: there is no query or no gallery image.
+        UserError: no queries or no gallery images.
     """
     num_query, num_gallery = len(query.pids), len(gallery.pids)
-    top_k = _candidates(settings, num_query, num_gallery)
-    # What the filter may remove from a list is read on top of its length; what is re-scored is read in any case.
+    top_k = _num_candidates(settings, num_query, num_gallery)
+    # Rank enough images to fill a list after the camera filter, and at least those that are re-scored.
     seen = np.unique(np.stack([gallery.pids, gallery.camids]), axis=1, return_counts=True)[1]
     spare = int(seen.max()) if settings.camera_filter else 0
-    ranked = _rank(query, gallery, settings, min(max(top_k, length + spare), num_gallery))
+    ranking = _rank(query, gallery, settings, min(max(top_k, length + spare), num_gallery))
 
-    def lists(order_QK: np.ndarray, places: list[Places]) -> RankedLists:
+    def ranked_list(order_QK: np.ndarray, matches: list[MatchRanks]) -> RankedLists:
         own_QK = gallery.pids[order_QK] == query.pids[:, None]
         removed_QK = settings.camera_filter & own_QK & (gallery.camids[order_QK] == query.camids[:, None])
         kept_QK = np.take_along_axis(order_QK, np.argsort(removed_QK, axis=1, kind="stable"), axis=1)
         past_QK = np.arange(order_QK.shape[1]) >= (~removed_QK).sum(axis=1, keepdims=True)
         cut_QL = np.where(past_QK, -1, kept_QK)[:, :length]
         return RankedLists(np.pad(cut_QL, ((0, 0), (0, length - cut_QL.shape[1])), constant_values=-1),
-                           _statistics(places, num_query))  # fmt: skip
+                           _gather_statistics(matches, num_query))  # fmt: skip
 
-    found = {"individual": lists(ranked.candidates_QK, ranked.places)}
+    lists = {"individual": ranked_list(ranking.candidates_QK, ranking.matches)}
     if rescore is not None:
-        first_QK, rest_QR = ranked.candidates_QK[:, :top_k], ranked.candidates_QK[:, top_k:]
+        first_QK, rest_QR = ranking.candidates_QK[:, :top_k], ranking.candidates_QK[:, top_k:]
         pair_QK = rescore(first_QK)
         for name, weight in {"conditional": 1.0, "mixed": settings.mix}.items():
-            order_QK = _reorder(pair_QK, ranked.distance_QK[:, :top_k], weight)
+            order_QK = _mixed_order(pair_QK, ranking.distance_QK[:, :top_k], weight)
             whole_QN = np.concatenate([np.take_along_axis(first_QK, order_QK, axis=1), rest_QR], axis=1)
-            found[name] = lists(whole_QN, _rescored(ranked.places, order_QK))
-    return found
+            lists[name] = ranked_list(whole_QN, _reorder_all(ranking.matches, order_QK))
+    return lists
 
 
-def _candidates(settings: Settings, num_query: int, num_gallery: int) -> int:
-    """How many images of each query are re-scored."""
+def _num_candidates(settings: Settings, num_query: int, num_gallery: int) -> int:
+    """Return K, the number of candidates of each query, at most the size of the gallery."""
     check_sizes(num_query, num_gallery)
     if settings.top_k > num_gallery and jax.process_index() == 0:
-        logging.warning("config.eval.top_k: found %d, cut to the %d images of the gallery", settings.top_k, num_gallery)
+        logging.warning("config.eval.top_k: found %d, reduced to the %d gallery images", settings.top_k, num_gallery)
     return min(settings.top_k, num_gallery)
 
 
-def _reorder(pair_QK: np.ndarray, distance_QK: np.ndarray, weight: float) -> np.ndarray:
-    """Which place each of the first K places takes its image from, of all queries."""
+def _mixed_order(pair_QK: np.ndarray, distance_QK: np.ndarray, weight: float) -> np.ndarray:
+    """Sort the candidates of all queries by weight * pair + (1 - weight) * individual distance."""
     score_QK = mixed_distance(pair_QK, distance_QK, weight)
-    return np.argsort(score_QK, axis=1, kind="stable")  # equal scores keep the individual order
+    return np.argsort(score_QK, axis=1, kind="stable")  # ties keep the individual order
 
 
-def _rescored(places: list[Places], order_QK: np.ndarray) -> list[Places]:
-    """The places of this process's queries after re-scoring."""
-    mine_QK = order_QK[_share(len(order_QK))]
-    return [rescored(before, order_K) for before, order_K in zip(places, mine_QK, strict=True)]
+def _reorder_all(matches: list[MatchRanks], order_QK: np.ndarray) -> list[MatchRanks]:
+    """Return the match ranks of this process's queries after permuting their candidates."""
+    local_QK = order_QK[_process_queries(len(order_QK))]
+    return [reorder_candidates(before, order_K) for before, order_K in zip(matches, local_QK, strict=True)]
 
 
-def _rank(query: Labelled, gallery: Labelled, settings: Settings, top_k: int) -> _Ranked:
-    """The individual ranking of this process's share of the queries, the first images of all."""
+def _rank(query: LabelledSet, gallery: LabelledSet, settings: Settings, top_k: int) -> _IndividualRanking:
+    """Rank this process's queries by individual distance, and gather the candidates of all queries."""
     num_query = len(query.pids)
     size = settings.query_block or max(1, _BLOCK_ELEMENTS // len(gallery.pids))
-    mine = _share(num_query)
+    local = _process_queries(num_query)
     embedding_GF = gallery.embedding.astype(np.float64)
 
     def block(start: int) -> Any:
-        rows = slice(start, min(start + size, mine.stop))
-        return own_places(
+        rows = slice(start, min(start + size, local.stop))
+        return rank_block(
             cosine_distance(query.embedding[rows], embedding_GF),
             query.pids[rows], gallery.pids, query.camids[rows], gallery.camids,
             camera_filter=settings.camera_filter, first_query=start, top_k=top_k,
         )  # fmt: skip
 
     with ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool:
-        blocks = list(pool.map(block, range(mine.start, mine.stop, size)))
+        blocks = list(pool.map(block, range(local.start, local.stop, size)))
     empty = [(np.empty((0, top_k), np.int32), np.empty((0, top_k), np.result_type(query.embedding, np.float32)))]
-    candidates, distances = zip(*(empty + [(found.candidates_BK, found.distance_BK) for found in blocks]))
-    return _Ranked(
-        [places for found in blocks for places in found.places],
-        _join(np.concatenate(candidates), num_query),
-        _join(np.concatenate(distances), num_query),
+    candidates, distances = zip(*(empty + [(ranked.candidates_BK, ranked.distance_BK) for ranked in blocks]))
+    return _IndividualRanking(
+        [matches for ranked in blocks for matches in ranked.matches],
+        _gather_queries(np.concatenate(candidates), num_query),
+        _gather_queries(np.concatenate(distances), num_query),
     )
 
 
-def _statistics(places: list[Places], num_query: int) -> QueryStatistics:
-    """Of all queries from the places of this process's."""
-    return QueryStatistics(*(_join(field, num_query) for field in place_statistics(places)))
+def _gather_statistics(matches: list[MatchRanks], num_query: int) -> QueryStatistics:
+    """Gather per-query statistics from all processes."""
+    return QueryStatistics(*(_gather_queries(field, num_query) for field in query_statistics(matches)))
 
 
-def _summary(places: list[Places], num_query: int) -> dict[str, float | int]:
-    """Metrics of all queries from the places of this process's."""
-    return summarise(_statistics(places, num_query))
+def _summarise_all(matches: list[MatchRanks], num_query: int) -> dict[str, float | int]:
+    """Compute metrics over the queries of all processes."""
+    return summarise(_gather_statistics(matches, num_query))
 
 
-def _share(num_query: int) -> slice:
-    """The queries that this process ranks."""
+def _process_queries(num_query: int) -> slice:
+    """Return the slice of queries that this process ranks."""
     size = -(-num_query // jax.process_count())
     start = min(jax.process_index() * size, num_query)
     return slice(start, min(start + size, num_query))
 
 
-def _join(mine: np.ndarray, num_query: int) -> np.ndarray:
-    """Rows of all queries from each process's share, bit by bit the same in every process."""
+def _gather_queries(local: np.ndarray, num_query: int) -> np.ndarray:
+    """Concatenate the rows of all processes' queries, bit for bit."""
     if jax.process_count() == 1:
-        return mine
+        return local
     size = -(-num_query // jax.process_count())
-    padded = np.zeros((size, *mine.shape[1:]), mine.dtype)
-    padded[: len(mine)] = mine
-    # As bytes: JAX would round float64 to float32.
-    words = np.frombuffer(padded.tobytes(), np.uint8)
-    gathered = np.asarray(multihost_utils.process_allgather(words))
-    return np.frombuffer(gathered.tobytes(), mine.dtype).reshape(-1, *mine.shape[1:])[:num_query]
+    padded = np.zeros((size, *local.shape[1:]), local.dtype)
+    padded[: len(local)] = local
+    # Sent as bytes, because JAX would round float64 to float32.
+    data = np.frombuffer(padded.tobytes(), np.uint8)
+    gathered = np.asarray(multihost_utils.process_allgather(data))
+    return np.frombuffer(gathered.tobytes(), local.dtype).reshape(-1, *local.shape[1:])[:num_query]
 
 
 def table(result: dict[str, Any]) -> str:
-    """The metrics of every ranking as a text table in per cent."""
+    """Format the metrics of every ranking as a text table in per cent."""
     lines = [f"{'ranking':<12}" + "".join(f"{metric:>9}" for metric in METRICS)]
     for name in ("individual", "conditional", "mixed"):
         if name in result:

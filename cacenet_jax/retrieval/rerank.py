@@ -1,8 +1,8 @@
-"""Re-ranking without training: k-reciprocal encoding, and query expansion. NumPy, in memory that is bounded.
+"""Re-ranking without training: k-reciprocal encoding and query expansion, in NumPy with bounded memory.
 
 Axes: Q queries, G gallery images, A = Q + G of both, B images of one block, K nearest neighbours, H of them
-in the half-size list, F features. Of the A x A distances only blocks of rows exist at once; the encoding V,
-dense in the authors' code, is sparse (about a hundred entries a row): `_Sparse`.
+in the half-size list, F features. The A x A distances are computed in blocks of rows; the encoding V, dense
+in the authors' code, is stored as a sparse matrix with about a hundred entries a row.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,16 +16,18 @@ from cacenet_jax.errors import UserError
 
 Array = np.ndarray | jax.Array
 
-_BLOCK_ELEMENTS = 2**22  # numbers of one temporary block
+_BLOCK_ELEMENTS = 2**22  # elements of a temporary block
 
 
 class _Distances(NamedTuple):
-    """Squared distances among all images, queries first, never held whole.
+    """Squared distances among all images, queries first, computed on demand.
 
-    Fields:
-        block: (start, stop) -> the squared distances of images start to stop to all, a new array (stop -
-            start, A).
-        pairs: (index_N, index_N) -> the squared distances of N pairs.
+    Attributes:
+        num_query: Q.
+        num_all: A.
+        dtype: dtype of the distances.
+        block: (start, stop) -> squared distances of images start to stop to all, a new array (stop - start, A).
+        pairs: (index_N, index_N) -> squared distances of N pairs.
     """
 
     num_query: int
@@ -36,14 +38,14 @@ class _Distances(NamedTuple):
 
 
 class _Sparse(NamedTuple):
-    """Rows of a sparse matrix: row i has `values[start[i]:start[i + 1]]` in the ascending `columns` there."""
+    """Compressed sparse rows: row i has `values[start[i]:start[i + 1]]` in `columns[start[i]:start[i + 1]]`, ascending."""
 
     start: np.ndarray
     columns: np.ndarray
     values: np.ndarray
 
 
-# Sizes are compared in the bodies, which can name both sides; hence a name of its own for each axis below.
+# Sizes are compared in the function bodies, whose messages name both sides; hence one axis name per array below.
 def k_reciprocal(
     distance_QG: Real[Array, "Q G"],
     distance_QQ: Real[Array, "Q1 Q2"],
@@ -52,29 +54,29 @@ def k_reciprocal(
     k2: int = 6,
     lambda_value: float | int = 0.3,
 ) -> Float[np.ndarray, "Q G"]:
-    """Re-ranks by the overlap of k-reciprocal neighbourhoods.
+    """Re-rank by the overlap of k-reciprocal neighbourhoods.
 
     d* = (1 - lambda) d_J + lambda d,  d_J(q, g) = 1 - sum_c min(V_qc, V_gc) / sum_c max(V_qc, V_gc),
-    where d is the squared distance over the largest of its image, V_ic = exp(-d(i, c)) for c in the expanded
+    where d is the squared distance divided by the largest one of its image, V_ic = exp(-d(i, c)) for c in the expanded
     reciprocal neighbourhood of i, normalised to sum 1, then averaged over the k2 nearest of i (i among them).
 
     Args:
-        distance_QG: Euclidean distances, not squared, of the queries to the gallery.
-        distance_QQ: of the queries among themselves, shape (Q, Q).
-        distance_GG: of the gallery among itself, shape (G, G).
-        k1: neighbours that must be mutual (k1 + 1 with the image itself); half as many expand.
-        k2: neighbours that an encoding is averaged over; 1 switches that off.
-        lambda_value: share of the original distance, from 0 (Jaccard distance alone) to 1.
+        distance_QG: Euclidean distances (not squared) from queries to gallery images.
+        distance_QQ: distances among the queries, shape (Q, Q).
+        distance_GG: distances among the gallery images, shape (G, G).
+        k1: size of the neighbourhood that must be mutual (k1 + 1 with the image itself); expansion uses half of it.
+        k2: number of neighbours whose encodings are averaged; 1 disables averaging.
+        lambda_value: weight of the original distance, from 0 (Jaccard distance alone) to 1.
 
     Returns:
-        The new distances, float64 where any of the three matrices is and float32 otherwise.
+        Re-ranked distances, float64 if any of the three matrices is, float32 otherwise.
 
     Raises:
-        UserError: sizes that do not fit, infinite distances or NaN, k1 or k2 below 1, lambda outside 0..1.
+        UserError: inconsistent sizes, infinite distances or NaN, k1 or k2 below 1, lambda outside [0, 1].
 
-    Source: Zhong et al., "Re-ranking Person Re-identification with k-reciprocal Encoding", CVPR 2017, as the
-        authors' Python code has it (k1 + 1 neighbours, division by the column maximum, expansion by more than
-        two thirds).
+    Source: Zhong et al., "Re-ranking Person Re-identification with k-reciprocal Encoding", CVPR 2017, following the
+        authors' Python code (k1 + 1 neighbours, division by the column maximum, expansion at an overlap above two
+        thirds).
     """
     qg, qq, gg = np.asarray(distance_QG), np.asarray(distance_QQ), np.asarray(distance_GG)
     if qg.ndim != 2:
@@ -89,7 +91,7 @@ def k_reciprocal(
     num_all = num_query + num_gallery
 
     def block(start: int, stop: int) -> np.ndarray:
-        # Columns, as in the authors' code: the same as rows only where the matrices are exactly symmetric.
+        # Columns, as in the authors' code; they equal the rows only if the matrices are exactly symmetric.
         out_BA = np.empty((stop - start, num_all), dtype)
         split = min(max(num_query, start), stop)
         queries, gallery = slice(start, split), slice(split - num_query, stop - num_query)
@@ -124,19 +126,19 @@ def k_reciprocal_features(
     k2: int = 6,
     lambda_value: float | int = 0.3,
 ) -> Float[np.ndarray, "Q G"]:
-    """Re-ranks as `k_reciprocal` does, by the Euclidean distances of features, made a block at a time.
+    """Re-rank by `k_reciprocal` of the Euclidean distances of features, computed a block at a time.
 
-    The distances among the gallery are the largest array by far (27 GB for MSMT17) and are never held.
+    The distances among the gallery images (27 GB for MSMT17) are never stored.
 
     Args:
-        query_QF: features of the queries, normalised where the distances shall be those of unit vectors.
+        query_QF: features of the queries; L2-normalise both sides for distances of unit vectors.
         gallery_GF: features of the gallery.
         k1: as in `k_reciprocal`.
         k2: as in `k_reciprocal`.
         lambda_value: as in `k_reciprocal`.
 
     Returns:
-        The new distances, float64 where the features are and float32 otherwise.
+        Re-ranked distances, float64 if the features are, float32 otherwise.
 
     Raises:
         UserError: as in `k_reciprocal`.
@@ -164,7 +166,7 @@ def k_reciprocal_features(
 def query_expansion(
     query_QF: Float[Array, "Q F1"], gallery_GF: Float[Array, "G F2"], k: int, alpha: float | int
 ) -> Float[np.ndarray, "Q F1"]:
-    """Replaces each query by a weighted mean of itself and its nearest gallery images.
+    """Replace each query by a weighted mean of itself and its nearest gallery images.
 
     q' = (q + sum_{g in top-k(q)} max(q.g, 0)^alpha g) / |...|, of L2-normalised q and g; alpha 0 is the plain
     mean.
@@ -172,40 +174,46 @@ def query_expansion(
     Args:
         query_QF: features of the queries.
         gallery_GF: features of the gallery.
-        k: neighbours to add; equal similarities keep gallery order. 0 returns the queries as they are.
-        alpha: exponent of the weights; larger trusts near neighbours more.
+        k: number of neighbours; ties keep gallery order. 0 returns the queries unchanged.
+        alpha: exponent of the weights; larger values favour near neighbours.
 
     Returns:
-        The expanded queries, L2-normalised where k > 0.
+        Expanded queries, L2-normalised if k > 0.
 
     Raises:
-        UserError: feature sizes that differ, features that are not finite, k or alpha below 0.
+        UserError: different feature sizes, features that are not finite, k or alpha below 0.
 
     Source: Radenovic, Tolias and Chum, "Fine-tuning CNN Image Retrieval with No Human Annotation", TPAMI
         2018.
     """
     if k < 0 or alpha < 0:
-        raise UserError(f"query expansion with k {k} and alpha {alpha}; expected both at least 0")
+        raise UserError(f"query expansion: found k {k} and alpha {alpha}, expected both to be at least 0; raise them")
     query_QF, gallery_GF = _features(query_QF, gallery_GF)
     if not k or not len(gallery_GF):
         return query_QF
-    query_QF, gallery_GF = _unit(query_QF), _unit(gallery_GF)
+    query_QF, gallery_GF = _l2_normalise(query_QF), _l2_normalise(gallery_GF)
     out_QF = np.empty_like(query_QF)
     for start, stop in _blocks(len(query_QF), len(gallery_GF)):
         similarity_BG = query_QF[start:stop] @ gallery_GF.T
         top_BK = _nearest(-similarity_BG, k)
         weight_BK = np.maximum(np.take_along_axis(similarity_BG, top_BK, axis=1), 0) ** alpha
         out_QF[start:stop] = query_QF[start:stop] + np.einsum("bk,bkf->bf", weight_BK, gallery_GF[top_BK])
-    return _unit(out_QF)
+    return _l2_normalise(out_QF)
 
 
 def _re_rank(distances: _Distances, k1: int, k2: int, lambda_value: float | int) -> np.ndarray:
-    """The three steps of `k_reciprocal`: neighbours, encoding, Jaccard distance."""
+    """Run the three steps of `k_reciprocal`: neighbours, encoding, Jaccard distance."""
     if k1 < 1 or k2 < 1 or not 0 <= lambda_value <= 1:
-        raise UserError(f"re-ranking with k1 {k1}, k2 {k2}, lambda {lambda_value}; expected at least 1, 1 and 0..1")
+        raise UserError(
+            f"re-ranking: found k1 {k1}, k2 {k2}, lambda {lambda_value}, expected k1 and k2 of at least 1 and "
+            "lambda from 0 to 1; correct them"
+        )
     num_query, num_all = distances.num_query, distances.num_all
     if not num_query or num_query == num_all:
-        raise UserError(f"nothing to re-rank: {num_query} queries and {num_all - num_query} gallery images")
+        raise UserError(
+            f"re-ranking: found {num_query} queries and {num_all - num_query} gallery images, expected at least one of "
+            "each; check the splits"
+        )
     scale_A = np.empty(num_all, distances.dtype)
     nearest_AK = np.empty((num_all, min(max(k1 + 1, k2), num_all)), np.int32)
     out_QG = np.empty((num_query, num_all - num_query), distances.dtype)
@@ -229,7 +237,7 @@ def _re_rank(distances: _Distances, k1: int, k2: int, lambda_value: float | int)
 
 
 def _nearest(distance_BA: np.ndarray, k: int) -> np.ndarray:
-    """Indices of the k smallest of each row in ascending stable order, from a partition instead of a sort."""
+    """Return the indices of the k smallest of each row in stable ascending order, using a partition instead of a sort."""
     k = min(k, distance_BA.shape[1])
     bound_B = np.partition(distance_BA, k - 1, axis=1)[:, k - 1]
     out_BK = np.empty((len(distance_BA), k), np.int32)
@@ -239,25 +247,25 @@ def _nearest(distance_BA: np.ndarray, k: int) -> np.ndarray:
     return out_BK
 
 
-def _mutual(nearest_AK: np.ndarray, start: int, stop: int) -> np.ndarray:
-    """Whether each neighbour of images start to stop has the image among its own neighbours."""
+def _is_mutual(nearest_AK: np.ndarray, start: int, stop: int) -> np.ndarray:
+    """Return True for each neighbour of images start to stop that has the image among its own neighbours."""
     image_B = np.arange(start, stop)
     return (nearest_AK[nearest_AK[start:stop]] == image_B[:, None, None]).any(axis=2)
 
 
 def _encode(distances: _Distances, scale_A: np.ndarray, nearest_AK: np.ndarray, half: int) -> _Sparse:
-    """V: weights exp(-d) on the reciprocal neighbours of each image, expanded by those of the neighbours."""
+    """Compute V: weights exp(-d) on the reciprocal neighbours of each image, expanded by those of the neighbours."""
     num_all, k = nearest_AK.shape
     half_AH = np.ascontiguousarray(nearest_AK[:, :half])
     width = k * half_AH.shape[1]
-    half_mutual_AH = np.concatenate([_mutual(half_AH, *bounds) for bounds in _blocks(num_all, width)])
+    half_mutual_AH = np.concatenate([_is_mutual(half_AH, *bounds) for bounds in _blocks(num_all, width)])
     parts = []
     for start, stop in _blocks(num_all, width * k):
-        near_BK, mutual_BK = nearest_AK[start:stop], _mutual(nearest_AK, start, stop)
+        near_BK, mutual_BK = nearest_AK[start:stop], _is_mutual(nearest_AK, start, stop)
         member_BKH, reciprocal_BKH = half_AH[near_BK], half_mutual_AH[near_BK]
         own_BK = np.where(mutual_BK, near_BK, -1)
         shared_BKH = reciprocal_BKH & (member_BKH[..., None] == own_BK[:, None, None, :]).any(axis=3)
-        # More than two thirds, in integers.
+        # An overlap of more than two thirds, in integer arithmetic.
         accepted_BK = mutual_BK & (3 * shared_BKH.sum(axis=2) > 2 * reciprocal_BKH.sum(axis=2))
         added_BKH = np.where(accepted_BK[..., None] & reciprocal_BKH, member_BKH, -1)
         members_BM = np.sort(np.concatenate([own_BK, added_BKH.reshape(stop - start, -1)], axis=1), axis=1)
@@ -271,7 +279,7 @@ def _encode(distances: _Distances, scale_A: np.ndarray, nearest_AK: np.ndarray, 
 
 
 def _average(encoding: _Sparse, nearest_AK: np.ndarray) -> _Sparse:
-    """The mean of the encodings of each image's neighbours (local query expansion)."""
+    """Average the encodings of each image's neighbours (local query expansion)."""
     num_all, k = nearest_AK.shape
     entries = int(np.diff(encoding.start).max(initial=1)) * k
     parts = []
@@ -286,7 +294,10 @@ def _average(encoding: _Sparse, nearest_AK: np.ndarray) -> _Sparse:
 
 
 def _mix_with_jaccard(out_QG: np.ndarray, encoding: _Sparse, lambda_value: float | int) -> np.ndarray:
-    """(1 - lambda) Jaccard + lambda `out_QG`, written over it; encodings sum to 1: max sums to 2 - min."""
+    """Overwrite `out_QG` with (1 - lambda) Jaccard + lambda `out_QG`.
+
+    Encodings sum to 1, so the sum of maxima is 2 minus the sum of minima.
+    """
     num_query, num_gallery = out_QG.shape
     num_all = num_query + num_gallery
     first = encoding.start[num_query]
@@ -304,7 +315,7 @@ def _mix_with_jaccard(out_QG: np.ndarray, encoding: _Sparse, lambda_value: float
 
 
 def _entries(start: np.ndarray, rows_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Positions of all entries of the given sparse rows, with the index in `rows_N` that each comes from."""
+    """Return, for all entries of the given sparse rows, the index into `rows_N` and the position of each."""
     counts_N = start[rows_N + 1] - start[rows_N]
     owner_M = np.repeat(np.arange(len(rows_N)), counts_N)
     before_N = np.cumsum(counts_N) - counts_N
@@ -312,20 +323,20 @@ def _entries(start: np.ndarray, rows_N: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def _sparse(parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> _Sparse:
-    """Joins blocks of (entries of each row, columns, values)."""
+    """Concatenate blocks of (number of entries of each row, columns, values)."""
     counts_A, columns, values = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     return _Sparse(np.concatenate([[0], np.cumsum(counts_A)]), columns, values)
 
 
 def _blocks(num_rows: int, row_elements: int) -> Iterator[tuple[int, int]]:
-    """(start, stop) of blocks of rows whose temporaries stay near `_BLOCK_ELEMENTS`."""
+    """Yield (start, stop) of blocks of rows whose temporaries have about `_BLOCK_ELEMENTS` elements."""
     size = max(1, _BLOCK_ELEMENTS // max(1, row_elements))
     for start in range(0, num_rows, size):
         yield start, min(start + size, num_rows)
 
 
 def _features(query_QF: Array, gallery_GF: Array) -> tuple[np.ndarray, np.ndarray]:
-    """Both as NumPy arrays of one type, float32 at least, of one feature size and finite."""
+    """Convert to NumPy arrays of a common dtype, at least float32; UserError unless finite and of one feature size."""
     query_QF, gallery_GF = np.asarray(query_QF), np.asarray(gallery_GF)
     if query_QF.ndim != 2 or gallery_GF.ndim != 2 or query_QF.shape[1] != gallery_GF.shape[1]:
         raise UserError(
@@ -334,11 +345,12 @@ def _features(query_QF: Array, gallery_GF: Array) -> tuple[np.ndarray, np.ndarra
         )
     for name, features in (("query", query_QF), ("gallery", gallery_GF)):
         if not np.isfinite(features).all():
-            raise UserError(f"{name} features hold NaN or inf; expected finite numbers: check the model's output")
+            raise UserError(f"{name} features: found NaN or inf, expected finite numbers; check the model's output")
     dtype = np.result_type(query_QF, gallery_GF, np.float32)
     return query_QF.astype(dtype, copy=False), gallery_GF.astype(dtype, copy=False)
 
 
-def _unit(features_NF: np.ndarray) -> np.ndarray:
+def _l2_normalise(features_NF: np.ndarray) -> np.ndarray:
+    """Divide each row by its norm; zero rows stay zero."""
     norm_N1 = np.linalg.norm(features_NF, axis=1, keepdims=True)
     return features_NF / np.where(norm_N1 > 0, norm_N1, 1)

@@ -1,9 +1,9 @@
-"""Re-scoring: the best candidates of each query, scored again by their conditional embeddings (paper section 3.5).
+"""Re-scoring of each query's best candidates by the distance of their conditional embeddings (paper section 3.5).
 
-The candidates are a list of pairs. It is joined with the stored terms in nested blocks: a block of queries on every
-device, and one pass over the gallery in chunks, each split over the devices. A device scores the pairs whose gallery
-image it holds, in groups of one image (the anchor) and the images that it is compared with, so that a group is one large
-product; calls have one compiled shape. Where everything fits on the devices there is one block and one chunk.
+The list of (query, candidate) pairs is processed in nested blocks: a block of queries replicated over the devices, and for
+each a pass over the gallery in chunks split over the devices. A device scores the pairs whose gallery image it holds, in
+groups of one image (the anchor) and the images compared with it, so that a group is one large matrix product. All calls
+have one compiled shape. If everything fits on the devices there is one block and one chunk.
 
 Legend: Q queries, G gallery images, K candidates of a query, R groups of a call, C pairs of a group.
 """
@@ -22,23 +22,23 @@ from jaxtyping import Float, Int
 from cacenet_jax.errors import UserError
 from cacenet_jax.retrieval.term_store import Plan, Store, gather_all, global_array, unpack
 
-# Constants, terms of one image and of C others to C distances; symmetric, so that either side may be the one.
+# (constants, terms of one image, terms of C others) -> C distances; symmetric, so either side may be the one image.
 GroupDistance = Callable[[Any, Any, Any], Any]
 
 _LARGEST_GROUP = {"cpu": 8}  # pairs; 32 on other platforms
-# On a CPU a loop takes two groups at a time: a working set that stays in the caches, in memory that the loop uses again.
-# A whole call at once is half as fast, and one group at a time a tenth (XLA then fuses conversions into the products).
+# On a CPU a loop processes two groups at a time, a working set that fits in the caches. A whole call at once is half as
+# fast, one group at a time a tenth as fast (XLA then fuses conversions into the products).
 _CPU_GROUPS = 2
-_IN_FLIGHT = 8  # calls that the devices may be behind the host
+_IN_FLIGHT = 8  # calls dispatched before their results are fetched
 
 
-class Shape(NamedTuple):
-    """The one compiled shape of a scoring.
+class CallShape(NamedTuple):
+    """Shape of the calls of a re-scoring, compiled once.
 
     Attributes:
-        by_query: whether anchors are queries; else they are gallery images.
-        rows: R, groups of a device in a call.
-        width: C.
+        by_query: True if anchors are queries, False if they are gallery images.
+        rows: R, groups per device and call.
+        width: C, pairs per group.
     """
 
     by_query: bool
@@ -46,40 +46,50 @@ class Shape(NamedTuple):
     width: int
 
 
-def choose_shape(num_pairs: int, top_k: int, gallery: Store, query: Store, plan: Plan, pairs_per_call: int) -> Shape:
-    """The shape for a number of pairs, from sizes alone: another state of the network compiles nothing.
+def choose_shape(
+    num_pairs: int, top_k: int, gallery: Store, query: Store, plan: Plan, pairs_per_call: int
+) -> CallShape:
+    """Choose the shape of calls from sizes alone, so that another state of the network compiles nothing.
 
-    A query has about `top_k / parts` pairs with a part of the gallery, and a gallery image has `pairs / G` with a block of
-    queries. The longer list makes the better groups: less filling, and the anchor is read once a group.
+    A query has about `top_k / parts` pairs with one part of the gallery, a gallery image about `pairs / G` with a block of
+    queries. Anchors are on the side with more pairs: groups need less padding, and an anchor is read once per group.
+
+    Args:
+        num_pairs: number of pairs, Q * K.
+        top_k: K.
+        gallery: terms of the gallery.
+        query: terms of the queries.
+        plan: blocks and chunks held on the devices.
+        pairs_per_call: upper bound on R * C.
     """
     blocks, chunks = -(-query.steps // plan.block), -(-gallery.steps // plan.chunk)
     parts = chunks * gallery.mesh.size
-    of_query, of_image = top_k / parts, num_pairs / blocks / gallery.count
-    by_query = of_query >= of_image
+    pairs_per_query, pairs_per_image = top_k / parts, num_pairs / blocks / gallery.count
+    by_query = pairs_per_query >= pairs_per_image
     platform = gallery.mesh.devices.flat[0].platform
     largest = min(_LARGEST_GROUP.get(platform, 32), pairs_per_call)
     if parts == 1 and by_query:
-        width = -(-top_k // -(-top_k // largest))  # every query has top_k pairs: next to nothing is filled
+        width = -(-top_k // -(-top_k // largest))  # every query has top_k pairs, so there is almost no padding
         groups = query.count / blocks * -(-top_k // width)
     else:
-        # Lists of uneven length: larger groups read fewer anchors, and half a group of each list is filling.
+        # Numbers of pairs differ: larger groups read fewer anchors, but pad half a group per anchor on average.
         # Groups of one are slow on a CPU, slower than twice as many pairs in groups of two.
-        width = min(max(round((1.5 * max(of_query, of_image)) ** 0.5), 2), largest)
-        groups = num_pairs / (blocks * parts) / width / 4  # several calls, so that the last one fills little
+        width = min(max(round((1.5 * max(pairs_per_query, pairs_per_image)) ** 0.5), 2), largest)
+        groups = num_pairs / (blocks * parts) / width / 4  # several calls, so that the last one has little padding
     rows = max(min(pairs_per_call // width, int(np.ceil(groups))), 1)
-    return Shape(by_query, rows + (rows % _CPU_GROUPS if platform == "cpu" else 0), width)
+    return CallShape(by_query, rows + (rows % _CPU_GROUPS if platform == "cpu" else 0), width)
 
 
 class Rescorer:
-    """Distances of queries and their candidates; every process makes the same calls.
+    """Pair distances of queries and their candidates; every process makes the same calls.
 
     Attributes:
-        distance: of a group; one function object compiles once.
-        constants: its first argument, on every device.
+        distance: distance function of a group; compiled once for each function object.
+        constants: its first argument, replicated over the devices.
         query: terms of the queries.
         gallery: terms of the gallery, on the same mesh.
-        plan: how much of both is on the devices at a time.
-        pairs_per_call: pairs of one call on one device, which bounds the memory (a group or two at least).
+        plan: blocks and chunks held on the devices.
+        pairs_per_call: pairs per call and device, which bounds the memory (at least one group, two on a CPU).
     """
 
     def __init__(
@@ -91,21 +101,27 @@ class Rescorer:
         plan: Plan,
         pairs_per_call: int = 512,
     ):
-        """Keeps what it is given."""
+        """Store the fields."""
         self.distance, self.constants, self.plan = distance, constants, plan
         self.query, self.gallery, self.pairs_per_call = query, gallery, pairs_per_call
 
     def __call__(self, candidates_QK: Int[np.ndarray, "Q K"]) -> Float[np.ndarray, "Q K"]:
-        """Distances of each query and its candidates, float32, in every process.
+        """Compute the distances of each query to its candidates.
+
+        Args:
+            candidates_QK: indices of gallery images.
+
+        Returns:
+            float32 distances (Q, K), in every process.
 
         Raises:
-            UserError: a distance is not a number.
+            UserError: a distance is NaN or infinite.
         """
         mesh, plan = self.gallery.mesh, self.plan
         num_query, top_k = candidates_QK.shape
         shape = choose_shape(candidates_QK.size, top_k, self.gallery, self.query, plan, self.pairs_per_call)
         types = tuple(np.dtype(x.dtype) for x in jax.tree.leaves(self.gallery.like))
-        step = _step(self.distance, types, mesh, shape.by_query)
+        step = _compile_step(self.distance, types, mesh, shape.by_query)
         out_P = np.zeros(candidates_QK.size, np.float32)
         gallery_P = candidates_QK.ravel()
         query_P = np.repeat(np.arange(num_query), top_k)
@@ -114,18 +130,18 @@ class Rescorer:
 
         def fetch() -> None:
             scores, pair_DRC = waiting.popleft()
-            real = pair_DRC >= 0
-            out_P[pair_DRC[real]] = np.asarray(scores)[real]
+            is_pair = pair_DRC >= 0
+            out_P[pair_DRC[is_pair]] = np.asarray(scores)[is_pair]
 
         per_block = plan.block * self.query.batch
         for first in range(0, num_query, per_block):
-            queries = gather_all(mesh)(self.query.run(first // self.query.batch, plan.block))
+            queries = gather_all(mesh)(self.query.read(first // self.query.batch, plan.block))
             block_P = np.arange(first * top_k, min(first + per_block, num_query) * top_k)
             order_P = block_P[np.argsort(chunk_P[block_P], kind="stable")]
             chunks, starts = np.unique(chunk_P[order_P], return_index=True)
             parts = np.split(order_P, starts[1:])
-            runs = _ahead(lambda c: self.gallery.run(int(c) * plan.chunk, plan.chunk), chunks)
-            for chunk, part, terms in zip(chunks, parts, runs):
+            chunk_terms = _prefetch(lambda c: self.gallery.read(int(c) * plan.chunk, plan.chunk), chunks)
+            for chunk, part, terms in zip(chunks, parts, chunk_terms):
                 inside_P = gallery_P[part] - chunk * plan.chunk * self.gallery.batch
                 for call in self._calls(part, query_P[part] - first, inside_P, shape):
                     sides = (queries, terms) if shape.by_query else (terms, queries)
@@ -140,13 +156,22 @@ class Rescorer:
         if not np.isfinite(out_P).all():
             pair = int(np.argmin(np.isfinite(out_P)))
             raise UserError(
-                f"re-scoring: found a distance of {out_P[pair]} between query {query_P[pair]} and gallery image "
-                f"{gallery_P[pair]}, expected a number; check the network's parameters for NaN and inf"
+                f"re-scoring: found distance {out_P[pair]} between query {query_P[pair]} and gallery image "
+                f"{gallery_P[pair]}, expected a finite number; check the network's parameters for NaN and inf"
             )
         return out_P.reshape(num_query, top_k)
 
-    def _calls(self, pair_P: np.ndarray, query_P: np.ndarray, inside_P: np.ndarray, shape: Shape) -> Iterator["_Call"]:
-        """The calls that score the given pairs of a block and a chunk, by their places in them."""
+    def _calls(
+        self, pair_P: np.ndarray, query_P: np.ndarray, inside_P: np.ndarray, shape: CallShape
+    ) -> Iterator["_Call"]:
+        """Yield the calls that score the pairs of a query block and a gallery chunk.
+
+        Args:
+            pair_P: indices of the pairs in the list of all pairs.
+            query_P: index of each pair's query in the block.
+            inside_P: index of each pair's gallery image in the chunk.
+            shape: shape of the calls.
+        """
         batch, devices = self.gallery.batch, self.gallery.mesh.size
         share = batch // devices
         column_P = inside_P % batch
@@ -154,29 +179,29 @@ class Rescorer:
         anchor_P, other_P = (query_P, local_P) if shape.by_query else (local_P, query_P)
         groups = []
         for device in range(devices):
-            mine = np.flatnonzero(owner_P == device)
-            groups.append(_group(pair_P[mine], anchor_P[mine], other_P[mine], shape.width))
+            owned = np.flatnonzero(owner_P == device)
+            groups.append(_group_pairs(pair_P[owned], anchor_P[owned], other_P[owned], shape.width))
         longest = max(len(group.anchor_DR) for group in groups)
         rows = -(-longest // shape.rows) * shape.rows
 
-        def fill(x: np.ndarray, value: int) -> np.ndarray:
+        def pad(x: np.ndarray, value: int) -> np.ndarray:
             return np.concatenate([x, np.full((rows - len(x), *x.shape[1:]), value, x.dtype)])
 
-        whole = [
-            np.stack([fill(field, value) for field in fields])
+        padded = [
+            np.stack([pad(field, value) for field in fields])
             for fields, value in zip(zip(*groups, strict=True), (-1, 0, 0), strict=True)
         ]
         for start in range(0, rows, shape.rows):
-            yield _Call(*(x[:, start : start + shape.rows] for x in whole))
+            yield _Call(*(x[:, start : start + shape.rows] for x in padded))
 
 
 class _Call(NamedTuple):
-    """Groups of pairs; leading axis the device. Filling has pair -1 and some image.
+    """Groups of pairs, with the device as leading axis. Padding has pair -1 and arbitrary images.
 
     Attributes:
-        pair_DRC: place of each pair in the list of all pairs.
-        anchor_DR: which image a group shares.
-        other_DRC: the images that it is compared with.
+        pair_DRC: index of each pair in the list of all pairs.
+        anchor_DR: index of each group's anchor.
+        other_DRC: indices of the images compared with it.
     """
 
     pair_DRC: np.ndarray
@@ -184,23 +209,23 @@ class _Call(NamedTuple):
     other_DRC: np.ndarray
 
 
-def _group(pair_P: np.ndarray, anchor_P: np.ndarray, other_P: np.ndarray, width: int) -> _Call:
-    """Groups of `width` pairs with one anchor each, of one device: without the leading axis."""
-    order_P = np.lexsort((other_P, anchor_P))  # others ascending: memory is read in order
+def _group_pairs(pair_P: np.ndarray, anchor_P: np.ndarray, other_P: np.ndarray, width: int) -> _Call:
+    """Form groups of `width` pairs with a common anchor, for one device (no leading axis)."""
+    order_P = np.lexsort((other_P, anchor_P))  # others ascending, so that memory is read in order
     pair_P, anchor_P, other_P = pair_P[order_P], anchor_P[order_P], other_P[order_P]
     anchors, start, count = np.unique(anchor_P, return_index=True, return_counts=True)
-    place_P = np.arange(len(anchor_P)) - np.repeat(start, count)
+    position_P = np.arange(len(anchor_P)) - np.repeat(start, count)
     groups = -(-count // width)
-    row_P = np.repeat(np.cumsum(groups) - groups, count) + place_P // width
+    row_P = np.repeat(np.cumsum(groups) - groups, count) + position_P // width
     pair_RC = np.full((groups.sum(), width), -1, np.int64)
     other_RC = np.zeros(pair_RC.shape, np.int32)
-    pair_RC[row_P, place_P % width] = pair_P
-    other_RC[row_P, place_P % width] = other_P
+    pair_RC[row_P, position_P % width] = pair_P
+    other_RC[row_P, position_P % width] = other_P
     return _Call(pair_RC, np.repeat(anchors, groups).astype(np.int32), other_RC)
 
 
-def _ahead(load: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
-    """load(item) of each item, the next one loaded by a thread while the caller works on one."""
+def _prefetch(load: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+    """Yield load(item) for each item, loading the next one in a thread while the caller processes the current one."""
     with ThreadPoolExecutor(1) as pool:
         waiting = deque()
         for item in items:
@@ -212,8 +237,15 @@ def _ahead(load: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
 
 
 @functools.lru_cache(maxsize=4)
-def _step(distance: GroupDistance, types: tuple[np.dtype, ...], mesh: Mesh, by_query: bool) -> Any:
-    """Scores of a call: each device takes its groups from the terms that it holds; all devices get all scores."""
+def _compile_step(distance: GroupDistance, types: tuple[np.dtype, ...], mesh: Mesh, by_query: bool) -> Any:
+    """Compile the distances of a call: each device scores its groups, and the scores are gathered on all devices.
+
+    Args:
+        distance: distance function of a group.
+        types: dtypes of the terms, which are stored as bits.
+        mesh: devices of all processes.
+        by_query: as in `CallShape`.
+    """
     axis = mesh.axis_names[0]
 
     def step(constants: Any, anchors: Any, others: Any, anchor_1R: jax.Array, other_1RC: jax.Array) -> jax.Array:
@@ -226,16 +258,17 @@ def _step(distance: GroupDistance, types: tuple[np.dtype, ...], mesh: Mesh, by_q
 
         def group(indices: tuple[jax.Array, jax.Array]) -> jax.Array:
             anchor, other_C = indices
-            one, those = take(anchors, anchor), take(others, other_C)
-            return distance(constants, one, those)
+            return distance(constants, take(anchors, anchor), take(others, other_C))
 
         rows = other_1RC.shape[1]
-        at_once = _CPU_GROUPS if mesh.devices.flat[0].platform == "cpu" else rows
+        batch_size = _CPU_GROUPS if mesh.devices.flat[0].platform == "cpu" else rows
         indices = (anchor_1R[0], other_1RC[0])
-        scores_RC = jax.vmap(group)(indices) if at_once >= rows else jax.lax.map(group, indices, batch_size=at_once)
+        scores_RC = (
+            jax.vmap(group)(indices) if batch_size >= rows else jax.lax.map(group, indices, batch_size=batch_size)
+        )
         return jax.lax.all_gather(scores_RC, axis)
 
-    whole, split, columns = PartitionSpec(), PartitionSpec(axis), PartitionSpec(None, axis)
-    sides = (whole, columns) if by_query else (columns, whole)
-    specs = (whole, *sides, split, split)
-    return jax.jit(jax.shard_map(step, mesh=mesh, in_specs=specs, out_specs=whole, check_vma=False))
+    replicated, rows_split, columns_split = PartitionSpec(), PartitionSpec(axis), PartitionSpec(None, axis)
+    sides = (replicated, columns_split) if by_query else (columns_split, replicated)
+    specs = (replicated, *sides, rows_split, rows_split)
+    return jax.jit(jax.shard_map(step, mesh=mesh, in_specs=specs, out_specs=replicated, check_vma=False))

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: written behind the training, the newest and the best by validation mAP kept (orbax v1)."""
+"""Asynchronous checkpoints of a run (orbax v1); the newest and the best by validation mAP are kept."""
 
 import contextlib
 import threading
@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from cacenet_jax.distributed.processes import from_writer
+from cacenet_jax.distributed.processes import broadcast_from_writer
 from cacenet_jax.errors import UserError
 from cacenet_jax.run.workdir import SHARED_S
 from cacenet_jax.train_step import TrainState
@@ -17,56 +17,66 @@ from cacenet_jax.train_step import TrainState
 METRIC = "mAP"
 
 
-def _nothing_there(directory: Path) -> UserError:
+def _no_checkpoint(directory: Path) -> UserError:
     return UserError(
         f"{directory}: found no complete checkpoint, expected one; train first with --mode=train and the same --workdir"
     )
 
 
 class Checkpoints:
-    """The checkpoints under workdir/checkpoints."""
+    """Checkpoints in the folder workdir/checkpoints."""
 
     def __init__(self, workdir: Path, *, create: bool = True):
-        """Opens the folder, for training creates it and removes the leftovers of killed saves.
+        """Open the folder.
+
+        Args:
+            workdir: folder of the run.
+            create: create the folder and remove incomplete saves, as training does; readers pass False.
 
         Raises:
-            UserError: there are no checkpoints and none are to be created.
+            UserError: the folder does not exist and `create` is False.
         """
         if not create and not (workdir / "checkpoints").is_dir():
-            raise _nothing_there(workdir / "checkpoints")
+            raise _no_checkpoint(workdir / "checkpoints")
         policies = ocp.training.preservation_policies
         best = policies.BestN(get_metric_fn=lambda m: m[METRIC], n=1, keep_checkpoints_without_metrics=False)
         self._directory = (workdir / "checkpoints").absolute()
         self._checkpointer = ocp.training.Checkpointer(
             self._directory,
             preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(1), best]),
-            cleanup_tmp_directories=create,  # while another process trains here, they are no leftovers
+            cleanup_tmp_directories=create,  # a reader must not remove the save of a run in progress
         )
 
     def save(self, step: int, state: TrainState, validation_map: float | None = None) -> None:
-        """Saves in the background; with a validation mAP the checkpoint can become the best.
+        """Save a state in the background; all processes call it.
 
-        In several processes all save, and the arrays are those of all their devices (`DeviceMap.to_global`).
+        Args:
+            step: training step.
+            state: global arrays (`DeviceMap.to_global`).
+            validation_map: mAP on the validation split; checkpoints without it are never the best.
         """
         metrics = None if validation_map is None else {METRIC: validation_map}
         self._checkpointer.save_checkpointables_async(step, {"state": state}, metrics=metrics, force=True)
 
     def steps(self) -> list[int]:
-        """Steps with a complete checkpoint, ascending."""
+        """Return the steps with a complete checkpoint, ascending."""
         return sorted(c.step for c in self._checkpointer.checkpoints)
 
     def best_step(self) -> int | None:
-        """The step with the highest validation mAP, None if no checkpoint carries one."""
+        """Return the step with the highest validation mAP, or None if no checkpoint has one."""
         scored = [(c.metrics[METRIC], c.step) for c in self._checkpointer.checkpoints if c.metrics]
         return max(scored)[1] if scored else None
 
-    def agreed(self, step: int) -> int:
-        """The step that process 0 means, 0 for none; waited for where a network file system shows it late.
+    def agree_on_step(self, step: int) -> int:
+        """Return process 0's step in every process, waiting for a network file system to show its checkpoint.
+
+        Args:
+            step: this process's choice; 0 for no checkpoint.
 
         Raises:
-            UserError: this process does not see it.
+            UserError: the checkpoint does not appear in this process.
         """
-        step = int(from_writer("checkpoint", float(step)))
+        step = int(broadcast_from_writer("checkpoint", float(step)))
         deadline = time.monotonic() + SHARED_S
         while step and step not in self.steps():
             if time.monotonic() > deadline:
@@ -79,22 +89,22 @@ class Checkpoints:
         return step
 
     def num_identities(self) -> int:
-        """Training identities of the network in the newest checkpoint, from the shape of its classifier."""
+        """Return the number of training identities of the newest checkpoint, from its classifier's shape."""
         if not self.steps():
-            raise _nothing_there(self._directory)
+            raise _no_checkpoint(self._directory)
         metadata = self._checkpointer.checkpointables_metadata(self.steps()[-1]).metadata["state"]
         return metadata["params"]["individual_head"]["classifier"]["kernel"].shape[-1]
 
     def load(self, step: int, like: TrainState, sharding: jax.sharding.Sharding) -> TrainState:
-        """The state saved at a step, as every process loads it.
+        """Load the state saved at a step; all processes call it.
 
         Args:
             step: one of `steps()`.
-            like: arrays, or their shapes and types, of the state.
-            sharding: how each of them is laid out, over the devices of all processes.
+            like: a state of arrays or `jax.ShapeDtypeStruct`s.
+            sharding: sharding of every array, over the devices of all processes.
 
         Raises:
-            UserError: the checkpoint does not hold the arrays that `like` describes.
+            UserError: the checkpoint's arrays differ from those that `like` describes.
         """
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), like)
         try:
@@ -107,20 +117,24 @@ class Checkpoints:
             ) from error
 
     def parameters(self, step: int, sharding: jax.sharding.Sharding) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Parameters and statistics saved at a step, whatever the network: nested dictionaries."""
+        """Load parameters and batch statistics saved at a step as nested dictionaries, without knowing the network."""
         metadata = self._checkpointer.checkpointables_metadata(step).metadata["state"]
         like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), metadata)
         state = self._checkpointer.load_checkpointables(step, {"state": like})["state"]
         return state["params"], state["batch_stats"]
 
     def close(self, seconds: float | None = None) -> None:
-        """Waits for what is being saved, so many seconds at most, and releases the folder."""
+        """Finish pending saves and release the folder.
+
+        Args:
+            seconds: longest wait; None waits until all saves are complete.
+        """
         if seconds is None:
             self._checkpointer.close()
             return
 
         def close() -> None:
-            with contextlib.suppress(Exception):  # the error that ends the run is told, not this one
+            with contextlib.suppress(Exception):  # the error that ends the run is the one to report
                 self._checkpointer.close()
 
         closing = threading.Thread(target=close, daemon=True)

@@ -1,4 +1,4 @@
-"""Compiled programs: kept from run to run in a cache, and compiled once in a run."""
+"""Persistent compilation cache, and a warning when the training step is compiled more than once."""
 
 import hashlib
 import logging
@@ -10,14 +10,14 @@ from typing import Any
 
 import jax
 
-_EVENT = "/jax/core/compile/backend_compile_duration"  # of each program, one that a cache holds included
-_compiled = 0
+_EVENT = "/jax/core/compile/backend_compile_duration"  # also recorded for programs loaded from a cache
+_num_compiled = 0
 
 
-def default_cache() -> Path:
-    """Where compiled programs are kept: in the user's cache folder, apart for each kind of processor.
+def default_cache_dir() -> Path:
+    """Return the cache folder of this kind of processor, under the user's cache folder.
 
-    XLA's programs for CPUs use what this one can do, so that a home shared by several machines needs several folders.
+    XLA compiles for the features of the CPU, so machines that share a home folder need separate caches.
     """
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     kind = hashlib.sha256(_cpu_features().encode()).hexdigest()[:8]
@@ -32,50 +32,51 @@ def _cpu_features() -> str:
     return next((line for line in lines if line.lower().startswith(("flags", "features"))), "")
 
 
-def use_cache() -> None:
-    """Keeps compiled programs in `default_cache()` unless JAX_COMPILATION_CACHE_DIR names another folder."""
+def enable_cache() -> None:
+    """Cache compiled programs in `default_cache_dir()`, unless JAX_COMPILATION_CACHE_DIR names another folder."""
     if "JAX_COMPILATION_CACHE_DIR" in os.environ or jax.config.jax_compilation_cache_dir:
         return
     try:
-        folder = default_cache()
+        folder = default_cache_dir()
         folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, RuntimeError):  # a machine without a home, or one that cannot be written: it compiles each time
+    except (OSError, RuntimeError):  # no home, or one that cannot be written: compile anew in each run
         return
     if os.access(folder, os.W_OK):
         jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
-def count() -> int:
-    """How many programs have been compiled, or taken from a cache, since this module was imported."""
-    return _compiled
+def num_compiled() -> int:
+    """Return the number of programs compiled, or loaded from a cache, since this module was imported."""
+    return _num_compiled
 
 
 def _on_event(event: str, seconds: float, **_: Any) -> None:
-    global _compiled
-    _compiled += event == _EVENT
+    global _num_compiled
+    _num_compiled += event == _EVENT
 
 
 jax.monitoring.register_event_duration_secs_listener(_on_event)
 
 
-def warn_if_compiled_again(step: Callable[[Any, Any], Any], settled: int = 2) -> Callable[[Any, Any], Any]:
-    """A training step that logs a warning when it is compiled after its first calls.
+def warn_on_recompilation(step: Callable[[Any, Any], Any], settled: int = 2) -> Callable[[Any, Any], Any]:
+    """Wrap a jitted training step so that it logs a warning when a late call compiles again.
 
     Args:
-        step: compiled (state, batch) -> anything.
-        settled: calls that may compile: the first, and one more where a result is laid out in another way than the start.
+        step: jitted function of (state, batch).
+        settled: number of first calls that may compile: one, and another if the returned state's layout differs from the
+            initial one's.
 
     Returns:
-        The same function. Each call that compiles costs what the first one did; the warning names the call and shapes.
+        A function with the same results. Its warning names the call and the shapes of the batch.
     """
     calls = 0
 
     def watched(state: Any, batch: Any) -> Any:
         nonlocal calls
-        before = count()
+        before = num_compiled()
         result = step(state, batch)
         calls += 1
-        if calls > settled and count() > before:
+        if calls > settled and num_compiled() > before:
             shapes = ", ".join(f"{x.dtype}{list(x.shape)}" for x in jax.tree.leaves(batch))
             logging.warning(
                 "the training step was compiled again at call %d of this run, expected once; its batch: %s; every batch "

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from cacenet_jax import experiment, optim
 from cacenet_jax.config import to_dict, validate
-from cacenet_jax.distributed.device_map import global_mesh, replicated
+from cacenet_jax.distributed.device_map import global_mesh, replicated_sharding
 from cacenet_jax.errors import UserError
 from cacenet_jax.models.backbones import resnet
 from cacenet_jax.models.cacenet import CACENet
@@ -136,7 +136,7 @@ def import_checkpoint(config: ConfigDict, workdir: str | Path) -> TrainState:
     params = variables["params"]
     opt_state = optim.optimizer(config, 1).init(params)
     state = TrainState(jnp.asarray(_STEP, jnp.int32), params, variables["batch_stats"], opt_state)
-    state = jax.device_put(state, replicated(global_mesh(config.devices)))
+    state = jax.device_put(state, replicated_sharding(global_mesh(config.devices)))
     claim_workdir(workdir, recorded, {"imported": path.name, "identities": net.num_identities})
     checkpoints = Checkpoints(workdir)
     checkpoints.save(_STEP, state)

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from cacenet_jax import experiment, optim
 from cacenet_jax.config import differences, flatten, paper, to_dict
-from cacenet_jax.distributed.device_map import global_mesh, replicated
+from cacenet_jax.distributed.device_map import global_mesh, replicated_sharding
 from cacenet_jax.distributed.processes import is_writer, writer_first
 from cacenet_jax.errors import UserError
 from cacenet_jax.pretrained import backbone
@@ -220,7 +220,7 @@ def _from_run(config: ConfigDict, state: TrainState, data: dict[str, Any]) -> Tr
     if not checkpoints.steps():
         raise UserError(f"config.init_from: found no checkpoint in {folder}, expected one; train that network first")
     step = checkpoints.steps()[-1]
-    params, batch_stats = checkpoints.parameters(step, replicated(global_mesh(config.devices)))
+    params, batch_stats = checkpoints.parameters(step, replicated_sharding(global_mesh(config.devices)))
     checkpoints.close()
     same_people = not _other_data(folder, plain, data)
     taken = _take(state.params, params, same_people, config.model.frozen)

@@ -1,4 +1,4 @@
-"""The folder of a run: which config and which data it belongs to, as config.json and data.json record them."""
+"""The folder of a run, bound to one config (config.json) and one training set (data.json)."""
 
 import json
 import os
@@ -11,46 +11,51 @@ from cacenet_jax.config import differences
 from cacenet_jax.distributed.processes import barrier, exchange, is_writer
 from cacenet_jax.errors import UserError
 
-SHARED_S = 60.0  # a network file system may show a new file that late
+SHARED_S = 60.0  # longest delay after which a network file system shows a new file
 
-# Fields of config.model that change no parameter's meaning: evaluation may choose them anew.
-_NOT_OF_THE_NETWORK = ("model.pair_memory_mib", "model.dtype", "model.clue_weight")
+# Fields of config.model that evaluation may change: no parameter depends on them.
+_MAY_CHANGE_AFTER_TRAINING = ("model.pair_memory_mib", "model.dtype", "model.clue_weight")
 
 
 def check_workdir(workdir: Path, config: dict[str, Any]) -> None:
-    """Checks, and changes nothing, that a run of this config may begin or go on in a workdir.
+    """Check that a run with this config can start or resume in a workdir; writes nothing.
 
     Raises:
-        UserError: the workdir cannot be one, or holds a run of another config; names the fields that differ.
+        UserError: the folder cannot be written, or belongs to another config, whose differing fields are named.
     """
     existing = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
-        found = "a folder that cannot be written" if existing.is_dir() else "a file"
-        raise UserError(f"--workdir={workdir}: found {found}, {existing}, expected a folder; choose another --workdir")
+        kind = "a folder that cannot be written" if existing.is_dir() else "a file"
+        raise UserError(f"--workdir={workdir}: found {kind}, {existing}, expected a folder; choose another --workdir")
     recorded = recorded_config(workdir)
     if recorded is not None:
-        _need_same(workdir, differences(recorded, json.loads(json.dumps(config))))
+        _check_unchanged(workdir, differences(recorded, json.loads(json.dumps(config))))
     elif (workdir / "checkpoints").exists():
         raise UserError(f"{workdir}: found checkpoints without config.json, expected both; choose a new --workdir")
 
 
 def check_network(workdir: Path, config: dict[str, Any]) -> None:
-    """Raises UserError where the run in a workdir trained another network than this config describes."""
-    found = differences(recorded_config(workdir) or {}, json.loads(json.dumps(config)))
-    of_the_network = [d for d in found if d.startswith("model.") and d.split(":")[0] not in _NOT_OF_THE_NETWORK]
-    _need_same(workdir, of_the_network)
+    """Raise UserError if this config describes another network than the one trained in a workdir."""
+    changed = differences(recorded_config(workdir) or {}, json.loads(json.dumps(config)))
+    network = [d for d in changed if d.startswith("model.") and d.split(":")[0] not in _MAY_CHANGE_AFTER_TRAINING]
+    _check_unchanged(workdir, network)
 
 
 def claim_workdir(workdir: Path, config: dict[str, Any], data: dict[str, Any]) -> None:
-    """Records the config in workdir/config.json and what is trained on in workdir/data.json, after `check_workdir`.
+    """Bind a workdir to a config and a training set, after `check_workdir`.
 
-    Process 0 writes; the others wait and check that they see it.
+    Process 0 writes config.json and data.json; the others wait and check that they see the same folder.
+
+    Args:
+        workdir: folder of the run.
+        config: the run's config.
+        data: summary of the training set (`Subset.summary`).
 
     Raises:
-        UserError: the run in the workdir was started on other data; a checkpoint's classes would mean other people. Or
-            the folder is not the one that process 0 writes to.
+        UserError: the run was started on other data, whose identities its classes stand for; or this process does not
+            see the folder that process 0 writes to.
     """
-    _need_shared(workdir)
+    _check_shared(workdir)
     if not is_writer():
         barrier("workdir")
         return
@@ -59,7 +64,7 @@ def claim_workdir(workdir: Path, config: dict[str, Any], data: dict[str, Any]) -
     recorded = recorded_data(workdir)
     if recorded is not None and recorded != data:
         raise UserError(
-            f"{path}: found a run on {recorded}, expected the data of now, {data}; restore the data set or choose a new "
+            f"{path}: found a run on {recorded}, expected the current data, {data}; restore the data set or choose a new "
             "--workdir"
         )
     write_json(path, data)
@@ -67,52 +72,53 @@ def claim_workdir(workdir: Path, config: dict[str, Any], data: dict[str, Any]) -
     barrier("workdir")
 
 
-def _need_shared(workdir: Path) -> None:
-    """Raises UserError where this process does not see what process 0 writes: a file that no other run has left."""
-    sign = workdir / exchange("sign", f".shared.{uuid.uuid4().hex}")[0]
+def _check_shared(workdir: Path) -> None:
+    """Raise UserError unless this process sees a marker file, unique to this run, that process 0 writes."""
+    marker = workdir / exchange("marker", f".shared.{uuid.uuid4().hex}")[0]
     if is_writer():
         workdir.mkdir(parents=True, exist_ok=True)
-        sign.touch()
-    barrier("sign")
+        marker.touch()
+    barrier("marker")
     deadline = time.monotonic() + SHARED_S
-    while not sign.exists():
+    while not marker.exists():
         if time.monotonic() > deadline:
             raise UserError(
                 f"--workdir={workdir}: found nothing of what process 0 writes there, expected one folder for all "
                 "processes; choose a --workdir on a file system that all hosts share"
             )
-        os.listdir(workdir) if workdir.is_dir() else None  # makes a network file system look again
+        os.listdir(workdir) if workdir.is_dir() else None  # refreshes the view of a network file system
         time.sleep(0.2)
-    barrier("sign was seen")
+    barrier("marker seen")
     if is_writer():
-        sign.unlink()
+        marker.unlink()
 
 
 def recorded_config(workdir: Path) -> dict[str, Any] | None:
-    """The config of the run in a workdir; None where there is none."""
+    """Return the config of the run in a workdir, or None if there is no run."""
     return read_json(workdir / "config.json")
 
 
 def recorded_data(workdir: Path) -> dict[str, Any] | None:
-    """What the run in a workdir is trained on, a `Subset.summary`; None where there is none."""
+    """Return the training set of the run in a workdir (a `Subset.summary`), or None if there is no run."""
     return read_json(workdir / "data.json")
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """What a file of a run holds; None where there is no file.
+    """Read a JSON file of a run; returns None if it does not exist.
 
     Raises:
-        UserError: the file holds no JSON.
+        UserError: the file is not valid JSON.
     """
     try:
         return json.loads(path.read_text()) if path.exists() else None
     except ValueError as error:
         raise UserError(
-            f"{path}: found no JSON ({error}), expected what a run recorded; choose a new --workdir"
+            f"{path}: found invalid JSON ({error}), expected the file that a run wrote; restore it or choose a new --workdir"
         ) from error
 
 
-def _need_same(workdir: Path, changed: list[str]) -> None:
+def _check_unchanged(workdir: Path, changed: list[str]) -> None:
+    """Raise UserError if any config field has changed."""
     if changed:
         listed = "; ".join(changed[:4]) + (" ..." if len(changed) > 4 else "")
         raise UserError(
@@ -122,7 +128,7 @@ def _need_same(workdir: Path, changed: list[str]) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes a JSON file whole or not at all."""
+    """Write a JSON file atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     scratch.write_text(json.dumps(value, indent=2) + "\n")

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
 from cacenet_jax.data.builders import open_split
-from cacenet_jax.data.subsets import Subset, whole
+from cacenet_jax.data.subsets import Subset, all_records
 from cacenet_jax.errors import UserError
 from cacenet_jax.evaluate import describe
 from cacenet_jax.retrieval.rankings import RankedLists, ranked_lists
@@ -53,7 +53,7 @@ def rank(config: ConfigDict, workdir: str | Path, length: int = 10) -> Ranked:
 
 def rank_by(config: ConfigDict, trained: Trained, length: int) -> Ranked:
     """`rank` by a network that is loaded."""
-    query, gallery = (whole(open_split(trained.prepared, split)) for split in ("query", "gallery"))
+    query, gallery = (all_records(open_split(trained.prepared, split)) for split in ("query", "gallery"))
     lists = ranked_lists(*describe(config, trained.net, trained.state, query, gallery), length)
     return Ranked(config, query, gallery, lists)
 

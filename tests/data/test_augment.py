@@ -1,4 +1,4 @@
-"""Augmentation: probabilities, where pixels come from, and independence of how the batch is split."""
+"""Augmentation: probabilities, origin of pixels, and independence of the split of the batch."""
 
 import itertools
 
@@ -16,7 +16,7 @@ H, W = 12, 6
 
 @pytest.fixture(scope="module")
 def image():
-    """Every pixel has a colour of its own, none black."""
+    """Images whose pixels all differ, none black."""
     return (1 + np.arange(H * W * 3) % 251).astype(np.uint8).reshape(H, W, 3)
 
 

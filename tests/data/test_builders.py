@@ -1,4 +1,4 @@
-"""Every builder on its real layout, in a folder and in a zip, and what each says about a broken one."""
+"""Every builder on its real layout, in a folder and in a zip, and its error for a broken one."""
 
 import io
 import itertools
@@ -39,7 +39,7 @@ MSMT = {
 
 
 def jpeg(key: str) -> bytes:
-    """A tiny image of its own for every key."""
+    """Return a tiny image that depends on the key."""
     pixels = np.random.default_rng(list(key.encode())).integers(0, 256, (16, 8, 3), np.uint8)
     return cv2.imencode(".jpg", pixels)[1].tobytes()
 
@@ -89,7 +89,7 @@ def labels(records: list[dict]) -> list[tuple[str, int, int]]:
 
 
 def message(tmp_path, name, root, options=SUBSET) -> str:
-    """The error of a preparation, which must be one line and leave nothing."""
+    """Return the error of a preparation, which must be one line and leave no files."""
     with pytest.raises(UserError) as caught:
         load(tmp_path, name, root, options)
     left = [path for path in (tmp_path / "out").rglob("*") if path.is_file() and path.name != ".lock"]
@@ -267,7 +267,7 @@ BROKEN_MANIFEST = {
         "path,pid,split\na.jpg,1,train\nb.jpg,2,train\nc.jpg,1O,query\n",
         ["line 4", "'1O'", "integers"],
     ),
-    "empty pid": ("path,pid,split\na.jpg,,train\n", ["line 2", "pid is empty"]),
+    "empty pid": ("path,pid,split\na.jpg,,train\n", ["line 2", "empty pid"]),
     "bad split": ("path,pid,split\na.jpg,1,test\n", ["line 2", "'test'", "train, query or gallery"]),
     "no split": ("path,pid\na.jpg,1\n", ["line 2", "first folder", "'a.jpg'"]),
     "not an image": ("path,pid,split\nmanifest.csv,1,train\n", ["line 2", "no image"]),
@@ -276,7 +276,7 @@ BROKEN_MANIFEST = {
         ["a.jpg", "twice", "split train"],
     ),
     "not text": (b"path,pid\n\xff\xfe", ["manifest.csv", "UTF-8"]),
-    "empty": ("", ["manifest.csv", "no column path and pid"]),
+    "empty": ("", ["manifest.csv", "without path and pid"]),
 }
 
 

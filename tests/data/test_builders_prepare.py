@@ -1,4 +1,4 @@
-"""The life of a prepared copy: written once and whole, found again, noticed when its source changes."""
+"""Prepared copies are written once and atomically, reused, and replaced when their source changes."""
 
 import os
 import pathlib
@@ -22,7 +22,7 @@ MARKET1501 = REPO / "data" / "Market-1501-v15.09.15"
 
 
 def own_images(root: pathlib.Path, train: int = 6) -> pathlib.Path:
-    """A folder in Market style: `train` identities and one person to find."""
+    """A folder in Market style with `train` training identities and one query."""
     names = [f"train/{pid:04d}_c1.jpg" for pid in range(1, train + 1)] + [
         "query/0900_c1.jpg",
         "gallery/0900_c2.jpg",
@@ -184,7 +184,7 @@ prepare("reid_folder", root=sys.argv[1], data_dir=sys.argv[2], progress=False)
 
 
 def start_slow(root, out, images: int, seconds: float) -> subprocess.Popen:
-    """A process that prepares and pauses after `images` images; returns once it is there."""
+    """Start a process that prepares and pauses after `images` images, and wait until it pauses."""
     command = [sys.executable, "-c", SLOW, str(root), str(out), str(images), str(seconds)]
     process = subprocess.Popen(command, cwd=REPO, stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "in the middle\n"

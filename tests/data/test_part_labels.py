@@ -10,7 +10,7 @@ from cacenet_jax.data.augment import Augment, augment_one
 from cacenet_jax.data.builders import Records, Split
 from cacenet_jax.data.part_labels import PartLabels
 from cacenet_jax.data.pipeline import evaluation_batches
-from cacenet_jax.data.subsets import whole
+from cacenet_jax.data.subsets import all_records
 from cacenet_jax.errors import UserError
 
 LABELS = np.array([[0, 1], [2, 31]], np.uint8)
@@ -49,7 +49,7 @@ def test_labels_come_from_the_file_of_the_images_name(tmp_path):
 
 def test_labels_are_the_fourth_channel_of_a_batch():
     batches = evaluation_batches(
-        whole(split_of(["a", "b", "c"], png(LABELS))), height=4, width=2, batch_size=2, parts=PartLabels()
+        all_records(split_of(["a", "b", "c"], png(LABELS))), height=4, width=2, batch_size=2, parts=PartLabels()
     )
     images, _ = next(batches)
     assert images.shape == (2, 4, 2, 4)
@@ -91,7 +91,7 @@ def test_broken_labels_are_one_line(tmp_path, encoded, words):
 def test_data_without_labels_is_refused_before_training(tmp_path):
     unlabelled = split_of(["a.jpg", "b.jpg"], b"")
     with pytest.raises(
-        UserError, match=r"2 of the 2 images of the train split: found no part labels.*a\.jpg first.*config.data.parts"
+        UserError, match=r"2 of the 2 images of the train split: found no part labels.*first a\.jpg.*config.data.parts"
     ):
         PartLabels().check({"train": unlabelled})
     with pytest.raises(UserError, match=r"a\.png: found no such label file, for 2 of the 2 images of the query split"):
@@ -99,9 +99,9 @@ def test_data_without_labels_is_refused_before_training(tmp_path):
     PartLabels().check({"train": split_of(["a.jpg"], png(LABELS))})
 
 
-def test_every_image_is_looked_at_for_labels_and_a_record_or_a_file_will_do(tmp_path):
+def test_every_image_is_checked_for_labels_in_its_record_or_a_file(tmp_path):
     half = split_of(["a.jpg", "b.jpg", "c.jpg"], [png(LABELS), b"", b""])
-    with pytest.raises(UserError, match=r"2 of the 3 images of the train split.*b\.jpg first"):
+    with pytest.raises(UserError, match=r"2 of the 3 images of the train split.*first b\.jpg"):
         PartLabels().check({"train": half})
     cv2.imwrite(str(tmp_path / "b.png"), LABELS)
     with pytest.raises(UserError, match=r"c\.png: found no such label file, for 1 of the 3 images"):

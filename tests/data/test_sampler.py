@@ -1,4 +1,4 @@
-"""P x K batches: what a batch holds, fairness over a pass, and purity in (seed, step)."""
+"""P x K batches: their contents, fairness over a pass, and purity in (seed, step)."""
 
 import numpy as np
 import pytest
@@ -38,7 +38,7 @@ def test_every_identity_is_visited_once_a_pass():
 
 
 def test_left_over_identities_change_from_pass_to_pass():
-    """Seven identities in threes: one sits out a pass, none sits out for long."""
+    """Seven identities in batches of three: each pass omits one, and none is omitted for long."""
     visits = np.bincount(np.concatenate([LABELS[sampler().batch(step)[::4]] for step in range(200)]), minlength=7)
     assert visits.sum() == 600 and visits.min() > 75 and visits.max() <= 100
 

@@ -1,10 +1,10 @@
-"""Validation is cut by identity, with one query of each camera of a held-out identity."""
+"""Validation holds out identities, with one query per camera of each."""
 
 import numpy as np
 import pytest
 
 from cacenet_jax.data.builders import Records, Split
-from cacenet_jax.data.subsets import Subset, cut_validation, whole
+from cacenet_jax.data.subsets import Subset, all_records, cut_validation
 from cacenet_jax.errors import UserError
 
 
@@ -62,13 +62,13 @@ def test_labels_are_classes_in_ascending_order_of_identity():
     subset = Subset(split, np.flatnonzero(split.pids > 20))
     names = sorted(set(subset.pids))
     assert [names[label] for label in subset.labels] == list(subset.pids)
-    np.testing.assert_array_equal(whole(split).pids, split.pids)
-    np.testing.assert_array_equal(whole(split).camids, split.camids)
+    np.testing.assert_array_equal(all_records(split).pids, split.pids)
+    np.testing.assert_array_equal(all_records(split).camids, split.camids)
 
 
 def test_summary_changes_with_a_name_or_a_label_and_with_nothing_else():
     def of(pids, names):
-        return whole(Split(Records([]), np.array(pids), np.array([1, 2, 1]), names)).summary()
+        return all_records(Split(Records([]), np.array(pids), np.array([1, 2, 1]), names)).summary()
 
     first = of([1, 1, 2], ["a", "b", "c"])
     assert first == of([1, 1, 2], ["a", "b", "c"]) and first["images"] == 3 and first["identities"] == 2

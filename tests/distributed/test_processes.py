@@ -1,4 +1,4 @@
-"""Several processes are one run: the same numbers, one set of files, shared reading, and one end for all."""
+"""Several processes as one run: equal numbers, one set of files, shared reading, and a common end."""
 
 import json
 import os
@@ -25,7 +25,7 @@ STEPS = 12  # 3 epochs of floor(36 / 8) steps
 
 
 def pair(command: Command, *words: str, first=(), second=(), program=("-m", "cacenet_jax.main")):
-    """Two processes of one run, with words of their own behind those of both."""
+    """Run two processes of one run; `first` and `second` are further arguments of each."""
     where = ("--distributed", f"--coordinator={free_address()}", "--num_processes=2")
     commands = [
         (sys.executable, *program, *words, *where, f"--process_id={i}", *own) for i, own in enumerate((first, second))
@@ -49,15 +49,15 @@ def steps(workdir: Path) -> list[int]:
     return [int(path.name) for path in folder.iterdir() if path.name.isdigit()] if folder.is_dir() else []
 
 
-def assert_same_losses(found: list[dict], expected: list[dict]) -> None:
-    have, want = ({row["step"]: row["loss"] for row in part if "loss" in row} for part in (found, expected))
+def assert_same_losses(actual: list[dict], expected: list[dict]) -> None:
+    have, want = ({row["step"]: row["loss"] for row in part if "loss" in row} for part in (actual, expected))
     assert list(have) == list(want) == list(range(1, STEPS + 1))
     np.testing.assert_allclose(list(have.values()), list(want.values()), rtol=1e-5)
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, request):
-    """One process, then two that write what each of them read; the folder of both runs."""
+    """Folder of a run in one process and of the same run in two, which record the records they read."""
     command = Command(tmp_path_factory.mktemp("runs"), request.config.cache.mkdir("xla"))
     done = command(*TRAIN, "--workdir=one")
     assert done.returncode == 0, done.stderr
@@ -85,18 +85,17 @@ def test_two_processes_train_as_one_does_and_write_one_set_of_files(runs):
     assert json.loads((one / "data.json").read_text()) == json.loads((two / "data.json").read_text())
 
 
-def test_each_process_reads_its_share_of_the_batch_alone(runs):
-    """The rows that were decoded for training, step by step: together the batches of one process, nothing twice."""
+def test_each_process_reads_only_its_share_of_the_batch(runs):
+    """At each step the rows that the two processes decode make up the batch of one process, without overlap."""
     read = [json.loads((runs / f"read_{i}.json").read_text()) for i in range(2)]
-    assert all(set(told) == {str(step) for step in range(STEPS)} for told in read)
+    assert all(set(steps_read) == {str(step) for step in range(STEPS)} for steps_read in read)
     for step in map(str, range(STEPS)):
-        mine, his = read[0][step], read[1][step]
-        assert len(mine["decoded"]) == len(his["decoded"]) == 4
-        assert mine["decoded"] + his["decoded"] == mine["batch"] == his["batch"]
+        first, second = read[0][step], read[1][step]
+        assert len(first["decoded"]) == len(second["decoded"]) == 4
+        assert first["decoded"] + second["decoded"] == first["batch"] == second["batch"]
 
 
-def test_a_run_of_two_processes_that_was_killed_goes_on_in_one(runs, request):
-    """And the launcher ends both when one is killed."""
+def test_a_killed_run_of_two_processes_resumes_in_one(runs, request):
     command = Command(runs, request.config.cache.mkdir("xla"))
     address = free_address()
     where = ("--distributed", f"--coordinator={address}", "--num_processes=2")
@@ -114,7 +113,7 @@ def test_a_run_of_two_processes_that_was_killed_goes_on_in_one(runs, request):
     assert done.returncode == 0, done.stderr
     assert "continuing killed from step" in done.stdout
     assert_same_losses(rows(runs / "killed"), rows(runs / "one"))
-    done = pair(command, *TRAIN, "--workdir=one", "--mode=evaluate")  # and evaluates in two what was trained in one
+    done = pair(command, *TRAIN, "--workdir=one", "--mode=evaluate")  # two processes evaluate what one has trained
     assert [process.returncode for process in done] == [0, 0], done[0].stderr + done[1].stderr
 
 
@@ -122,7 +121,7 @@ def test_a_run_of_two_processes_that_was_killed_goes_on_in_one(runs, request):
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "message"),
     [
         (
             (True, "10.0.0.1:8476", None, None, 300),
@@ -137,45 +136,45 @@ def test_a_run_of_two_processes_that_was_killed_goes_on_in_one(runs, request):
         ((True, None, None, None, 0), "--distributed_timeout: found 0, expected 1 second or more"),
     ],
 )
-def test_flags_that_cannot_be(given, told):
+def test_impossible_flags_are_refused(given, message):
     with pytest.raises(UserError) as caught:
         check_distributed(*given)
-    assert told in str(caught.value) and "\n" not in str(caught.value)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_flags_that_can_be():
+def test_valid_flags_are_accepted():
     for given in ((False, None, None, None, 300), (True, None, None, None, 1), (True, "[::1]:8476", 2, 1, 300)):
         check_distributed(*given)
 
 
 SLURM = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "localhost", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
-ALONE = {  # 1 where the same command may succeed later
+ALONE = {  # exit code 1 where the same command may succeed later
     "nothing detected": ((), {}, 2, "no TPU, Slurm or Kubernetes cluster was detected"),
     "one process detected": ((), {**SLURM, "SLURM_NTASKS": "1"}, 2, "found 1 process, expected several"),
     "partial flags": (("--num_processes=2",), {}, 2, "--num_processes=2 without --coordinator and --process_id"),
-    "nobody answers": (
+    "no answer": (
         ("--coordinator=127.0.0.1:9", "--num_processes=2", "--process_id=1", "--distributed_timeout=1"), {}, 1,
         "no answer within 1 s from 127.0.0.1:9",
     ),
-    "nobody comes": (
+    "others missing": (
         ("--coordinator={address}", "--num_processes=2", "--process_id=0", "--distributed_timeout=1"), {}, 1,
-        "or from a process that should join it",
+        "or from another process, expected every process",
     ),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("case", ALONE)
 def test_a_run_that_cannot_be_joined_ends_with_one_line(command, case):
-    """Never N runs in place of one."""
-    words, env, code, told = ALONE[case]
+    """A process must never start a run of its own in place of joining one."""
+    words, env, code, message = ALONE[case]
     words = [word.format(address=free_address()) for word in words]
     done = command(*TRAIN, "--workdir=run", "--distributed", *words, env=env)
     assert done.returncode == code
-    assert len(done.stderr.splitlines()) == 1 and told in errors(done)[0], done.stderr
+    assert len(done.stderr.splitlines()) == 1 and message in errors(done)[0], done.stderr
     assert not (command.folder / "run").exists()
 
 
-def test_a_mistake_in_one_process_ends_both_with_its_line(command):
+def test_a_user_error_in_one_process_ends_both_with_its_line(command):
     (command.folder / "a_file").write_text("")
     done = pair(command, *TRAIN, "--workdir=run", second=("--config.data.dir=a_file/prepared",))
     assert [process.returncode for process in done] == [2, 2], done
@@ -186,10 +185,12 @@ def test_a_mistake_in_one_process_ends_both_with_its_line(command):
     assert not (command.folder / "run").exists()
 
 
-def test_processes_with_different_configs_are_no_run(command):
+def test_processes_with_different_configs_are_refused(command):
     done = pair(command, *TRAIN, "--workdir=run", first=("--config.loss.margin=0.3",))
     assert [process.returncode for process in done] == [2, 2], done
-    assert all(len(process.stderr.splitlines()) == 1 for process in done), done  # no stack of who lost the coordinator
+    assert all(len(process.stderr.splitlines()) == 1 for process in done), (
+        done
+    )  # no C++ stack from losing the coordinator
     assert "config.loss.margin=0.5 in process 1, expected 0.3 as in process 0" in errors(done[1])[0]
 
 
@@ -202,30 +203,32 @@ ENDED = {
 
 
 # Ctrl-C of both processes is in tests/launch/test_local.py.
-@pytest.mark.parametrize("how", ["SIGKILL", "SIGTERM", pytest.param("SIGINT", marks=pytest.mark.slow)])
-def test_a_process_that_was_ended_ends_the_other_soon(runs, request, how):
+@pytest.mark.parametrize("signal_name", ["SIGKILL", "SIGTERM", pytest.param("SIGINT", marks=pytest.mark.slow)])
+def test_a_killed_process_ends_the_other_soon(runs, request, signal_name):
     """SIGTERM is what Slurm and Kubernetes send; JAX's preemption service must not swallow it."""
-    code, others_code, told = ENDED[how]
+    code, others_code, message = ENDED[signal_name]
     command = Command(runs, request.config.cache.mkdir("xla"))
     where = ("--distributed", f"--coordinator={free_address()}", "--num_processes=2")
-    words = (*TRAIN, f"--workdir={how}", "--config.epochs=5000", "--config.checkpoint_every=50")
-    log, his = runs / f"{how}.log", runs / f"{how}_1.log"
-    first = command.start(*words, *where, "--process_id=0", stderr=os.open(log, os.O_WRONLY | os.O_CREAT))
-    second = command.start(*words, *where, "--process_id=1", stderr=os.open(his, os.O_WRONLY | os.O_CREAT))
+    words = (*TRAIN, f"--workdir={signal_name}", "--config.epochs=5000", "--config.checkpoint_every=50")
+    first_log, second_log = runs / f"{signal_name}.log", runs / f"{signal_name}_1.log"
+    first = command.start(*words, *where, "--process_id=0", stderr=os.open(first_log, os.O_WRONLY | os.O_CREAT))
+    second = command.start(*words, *where, "--process_id=1", stderr=os.open(second_log, os.O_WRONLY | os.O_CREAT))
     deadline = time.monotonic() + PATIENCE
-    while not steps(runs / how):
-        assert first.poll() is None and second.poll() is None and time.monotonic() < deadline, log.read_text()
+    while not steps(runs / signal_name):
+        assert first.poll() is None and second.poll() is None and time.monotonic() < deadline, first_log.read_text()
         time.sleep(0.01)
-    os.killpg(second.pid, signal.Signals[how])
+    os.killpg(second.pid, signal.Signals[signal_name])
     assert second.wait(timeout=PATIENCE) == code
     assert first.wait(timeout=PATIENCE) == others_code
-    assert told in log.read_text()
-    assert "Traceback" not in log.read_text()
-    assert len(his.read_text().splitlines()) == (how != "SIGKILL"), his.read_text()  # nor a stack of C++
+    assert message in first_log.read_text()
+    assert "Traceback" not in first_log.read_text()
+    assert len(second_log.read_text().splitlines()) == (signal_name != "SIGKILL"), (
+        second_log.read_text()
+    )  # no C++ stack either
 
 
-def test_flags_keep_a_cluster_that_is_detected_out(monkeypatch):
-    """In a shell of Slurm JAX would choose the GPU of the shell's task."""
+def test_explicit_flags_disable_cluster_detection(monkeypatch):
+    """In a Slurm shell JAX would otherwise choose the GPU of the shell's task."""
     given = {}
 
     def initialize(*words, **named):
@@ -239,23 +242,23 @@ def test_flags_keep_a_cluster_that_is_detected_out(monkeypatch):
         assert given["cluster_detection_method"] == expected
 
 
-def test_the_step_to_load_is_the_writers_and_waited_for(monkeypatch, tmp_path):
+def test_processes_agree_on_the_writers_step_and_wait_for_it(monkeypatch, tmp_path):
     """A network file system shows a process the newest checkpoint later than its writer."""
     shown, late = iter([[3], [3], [3, 5]]), []
-    found = checkpoints.Checkpoints(tmp_path)
-    monkeypatch.setattr(checkpoints, "from_writer", lambda name, value: 5.0)
-    monkeypatch.setattr(found, "steps", lambda: next(shown))
-    monkeypatch.setattr(found._checkpointer, "reload", lambda: late.append(1))
-    assert found.agreed(3) == 5 and len(late) == 2
-    monkeypatch.setattr(found, "steps", lambda: [3])
+    reader = checkpoints.Checkpoints(tmp_path)
+    monkeypatch.setattr(checkpoints, "broadcast_from_writer", lambda name, value: 5.0)
+    monkeypatch.setattr(reader, "steps", lambda: next(shown))
+    monkeypatch.setattr(reader._checkpointer, "reload", lambda: late.append(1))
+    assert reader.agree_on_step(3) == 5 and len(late) == 2
+    monkeypatch.setattr(reader, "steps", lambda: [3])
     monkeypatch.setattr(checkpoints, "SHARED_S", 0.1)
     with pytest.raises(UserError, match=r"found no step 5 in process 0, expected what process 0 sees.*all hosts share"):
-        found.agreed(3)
-    found.close()
+        reader.agree_on_step(3)
+    reader.close()
 
 
-def test_a_workdir_that_is_not_shared_is_told(monkeypatch, tmp_path):
-    """Also one where an earlier run on this machine left its files."""
+def test_a_workdir_that_is_not_shared_is_refused(monkeypatch, tmp_path):
+    """Even if an earlier run on this machine has left its files there."""
     workdir.claim_workdir(tmp_path / "run", {}, {})
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"config.json", "data.json"}
     monkeypatch.setattr(workdir, "is_writer", lambda: False)
@@ -264,7 +267,7 @@ def test_a_workdir_that_is_not_shared_is_told(monkeypatch, tmp_path):
         workdir.claim_workdir(tmp_path / "run", {}, {})
 
 
-def test_processes_that_fail_alike_say_it_once(monkeypatch):
+def test_processes_that_fail_alike_print_one_message(monkeypatch):
     class Client:
         def blocking_key_value_get(self, key, milliseconds):
             assert key == "cacenet_jax/failed/0" and milliseconds == 1000
@@ -272,28 +275,28 @@ def test_processes_that_fail_alike_say_it_once(monkeypatch):
 
     for name in ("_joined", "_ending"):
         monkeypatch.setattr(processes, name, threading.Event())
-    assert not processes.said_by_first(2, "a mistake")  # before the processes are joined
+    assert not processes.reported_by_writer(2, "a mistake")  # before the processes are joined
     processes._joined.set()
     monkeypatch.setattr(processes, "_client", Client)
     monkeypatch.setattr(processes, "is_writer", lambda: False)
-    assert processes.said_by_first(2, "a mistake") and processes._ending.is_set()
-    assert not processes.said_by_first(2, "another one")
+    assert processes.reported_by_writer(2, "a mistake") and processes._ending.is_set()
+    assert not processes.reported_by_writer(2, "another one")
     monkeypatch.setattr(processes, "is_writer", lambda: True)
-    assert not processes.said_by_first(2, "a mistake")
+    assert not processes.reported_by_writer(2, "a mistake")
     monkeypatch.setattr(processes, "is_writer", lambda: False)
     monkeypatch.setattr(processes, "_client", lambda: None)
-    assert not processes.said_by_first(2, "a mistake")  # nobody answers
+    assert not processes.reported_by_writer(2, "a mistake")  # no coordination service
 
 
-def test_a_single_process_waits_for_nobody(monkeypatch):
+def test_a_single_process_never_waits(monkeypatch):
     processes.barrier("alone")
     processes.check_same("alone", {"a": {"b": 1}})
-    assert processes.exchange("alone", "word") == ["word"] and processes.from_writer("alone", 0.1) == 0.1
+    assert processes.exchange("alone", "word") == ["word"] and processes.broadcast_from_writer("alone", 0.1) == 0.1
     assert processes.is_writer()
     with processes.writer_first("alone"):
         pass
     with pytest.raises(SystemExit) as caught:
-        processes.leave(2, "a mistake")
+        processes.shut_down(2, "a mistake")
     assert caught.value.code == 2
 
 
@@ -301,7 +304,7 @@ def test_a_single_process_waits_for_nobody(monkeypatch):
 
 
 def first_losses(command: Command, words: list[str], workdir: Path, count: int) -> np.ndarray:
-    """Losses of a run's first steps; the run is ended then."""
+    """Return the losses of a run's first steps, then interrupt the run."""
     env = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "PYTHON": sys.executable}
     env.pop("JAX_NUM_CPU_DEVICES", None)
     process = subprocess.Popen(words, cwd=command.folder, env=env, stdout=subprocess.DEVNULL, start_new_session=True)
@@ -319,14 +322,14 @@ def first_losses(command: Command, words: list[str], workdir: Path, count: int) 
 def test_two_processes_train_the_main_job_as_one_does(command):
     """launch/local.sh with two processes of one device: the first 20 losses, relative to 1e-4.
 
-    About 1e-5 is found, 1.2e-4 of losses of 12. A single process is as far from itself on one core instead of two: AdamW's
-    first steps enlarge what float32 rounds (docs/performance.md).
+    Measured: about 1e-5 (1.2e-4 of losses of 12). One process differs as much between one core and two, since AdamW's first
+    steps amplify float32 rounding (docs/performance.md).
     """
     job = [f"--config={ROOT / 'configs/synthetic.py'}", "--config.log_every=1", "--config.data.dir=prepared"]
     alone = [*command.line(*job), "--workdir=one"]
     two = ["bash", str(ROOT / "launch/local.sh"), "--processes", "2", *job, "--workdir=two"]
     expected = first_losses(command, alone, command.folder / "one", 20)
-    found = first_losses(command, two, command.folder / "two", 20)
-    difference = np.abs(found - expected)
+    losses = first_losses(command, two, command.folder / "two", 20)
+    difference = np.abs(losses - expected)
     print(f"largest difference of 20 losses: {difference.max():.2e}, relative {(difference / expected).max():.2e}")
-    assert (difference / expected).max() < 1e-4, (found, expected)
+    assert (difference / expected).max() < 1e-4, (losses, expected)

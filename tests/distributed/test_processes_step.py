@@ -1,4 +1,4 @@
-"""One training step in two processes of four devices is the step of one device."""
+"""Two processes with four devices each compute the training step of one device."""
 
 import pickle
 import sys
@@ -13,7 +13,7 @@ from tiny_training import tiny_config
 
 @pytest.fixture(scope="module")
 def two_by_four(tmp_path_factory, request):
-    """What each of two processes found."""
+    """Results of two processes with four devices each."""
     folder = tmp_path_factory.mktemp("steps")
     command = Command(folder, request.config.cache.mkdir("xla"))
     worker, address = str(ROOT / "tests/step_worker.py"), free_address()
@@ -27,36 +27,36 @@ def two_by_four(tmp_path_factory, request):
 
 def _four_devices(environment):
     def changed(self):
-        # Optimised as in the reference: the level of XLA would be another one than in this process.
+        # The same XLA optimisation level as the reference; the test process itself uses a lower one.
         ours = {"JAX_NUM_CPU_DEVICES": "4", "XLA_FLAGS": "", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
         return {**environment(self), **ours}
 
     return changed
 
 
-@pytest.mark.parametrize(("dtype", "how"), ACROSS)
-def test_two_processes_of_four_devices_agree_with_one(two_by_four, dtype, how):
+@pytest.mark.parametrize(("dtype", "mode"), ACROSS)
+def test_two_processes_of_four_devices_agree_with_one(two_by_four, dtype, mode):
     """Loss, gradients and statistics of one global batch, each leaf to 1e-10 in float64 and 1e-5 in float32."""
     config = tiny_config(dtype)
     with jax.enable_x64(dtype == "float64"):
         before, expected = start(config, dtype, True), on_one(config, dtype)
-        found = two_by_four[0]["results"][dtype, how]
+        result = two_by_four[0]["results"][dtype, mode]
         if dtype == "float64":
-            assert found[1]["loss"].dtype == np.float64
-            assert_same_float64(found, expected, before)
+            assert result[1]["loss"].dtype == np.float64
+            assert_same_float64(result, expected, before)
         else:
-            assert_same(found, expected, before, 1e-5)
+            assert_same(result, expected, before, 1e-5)
 
 
-@pytest.mark.parametrize(("dtype", "how"), ACROSS)
-def test_both_processes_hold_the_same_to_the_last_bit(two_by_four, dtype, how):
-    one, two = (jax.tree.leaves(told["results"][dtype, how]) for told in two_by_four)
+@pytest.mark.parametrize(("dtype", "mode"), ACROSS)
+def test_both_processes_hold_bit_identical_results(two_by_four, dtype, mode):
+    one, two = (jax.tree.leaves(report["results"][dtype, mode]) for report in two_by_four)
     assert all(np.array_equal(a, b) for a, b in zip(one, two, strict=True))
 
 
-def test_processes_hear_each_other(two_by_four):
-    for told in two_by_four:
-        assert [process for process, _ in sorted(told["layout"])] == [0] * 4 + [1] * 4
-        assert told["said"] == ["process 0", "process 1"]
-        assert told["number"] == 0.1
-    assert [told["writer"] for told in two_by_four] == [True, False]
+def test_processes_exchange_strings_and_numbers(two_by_four):
+    for report in two_by_four:
+        assert [process for process, _ in sorted(report["layout"])] == [0] * 4 + [1] * 4
+        assert report["greetings"] == ["process 0", "process 1"]
+        assert report["number"] == 0.1
+    assert [report["writer"] for report in two_by_four] == [True, False]

@@ -16,7 +16,7 @@ OPTION = "--config.eval.camera_filter=False"
 
 
 def one_query(positions, size=5):
-    """One query whose relevant images stand at `positions` of a gallery that is in order already."""
+    """One query whose relevant images are at `positions` of a gallery that is in order already."""
     gallery_pids = np.full(size, 9)
     gallery_pids[list(positions)] = 1
     distance_1G = np.arange(size, dtype=np.float64)[None]
@@ -24,7 +24,7 @@ def one_query(positions, size=5):
 
 
 def literal(distances, query_pids, gallery_pids, query_camids, gallery_camids, camera_filter=True, ap="step"):
-    """The definition, image by image in Python: (AP, first rank, INP) of each query, or None if skipped."""
+    """Definition in plain Python, image by image: (AP, first rank, INP) of each query, or None if skipped."""
     out = []
     distances = np.asarray(distances, np.float64)
     for distance_G, pid, camid in zip(distances, query_pids, query_camids, strict=True):
@@ -36,11 +36,11 @@ def literal(distances, query_pids, gallery_pids, query_camids, gallery_camids, c
         if not total:
             out.append(None)
             continue
-        # compute_AP.m, line by line; the step form leaves the precision before out.
-        score, found, old_recall, old_precision = 0.0, 0, 0.0, 1.0
+        # compute_AP.m, line by line; the step form omits the precision before the match.
+        score, retrieved, old_recall, old_precision = 0.0, 0, 0.0, 1.0
         for rank, hit in enumerate(match, start=1):
-            found += hit
-            recall, precision = found / total, found / rank
+            retrieved += hit
+            recall, precision = retrieved / total, retrieved / rank
             score += (recall - old_recall) * (precision if ap == "step" else (old_precision + precision) / 2)
             old_recall, old_precision = recall, precision
         ranks = [rank for rank, hit in enumerate(match, start=1) if hit]
@@ -49,7 +49,7 @@ def literal(distances, query_pids, gallery_pids, query_camids, gallery_camids, c
 
 
 def random_problem(seed, levels, num_query=12, num_gallery=40, dtype=np.float32):
-    """Distances of few distinct values, -0.0 and infinity among them, so that most of them are tied."""
+    """Distances with few distinct values, among them -0.0 and infinity, so that most are tied."""
     rng = np.random.default_rng(seed)
     values = np.concatenate([[-0.0, 0.0, np.inf, -np.inf], rng.standard_normal(levels)]).astype(dtype)
     return (
@@ -124,12 +124,12 @@ def test_distractors_push_matches_back():
 
 @pytest.mark.parametrize("size", [3, 400])
 def test_equal_distances_keep_gallery_order(size):
-    # 400: more ties than are counted one by one. Every other image matches; all are at one distance.
+    # 400 exceeds the ties that are counted one by one. Every second image matches; all are at one distance.
     gallery_pids = np.arange(size) % 2
     labels = (np.array([1]), gallery_pids, np.array([0]), np.ones(size, np.int64))
     metrics = evaluate_ranking(np.full((1, size), 0.25, np.float32), *labels)
-    found = np.arange(1, size // 2 + 1)
-    assert metrics["mAP"] == pytest.approx(np.mean(found / (2 * found)))
+    retrieved = np.arange(1, size // 2 + 1)
+    assert metrics["mAP"] == pytest.approx(np.mean(retrieved / (2 * retrieved)))
     assert (metrics["rank1"], metrics["rank5"]) == (0.0, 1.0)
     negative_zero = np.where(gallery_pids == 1, -0.0, 0.0).astype(np.float32)[None]
     assert evaluate_ranking(negative_zero, *labels) == metrics
@@ -145,7 +145,7 @@ def test_skipped_query_leaves_the_denominator():
     assert {**metrics, "num_skipped": 0} == alone
 
 
-def test_statistics_mark_what_is_skipped():
+def test_statistics_mark_skipped_queries():
     distance_1G, _, gallery_pids, _, gallery_camids = one_query((1,))
     rows = ranking_statistics(
         np.repeat(distance_1G, 2, axis=0),
@@ -162,15 +162,15 @@ def test_statistics_mark_what_is_skipped():
 
 def test_no_valid_query_says_why_in_one_line():
     distance_1G, pids, gallery_pids, camids, _ = one_query((1,))
-    with pytest.raises(UserError, match="all images carry one camera") as one_camera:
+    with pytest.raises(UserError, match="all images have the same camera") as one_camera:
         evaluate_ranking(distance_1G, pids, gallery_pids, camids, np.zeros(5, np.int64))
     with pytest.raises(UserError, match="its query's own camera") as own_camera:
         evaluate_ranking(distance_1G, pids, gallery_pids, camids, np.array([3, 0, 3, 3, 3]))
-    with pytest.raises(UserError, match="share no identity") as no_identity:
+    with pytest.raises(UserError, match="have no identity in common") as no_identity:
         evaluate_ranking(distance_1G, np.array([77]), gallery_pids, camids, np.ones(5, np.int64))
     for error in (one_camera, own_camera):
         assert OPTION in str(error.value)
-    assert OPTION not in str(no_identity.value)  # it would not help
+    assert OPTION not in str(no_identity.value)  # the option would not help
     assert "\n" not in "".join(str(error.value) for error in (one_camera, own_camera, no_identity))
     assert evaluate_ranking(distance_1G, pids, gallery_pids, camids, np.zeros(5, np.int64), camera_filter=False)[
         "mAP"
@@ -191,7 +191,7 @@ def test_nan_names_the_query():
 
 
 @pytest.mark.parametrize("which", range(4))
-def test_sizes_that_do_not_fit_name_both_sides(which):
+def test_inconsistent_sizes_name_both_sides(which):
     distance_QG, *labels = random_problem(0, 5)
     size = len(labels[which])
     labels[which] = labels[which][:-1]
@@ -204,7 +204,7 @@ def test_impossible_options():
     problem = one_query((1,))
     with pytest.raises(UserError, match=r"ap 'area'.*step, trapezoid"):
         evaluate_ranking(*problem, ap="area")
-    with pytest.raises(UserError, match="block_size 0"):
+    with pytest.raises(UserError, match="found block_size 0"):
         evaluate_ranking(*problem, block_size=0)
     empty = np.zeros(0, np.int64)
     with pytest.raises(UserError, match="1 queries and 0 gallery"):
@@ -232,7 +232,7 @@ def test_agrees_with_the_definition(seed, camera_filter, ap):
 
 
 @pytest.mark.parametrize("limit", [0, 10**9])
-def test_both_ways_through_ties_agree_with_the_definition(limit, monkeypatch):
+def test_both_tie_algorithms_agree_with_the_definition(limit, monkeypatch):
     monkeypatch.setattr(match_ranks, "_MAX_COUNTED_TIES", limit)
     problem = random_problem(11, levels=3)
     expected = [row[0] for row in literal(*problem) if row is not None]
@@ -245,7 +245,7 @@ def test_float64_differences_below_float32_count():
     assert evaluate_ranking(distance_1G, *labels)["mAP"] == 1.0
 
 
-def test_blocks_and_threads_do_not_change_a_bit():
+def test_blocks_and_threads_give_bit_identical_results():
     distance_QG, *labels = random_problem(3, levels=6, num_query=23, num_gallery=57)
     expected = evaluate_ranking(distance_QG, *labels, block_size=23, num_threads=1)
     for block_size, num_threads in ((1, 1), (5, 2), (7, 3), (100, 2), (None, 2)):
@@ -261,7 +261,7 @@ def test_blocks_and_threads_do_not_change_a_bit():
         assert sorted(q for start, stop in called for q in range(start, stop)) == list(range(23))
 
 
-def test_order_of_images_and_monotone_maps_do_not_matter():
+def test_invariant_to_the_order_of_images_and_monotone_maps():
     rng = np.random.default_rng(5)
     _, *labels = random_problem(5, 1)
     distance_QG = rng.permutation(12 * 40).reshape(12, 40) / 7.0  # no ties
@@ -277,7 +277,7 @@ def test_order_of_images_and_monotone_maps_do_not_matter():
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16, jnp.int32])
 def test_jax_arrays_of_any_real_type(dtype):
     rng = np.random.default_rng(2)
-    distance_QG = rng.integers(0, 16, (12, 40))  # whole numbers that every type holds
+    distance_QG = rng.integers(0, 16, (12, 40))  # integers that every dtype represents
     _, *labels = random_problem(2, 1)
-    found = evaluate_ranking(jnp.asarray(distance_QG, dtype), *map(jnp.asarray, labels))
-    assert found == evaluate_ranking(distance_QG.astype(np.float64), *labels)
+    retrieved = evaluate_ranking(jnp.asarray(distance_QG, dtype), *map(jnp.asarray, labels))
+    assert retrieved == evaluate_ranking(distance_QG.astype(np.float64), *labels)

@@ -1,4 +1,4 @@
-"""Evaluation from end to end on small made-up features, against a literal loop over queries and ranks."""
+"""Rankings and metrics of small random features, against a literal loop over queries and ranks."""
 
 import logging
 
@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from cacenet_jax.errors import UserError
-from cacenet_jax.retrieval.rankings import METRICS, Labelled, Settings, cosine_distance, evaluate, ranked_lists, table
+from cacenet_jax.retrieval.rankings import (
+    METRICS,
+    LabelledSet,
+    Settings,
+    cosine_distance,
+    evaluate,
+    ranked_lists,
+    table,
+)
 
 
 def images(count, seed):
@@ -14,7 +22,7 @@ def images(count, seed):
     rng = np.random.default_rng(seed)
     embedding = rng.standard_normal((count, 4)).astype(np.float32)
     embedding /= np.linalg.norm(embedding, axis=1, keepdims=True)
-    return Labelled(embedding, rng.integers(0, 4, count), rng.integers(0, 3, count))
+    return LabelledSet(embedding, rng.integers(0, 4, count), rng.integers(0, 3, count))
 
 
 QUERY, GALLERY = images(7, 0), images(20, 1)
@@ -32,11 +40,11 @@ def order_by_hand(q, weight, top_k, camera_filter):
     if weight is not None:
         scored = sorted(order[:top_k], key=lambda g: weight * PAIR[q, g] + (1 - weight) * cosine[g])
         order = scored + order[top_k:]
-    return [g for g in order if not (camera_filter and is_junk(q, g))]  # after the candidates were taken
+    return [g for g in order if not (camera_filter and is_junk(q, g))]  # after the candidates are taken
 
 
 def metrics_by_hand(weight, top_k, camera_filter):
-    """Rank one query after another."""
+    """Metrics by a loop over queries."""
     ap, first, inp = [], [], []
     for q in range(len(QUERY.pids)):
         order = order_by_hand(q, weight, top_k, camera_filter)
@@ -57,52 +65,52 @@ def is_junk(q, g):
 @pytest.mark.parametrize(("top_k", "query_block"), [(1, 0), (6, 3), (20, 1)])
 def test_all_three_rankings_equal_the_loop(top_k, query_block, camera_filter):
     settings = Settings(top_k, camera_filter, 0.3, query_block)
-    found = evaluate(QUERY, GALLERY, rescore, settings, mixes=(0.0, 0.3, 1.0))
+    result = evaluate(QUERY, GALLERY, rescore, settings, mixes=(0.0, 0.3, 1.0))
     for name, weight in {"individual": None, "conditional": 1.0, "mixed": 0.3}.items():
         expected, valid = metrics_by_hand(weight, top_k, camera_filter)
-        assert found["num_valid"] == valid
-        assert set(found[name]) == set(METRICS)
+        assert result["num_valid"] == valid
+        assert set(result[name]) == set(METRICS)
         for metric in METRICS:
-            np.testing.assert_allclose(found[name][metric], expected[metric], rtol=1e-12, err_msg=f"{name} {metric}")
-    assert (found["top_k"], found["num_query"], found["num_gallery"]) == (top_k, 7, 20)
-    expected = [found[name]["mAP"] for name in ("individual", "mixed", "conditional")]
-    assert list(found["mAP_by_mix"].values()) == expected
+            np.testing.assert_allclose(result[name][metric], expected[metric], rtol=1e-12, err_msg=f"{name} {metric}")
+    assert (result["top_k"], result["num_query"], result["num_gallery"]) == (top_k, 7, 20)
+    expected = [result[name]["mAP"] for name in ("individual", "mixed", "conditional")]
+    assert list(result["mAP_by_mix"].values()) == expected
 
 
 @pytest.mark.parametrize("camera_filter", [True, False])
 @pytest.mark.parametrize(("top_k", "length"), [(3, 8), (12, 2), (20, 25)])
-def test_lists_equal_the_loop_and_are_those_that_are_scored(top_k, length, camera_filter):
+def test_ranked_lists_equal_the_loop_and_are_those_that_are_scored(top_k, length, camera_filter):
     settings = Settings(top_k, camera_filter, 0.3)
-    found = ranked_lists(QUERY, GALLERY, rescore, settings, length)
+    result = ranked_lists(QUERY, GALLERY, rescore, settings, length)
     scored = evaluate(QUERY, GALLERY, rescore, settings)
     for name, weight in {"individual": None, "conditional": 1.0, "mixed": 0.3}.items():
-        for q, order_L in enumerate(found[name].order_QL.tolist()):
+        for q, order_L in enumerate(result[name].order_QL.tolist()):
             expected = order_by_hand(q, weight, top_k, camera_filter)[:length]
             assert order_L == expected + [-1] * (length - len(expected))
-        assert np.nanmean(found[name].statistics.ap) == pytest.approx(scored[name]["mAP"], rel=1e-12)
+        assert np.nanmean(result[name].statistics.ap) == pytest.approx(scored[name]["mAP"], rel=1e-12)
     assert set(ranked_lists(QUERY, GALLERY, None, settings, length)) == {"individual"}
 
 
 def test_rankings_of_the_test_differ():
-    """Otherwise the test above could not tell them apart."""
+    """Otherwise the tests above could not distinguish them."""
     maps = {round(metrics_by_hand(weight, 6, True)[0]["mAP"], 6) for weight in (None, 1.0, 0.3)}
     assert len(maps) == 3
     assert metrics_by_hand(1.0, 6, True) != metrics_by_hand(1.0, 6, False)
 
 
 def test_without_pairs_there_is_one_ranking():
-    found = evaluate(QUERY, GALLERY, None, Settings(top_k=5), mixes=(0.5,))
-    assert found["individual"] == evaluate(QUERY, GALLERY, rescore, Settings(top_k=5))["individual"]
-    assert not {"conditional", "mixed", "mAP_by_mix"} & set(found)
-    assert "individual" in table(found) and "conditional" not in table(found)
+    result = evaluate(QUERY, GALLERY, None, Settings(top_k=5), mixes=(0.5,))
+    assert result["individual"] == evaluate(QUERY, GALLERY, rescore, Settings(top_k=5))["individual"]
+    assert not {"conditional", "mixed", "mAP_by_mix"} & set(result)
+    assert "individual" in table(result) and "conditional" not in table(result)
 
 
-def test_top_k_beyond_the_gallery_is_cut_with_a_warning(caplog):
+def test_top_k_beyond_the_gallery_is_reduced_with_a_warning(caplog):
     with caplog.at_level(logging.WARNING):
-        found = evaluate(QUERY, GALLERY, rescore, Settings(top_k=100))
-    assert "config.eval.top_k: found 100, cut to the 20 images" in caplog.text
-    assert found["top_k"] == 20
-    assert found == evaluate(QUERY, GALLERY, rescore, Settings(top_k=20))
+        result = evaluate(QUERY, GALLERY, rescore, Settings(top_k=100))
+    assert "config.eval.top_k: found 100, reduced to the 20 gallery images" in caplog.text
+    assert result["top_k"] == 20
+    assert result == evaluate(QUERY, GALLERY, rescore, Settings(top_k=20))
 
 
 @pytest.mark.parametrize(("num_query", "num_gallery"), [(0, 20), (7, 0)])
@@ -112,36 +120,36 @@ def test_an_empty_side_is_one_clear_error(num_query, num_gallery, pairs):
         evaluate(images(num_query, 0), images(num_gallery, 1), pairs, Settings(top_k=5))
 
 
-def test_equal_scores_keep_the_individual_order_and_nothing_passes_the_candidates():
-    """The closest image of all but K is no candidate: it stays behind every one of them."""
+def test_ties_keep_the_individual_order_and_nothing_passes_the_candidates():
+    """The image at position K + 1 is no candidate, so it stays behind all of them."""
     embedding = np.eye(4, dtype=np.float32)
-    gallery = Labelled(
+    gallery = LabelledSet(
         np.stack([embedding[0], embedding[0], embedding[1], embedding[2]]), np.array([1, 2, 0, 0]), np.arange(4)
     )
-    query = Labelled(embedding[:1], np.array([0]), np.array([9]))
+    query = LabelledSet(embedding[:1], np.array([0]), np.array([9]))
     tied = evaluate(query, gallery, lambda candidates: np.ones(candidates.shape, np.float32), Settings(top_k=3))
     assert tied["conditional"] == tied["individual"]
-    seen = []
+    requested = []
 
     def worst(candidates):
-        seen.append(candidates.tolist())
+        requested.append(candidates.tolist())
         return np.array([[9.0, 8.0, 7.0]], np.float32)
 
-    found = evaluate(query, gallery, worst, Settings(top_k=3))
-    assert seen == [[[0, 1, 2]]]  # equal distances in gallery order
-    assert found["conditional"]["mAP"] == (1 / 1 + 2 / 4) / 2 and found["individual"]["mAP"] == (1 / 3 + 2 / 4) / 2
+    result = evaluate(query, gallery, worst, Settings(top_k=3))
+    assert requested == [[[0, 1, 2]]]  # ties in gallery order
+    assert result["conditional"]["mAP"] == (1 / 1 + 2 / 4) / 2 and result["individual"]["mAP"] == (1 / 3 + 2 / 4) / 2
 
 
 def test_table_shows_per_cent_of_every_ranking():
     lines = table(evaluate(QUERY, GALLERY, rescore, Settings(top_k=5))).splitlines()
-    found = evaluate(QUERY, GALLERY, rescore, Settings(top_k=5))
+    result = evaluate(QUERY, GALLERY, rescore, Settings(top_k=5))
     assert [line.split()[0] for line in lines[1:4]] == ["individual", "conditional", "mixed"]
-    assert float(lines[2].split()[1]) == round(100 * found["conditional"]["mAP"], 2)
+    assert float(lines[2].split()[1]) == round(100 * result["conditional"]["mAP"], 2)
     assert "7 queries" in lines[4] and "top 5 re-scored" in lines[4]
 
 
-def test_distances_do_not_depend_on_what_is_compared_at_a_time():
-    """Equal images stay equal and blocks of any size agree to the last bit: a BLAS alone gives neither."""
+def test_distances_do_not_depend_on_the_block():
+    """Equal images have equal distances and blocks of any size agree bit for bit; a float32 BLAS ensures neither."""
     rng = np.random.default_rng(0)
     gallery = np.maximum(rng.standard_normal((1003, 96)), 0).astype(np.float32)
     gallery[1000:] = gallery[:3]

@@ -65,8 +65,8 @@ def matrices(query, gallery):
         ((12, 60), {"k1": 20, "k2": 1}),
         ((12, 60), {"k1": 5, "k2": 3, "lambda_value": 0.0}),  # half of 5 rounds to 2, of 7 to 4
         ((12, 60), {"k1": 7, "k2": 3}),
-        ((12, 60), {"k1": 3, "k2": 9, "lambda_value": 0.7}),  # k2 past the k1 + 1 neighbours
-        ((3, 5), {}),  # k1 past all images
+        ((12, 60), {"k1": 3, "k2": 9, "lambda_value": 0.7}),  # k2 exceeds the k1 + 1 neighbours
+        ((3, 5), {}),  # k1 exceeds the number of images
         ((1, 1), {}),
         ((2, 40), {"k1": 1, "k2": 2}),
         ((40, 2), {"k1": 6, "k2": 4}),
@@ -76,15 +76,15 @@ def matrices(query, gallery):
 def test_equals_the_dense_loop(sizes, options, seed):
     query, gallery, _ = features(seed, *sizes)
     distances = matrices(query, gallery)
-    found = k_reciprocal(*distances, **options)
-    assert found.dtype == np.float64
-    np.testing.assert_allclose(found, dense(*distances, **options), rtol=0, atol=1e-13)
-    np.testing.assert_allclose(k_reciprocal_features(query, gallery, **options), found, rtol=0, atol=1e-12)
+    result = k_reciprocal(*distances, **options)
+    assert result.dtype == np.float64
+    np.testing.assert_allclose(result, dense(*distances, **options), rtol=0, atol=1e-13)
+    np.testing.assert_allclose(k_reciprocal_features(query, gallery, **options), result, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_equals_the_dense_loop_with_ties(seed):
-    # Points of a small grid: most distances are equal to others, some images are the same.
+    # Points of a small grid: most distances are tied, and some images are equal.
     rng = np.random.default_rng(seed)
     query, gallery = rng.integers(0, 3, (8, 2)).astype(float), rng.integers(0, 3, (40, 2)).astype(float)
     distances = matrices(query, gallery)
@@ -94,10 +94,10 @@ def test_equals_the_dense_loop_with_ties(seed):
 def test_float32_and_jax_arrays():
     query, gallery, _ = features(4, 15, 70, np.float32)
     distances = matrices(query, gallery)
-    found = k_reciprocal(*map(jnp.asarray, distances))
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(found, dense(*distances), rtol=0, atol=1e-5)
-    np.testing.assert_array_equal(k_reciprocal(*distances), found)
+    result = k_reciprocal(*map(jnp.asarray, distances))
+    assert result.dtype == np.float32
+    np.testing.assert_allclose(result, dense(*distances), rtol=0, atol=1e-5)
+    np.testing.assert_array_equal(k_reciprocal(*distances), result)
 
 
 def test_matrices_that_are_not_symmetric_follow_the_columns():
@@ -107,7 +107,7 @@ def test_matrices_that_are_not_symmetric_follow_the_columns():
 
 
 @pytest.mark.parametrize("elements", [1, 100, 3000])
-def test_blocks_do_not_change_a_bit(elements, monkeypatch):
+def test_blocks_give_bit_identical_results(elements, monkeypatch):
     query, gallery, _ = features(7, 11, 50)
     distances = matrices(query, gallery)
     expected = k_reciprocal(*distances, k1=8)
@@ -118,11 +118,11 @@ def test_blocks_do_not_change_a_bit(elements, monkeypatch):
 def test_lambda_one_is_the_original_ranking():
     query, gallery, _ = features(1, 9, 40)
     distance_QG, *others = matrices(query, gallery)
-    found = k_reciprocal(distance_QG, *others, lambda_value=1)
-    np.testing.assert_array_equal(np.argsort(found, axis=1), np.argsort(distance_QG, axis=1))
+    result = k_reciprocal(distance_QG, *others, lambda_value=1)
+    np.testing.assert_array_equal(np.argsort(result, axis=1), np.argsort(distance_QG, axis=1))
 
 
-def test_scale_and_gallery_order_do_not_matter():
+def test_invariant_to_scale_and_gallery_order():
     query, gallery, _ = features(2, 9, 40)
     distances = matrices(query, gallery)
     expected = k_reciprocal(*distances)
@@ -140,7 +140,7 @@ def test_improves_a_clustered_ranking():
     assert evaluate_ranking(k_reciprocal(*distances), *labels)["mAP"] > before + 0.02
 
 
-def test_inputs_stay_as_they_are():
+def test_inputs_are_not_modified():
     distances = matrices(*features(5, 6, 20)[:2])
     copies = [d.copy() for d in distances]
     k_reciprocal(*distances)
@@ -149,20 +149,20 @@ def test_inputs_stay_as_they_are():
 
 
 def test_identical_images_give_finite_distances():
-    found = k_reciprocal(np.zeros((2, 5)), np.zeros((2, 2)), np.zeros((5, 5)), k1=2, k2=2)
-    assert np.isfinite(found).all()
+    result = k_reciprocal(np.zeros((2, 5)), np.zeros((2, 2)), np.zeros((5, 5)), k1=2, k2=2)
+    assert np.isfinite(result).all()
 
 
-def test_mistakes_are_named():
+def test_impossible_inputs_are_refused():
     qg, qq, gg = matrices(*features(6, 4, 10)[:2])
     with pytest.raises(UserError, match=r"distance_QQ has shape \(10, 10\).*\(4, 10\).*\(4, 4\)"):
         k_reciprocal(qg, gg, qq)
     with pytest.raises(UserError, match=r"distance_GG has shape \(10, 9\).*\(10, 10\)"):
         k_reciprocal(qg, qq, gg[:, :9])
     for options in ({"k1": 0}, {"k2": 0}, {"lambda_value": 1.5}):
-        with pytest.raises(UserError, match="re-ranking with"):
+        with pytest.raises(UserError, match="re-ranking: found k1"):
             k_reciprocal(qg, qq, gg, **options)
-    with pytest.raises(UserError, match="nothing to re-rank: 0 queries"):
+    with pytest.raises(UserError, match="re-ranking: found 0 queries"):
         k_reciprocal(qg[:0], qq[:0, :0], gg)
     gg[7, 3] = np.nan
     with pytest.raises(UserError, match="gallery image 3 are not all finite"):
@@ -188,9 +188,9 @@ def test_query_expansion_equals_a_loop(k, alpha):
 
 def test_query_expansion_by_zero_neighbours_is_the_identity():
     query, gallery, _ = features(9, 6, 20, np.float32)
-    found = query_expansion(jnp.asarray(query), jnp.asarray(gallery), 0, 3.0)
-    np.testing.assert_array_equal(found, query)
-    assert found.dtype == np.float32
+    result = query_expansion(jnp.asarray(query), jnp.asarray(gallery), 0, 3.0)
+    np.testing.assert_array_equal(result, query)
+    assert result.dtype == np.float32
 
 
 def test_query_expansion_improves_a_clustered_ranking():
@@ -201,12 +201,12 @@ def test_query_expansion_improves_a_clustered_ranking():
     assert after > before + 0.02
 
 
-def test_query_expansion_mistakes_are_named():
+def test_impossible_query_expansions_are_refused():
     query, gallery, _ = features(9, 6, 20)
     with pytest.raises(UserError, match=r"\(6, 8\).*\(20, 7\)"):
         query_expansion(query, gallery[:, :7], 3, 1.0)
     with pytest.raises(UserError, match="k -1"):
         query_expansion(query, gallery, -1, 1.0)
     gallery[2, 2] = np.inf
-    with pytest.raises(UserError, match="gallery features hold NaN or inf"):
+    with pytest.raises(UserError, match="gallery features: found NaN or inf"):
         query_expansion(query, gallery, 3, 1.0)

@@ -1,4 +1,4 @@
-"""Nothing is compiled twice: neither in a run nor, thanks to the cache, in the next one."""
+"""A run compiles its step once, and later runs load it from the persistent cache."""
 
 import importlib.util
 import logging
@@ -25,9 +25,9 @@ def tiny():
     return module.get_config()
 
 
-@pytest.mark.parametrize("how", ["pmap", pytest.param("shard_map", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("mode", ["pmap", pytest.param("shard_map", marks=pytest.mark.slow)])
 def test_a_run_compiles_nothing_after_its_first_steps_checkpoint_and_validation(
-    how, tmp_path, tmp_path_factory, monkeypatch
+    mode, tmp_path, tmp_path_factory, monkeypatch
 ):
     in_step, after_validation, caught = [], [], []
 
@@ -35,9 +35,9 @@ def test_a_run_compiles_nothing_after_its_first_steps_checkpoint_and_validation(
         compiled = original(self, step)
 
         def counted(state, batch):
-            before = compilation.count()
+            before = compilation.num_compiled()
             result = compiled(state, batch)
-            in_step.append(compilation.count() - before)
+            in_step.append(compilation.num_compiled() - before)
             return result
 
         return counted
@@ -46,26 +46,26 @@ def test_a_run_compiles_nothing_after_its_first_steps_checkpoint_and_validation(
         def write(self, step, metrics):
             super().write(step, metrics)
             if any(name.startswith("val/") for name in metrics):
-                after_validation.append(compilation.count())
+                after_validation.append(compilation.num_compiled())
 
     monkeypatch.setattr(DeviceMap, "map", mapped)
     monkeypatch.setattr(train, "MetricWriter", Writer)
     monkeypatch.setattr(logging, "warning", lambda *words: caught.append(words[0] % words[1:]))
     config = tiny()
-    config.parallel, config.devices = how, 2
+    config.parallel, config.devices = mode, 2
     config.data.dir = str(tmp_path_factory.getbasetemp() / "prepared")
     config.data.val_share, config.eval_every, config.epochs = 0.25, 1, 3
-    config.checkpoint_every = 2  # the first one compiles what copies arrays to the host
+    config.checkpoint_every = 2  # the first save compiles the copies of arrays to the host
     train.train(config, tmp_path / "run")
     assert len(in_step) == 12 and sum(in_step[:2]) >= 1  # 4 steps an epoch
     assert in_step[2:] == [0] * 10
-    assert len(after_validation) == 3  # between them steps, checkpoints and a whole validation
+    assert len(after_validation) == 3  # steps, checkpoints and a validation lie between them
     assert after_validation == after_validation[:1] * 3
     assert not [text for text in caught if "compiled again" in text]
 
 
-def test_a_step_that_is_compiled_again_is_told_with_its_shapes(caplog):
-    step = compilation.warn_if_compiled_again(jax.jit(lambda state, rows: state + rows.sum()))
+def test_recompilation_is_logged_with_the_shapes(caplog):
+    step = compilation.warn_on_recompilation(jax.jit(lambda state, rows: state + rows.sum()))
     for _ in range(4):
         step(0.0, np.ones((4, 2), np.float32))
     assert not caplog.records
@@ -76,7 +76,7 @@ def test_a_step_that_is_compiled_again_is_told_with_its_shapes(caplog):
 
 
 def test_the_first_two_calls_may_compile(caplog):
-    step = compilation.warn_if_compiled_again(jax.jit(lambda state, rows: state + rows.sum()))
+    step = compilation.warn_on_recompilation(jax.jit(lambda state, rows: state + rows.sum()))
     step(0.0, np.ones(7, np.float32))
     step(np.zeros(7, np.float32), np.ones(7, np.float32))
     assert not caplog.records
@@ -85,7 +85,7 @@ def test_the_first_two_calls_may_compile(caplog):
 PROGRAM = """
 import jax
 from cacenet_jax.run import compilation
-compilation.use_cache()
+compilation.enable_cache()
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 jax.jit(lambda x: x * 3 + 1)(2.0)
@@ -94,7 +94,7 @@ print(jax.config.jax_compilation_cache_dir)
 
 
 def folder_of(**env) -> str:
-    """What cache a fresh process takes, having compiled something."""
+    """Return the cache folder of a new process that has compiled something."""
     clean = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM], env={**clean, "PYTHONPATH": str(ROOT), **env}, capture_output=True, text=True,
@@ -103,17 +103,17 @@ def folder_of(**env) -> str:
     return done.stdout.strip()
 
 
-def test_compiled_programs_are_kept_where_the_user_says_or_in_the_users_cache(tmp_path):
-    found = Path(folder_of(XDG_CACHE_HOME=str(tmp_path)))
-    assert found.parent == tmp_path / "cacenet_jax/xla" and any(found.iterdir())
+def test_the_cache_is_the_folder_the_user_names_or_in_the_users_cache(tmp_path):
+    cache = Path(folder_of(XDG_CACHE_HOME=str(tmp_path)))
+    assert cache.parent == tmp_path / "cacenet_jax/xla" and any(cache.iterdir())
     chosen = tmp_path / "chosen"
     assert folder_of(XDG_CACHE_HOME=str(tmp_path / "other"), JAX_COMPILATION_CACHE_DIR=str(chosen)) == str(chosen)
     assert any(chosen.iterdir()) and not (tmp_path / "other").exists()
     (tmp_path / "file").write_text("")
-    assert folder_of(XDG_CACHE_HOME=str(tmp_path / "file")) == "None"  # compiles each time, and says nothing
+    assert folder_of(XDG_CACHE_HOME=str(tmp_path / "file")) == "None"  # no cache, and no error
 
 
 def test_processors_that_differ_do_not_share_programs(monkeypatch):
-    one = compilation.default_cache()
+    one = compilation.default_cache_dir()
     monkeypatch.setattr(compilation, "_cpu_features", lambda: "flags: another")
-    assert compilation.default_cache().parent == one.parent and compilation.default_cache() != one
+    assert compilation.default_cache_dir().parent == one.parent and compilation.default_cache_dir() != one

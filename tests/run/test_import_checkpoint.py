@@ -10,7 +10,7 @@ from released import golden_config, golden_network, maker, state_dict
 from safetensors.numpy import save_file
 
 from cacenet_jax import experiment
-from cacenet_jax.distributed.device_map import global_mesh, replicated
+from cacenet_jax.distributed.device_map import global_mesh, replicated_sharding
 from cacenet_jax.errors import UserError
 from cacenet_jax.run.checkpoints import Checkpoints
 from cacenet_jax.run.import_checkpoint import identities, import_checkpoint, released_name, released_variables
@@ -89,7 +89,7 @@ def test_import_writes_a_workdir_that_is_loaded_again(tmp_path, monkeypatch, cap
     assert "of 5 identities" in capsys.readouterr().out
     checkpoints = Checkpoints(tmp_path / "run", create=False)
     assert checkpoints.num_identities() == 5 and checkpoints.steps() == [1]
-    loaded = checkpoints.load(1, state, replicated(global_mesh(1)))
+    loaded = checkpoints.load(1, state, replicated_sharding(global_mesh(1)))
     checkpoints.close()
     expected = released_variables(net, state_dict(), "FILE")
     jax.tree.map(np.testing.assert_array_equal, loaded.params, expected["params"])

@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 from cacenet_jax import experiment, optim
 from cacenet_jax.config import to_dict
-from cacenet_jax.distributed.device_map import global_mesh, replicated
+from cacenet_jax.distributed.device_map import global_mesh, replicated_sharding
 from cacenet_jax.errors import UserError
 from cacenet_jax.models.backbones import resnet
 from cacenet_jax.run import initialisation
@@ -98,7 +98,7 @@ def test_a_training_goes_on_from_the_files_weights(weights, tmp_path, capsys, mo
     assert "60 arrays of resnet_tiny" in capsys.readouterr().out
     assert json.loads((tmp_path / "run" / "config.json").read_text())["pretrained"] == source
     checkpoints = Checkpoints(tmp_path / "run", create=False)
-    params, _ = checkpoints.parameters(6, replicated(global_mesh(1)))
+    params, _ = checkpoints.parameters(6, replicated_sharding(global_mesh(1)))
     checkpoints.close()
     moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), params["backbone"], variables["params"])
     assert 0 < max(jax.tree.leaves(moved)) < 6 * 2e-3  # six steps of AdamW at 1e-3 or less; the weights are 0.2 to 0.4

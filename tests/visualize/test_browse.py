@@ -8,10 +8,10 @@ from command import TINY
 from matplotlib.colors import to_hex
 
 from cacenet_jax.data.builders import open_split
-from cacenet_jax.data.subsets import whole
+from cacenet_jax.data.subsets import all_records
 from cacenet_jax.errors import UserError
 from cacenet_jax.evaluate import Rankable
-from cacenet_jax.retrieval.rankings import Labelled, Settings
+from cacenet_jax.retrieval.rankings import LabelledSet, Settings
 from cacenet_jax.train import Trained, prepare_data
 from cacenet_jax.visualize import browse
 from cacenet_jax.visualize.style import RIGHT, WRONG
@@ -26,9 +26,9 @@ def ranked(tmp_path_factory):
     rng = np.random.default_rng(0)
 
     def labelled(name):
-        images = whole(open_split(prepared, name))
+        images = all_records(open_split(prepared, name))
         embedding = rng.normal(size=(len(images.pids), 3)).astype(np.float32)
-        return Labelled(embedding / np.linalg.norm(embedding, axis=1, keepdims=True), images.pids, images.camids)
+        return LabelledSet(embedding / np.linalg.norm(embedding, axis=1, keepdims=True), images.pids, images.camids)
 
     query, gallery = labelled("query"), labelled("gallery")
     pair_QG = rng.random((len(query.pids), len(gallery.pids))).astype(np.float32)

@@ -14,7 +14,7 @@ from command import TINY
 from cacenet_jax import experiment
 from cacenet_jax.config import paper, validate
 from cacenet_jax.data.builders import open_split
-from cacenet_jax.data.subsets import whole
+from cacenet_jax.data.subsets import all_records
 from cacenet_jax.errors import UserError
 from cacenet_jax.evaluate import score
 from cacenet_jax.train import Trained, prepare_data
@@ -45,7 +45,7 @@ def untrained(tmp_path, data_dir, monkeypatch):
         state = create_state(net, optax.sgd(1.0), jax.random.key(0), (config.data.height, config.data.width))
         trained = Trained(net, 12, state, prepare_data(config))
         monkeypatch.setattr(report, "load", lambda config, workdir: trained)
-        splits = (whole(open_split(trained.prepared, split)) for split in ("query", "gallery"))
+        splits = (all_records(open_split(trained.prepared, split)) for split in ("query", "gallery"))
         (tmp_path / "run").mkdir()
         results = score(config, net, state, *splits)
         (tmp_path / "run/results.json").write_text(json.dumps(results))

@@ -1,12 +1,10 @@
-"""What the builders share: the record, the scan of a data set's files, and the checks.
+"""Base classes of the builders: the record, the scan of a data set's files, and their checks.
 
-A record is {image: encoded bytes as stored, pid: int, camid: int, name: str, parts: PNG bytes, empty where
-unknown}. `pid` is the data set's own label. `camid` is the data set's own camera number (1 for the first), -1
-where there is none.
+A record is {image: encoded bytes as stored, pid: int, camid: int, name: str, parts: PNG bytes, empty if unknown}. `pid`
+is the data set's own label, `camid` its own camera number (usually from 1), -1 if unknown.
 
-The builders are `ShardBasedBuilder`s and not `GeneratorBasedBuilder`s: the latter needs TensorFlow as soon as
-a split exceeds 1000 MiB (it shuffles on disk), as sets of MSMT17's size can; the former keeps the files'
-order and writes shard by shard in bounded memory.
+Builders derive from `ShardBasedBuilder`, which keeps the order of files and writes shard by shard in bounded memory.
+`GeneratorBasedBuilder` needs TensorFlow for a split of more than 1000 MiB, which it shuffles on disk.
 """
 
 import abc
@@ -26,11 +24,11 @@ from cacenet_jax.errors import UserError
 
 SPLITS = ("train", "query", "gallery")
 NO_CAMERA = -1
-_SHARD_IMAGES = 4096  # TFDS holds one shard's images in memory while it writes
+_SHARD_IMAGES = 4096  # TFDS holds the images of a shard in memory while writing
 
 
 class Entry(NamedTuple):
-    """One image: its path in the source, its name in the split, its labels."""
+    """Image file: its path in the source, its name in the split, its identity and camera."""
 
     path: str
     name: str
@@ -39,11 +37,11 @@ class Entry(NamedTuple):
 
 
 class Scan(abc.ABC):
-    """What a data set holds, known without decoding an image.
+    """Contents of a data set, determined without decoding an image.
 
     Attributes:
-        origin: where it comes from, for messages.
-        fingerprint: names the prepared copy; changes whenever a file, a label or an option that matters does.
+        origin: source of the data, for error messages.
+        fingerprint: name of the prepared copy; changes with every file, label and option that affects records.
     """
 
     origin: str
@@ -55,28 +53,28 @@ class Scan(abc.ABC):
 
     @abc.abstractmethod
     def examples(self, split: str, start: int, stop: int) -> Iterator[dict[str, Any]]:
-        """Yield the records start, …, stop - 1 of a split."""
+        """Yield records start .. stop-1 of a split."""
 
 
 class FileScan(Scan):
-    """A scan of image files: records sorted by name, bytes read and checked when asked for."""
+    """Scan of image files: records are sorted by name, bytes are read and checked on iteration."""
 
     def __init__(self, source: Source, folder: str, splits: Mapping[str, Sequence[Entry]]):
         """Sort the entries and check them.
 
         Args:
-            source: where the paths lie.
-            folder: the data set's folder in it, for messages.
-            splits: for each of train, query and gallery its entries. Negative pids (junk) are dropped here.
+            source: source of the paths.
+            folder: the data set's folder in it, for error messages.
+            splits: entries of train, query and gallery; those with negative pids (junk) are dropped.
 
         Raises:
-            UserError: for a path that does not exist, a name that occurs twice, or one identity in train.
+            UserError: a path does not exist, a name occurs twice, or train has a single identity.
         """
         self._source = source
         self._splits = {
             split: sorted((e for e in splits.get(split, ()) if e.pid >= 0), key=lambda e: e.name) for split in SPLITS
         }
-        self.origin = source.where(folder)
+        self.origin = source.display_path(folder)
         self.fingerprint = fingerprint(
             (split, *entry[1:], *self._stamp(entry))
             for split, entry in self._labelled()  # all but the path
@@ -91,20 +89,23 @@ class FileScan(Scan):
     def _stamp(self, entry: Entry) -> tuple[int, ...]:
         stamp = self._source.stamp(entry.path)
         if stamp is None:
-            raise UserError(f"{self._source.where(entry.path)}: listed, but no such file; add it or remove its line")
+            raise UserError(
+                f"{self._source.display_path(entry.path)}: listed, but no such file; add it or remove its line"
+            )
         return stamp
 
     def _check(self) -> None:
         for split, entries in self._splits.items():
             for first, second in itertools.pairwise(entries):
                 if first.name == second.name:
-                    found = self._source.where(second.path)
-                    raise UserError(f"{found}: occurs twice in split {split}; expected once; remove one of the two")
+                    path = self._source.display_path(second.path)
+                    raise UserError(f"{path}: found twice in split {split}, expected once; remove one of the two")
         identities = {entry.pid for entry in self._splits["train"]}
         if len(identities) == 1:
             only = next(iter(identities))
             raise UserError(
-                f"{self.origin}: split train has one identity only (pid {only}); expected at least two to train on"
+                f"{self.origin}: split train has a single identity (pid {only}), expected at least two to train "
+                "on; add images of others"
             )
 
     def counts(self) -> dict[str, int]:
@@ -112,21 +113,21 @@ class FileScan(Scan):
         return {split: len(entries) for split, entries in self._splits.items()}
 
     def examples(self, split: str, start: int, stop: int) -> Iterator[dict[str, Any]]:
-        """Yield records; raises UserError for a file that is no complete image."""
+        """Yield records start .. stop-1 of a split. Raises UserError for an incomplete image file."""
         for entry in self._splits[split][start:stop]:
             image = self._source.read(entry.path)
-            check_image(image, self._source.where(entry.path))
+            check_image(image, self._source.display_path(entry.path))
             yield {"image": image, "pid": entry.pid, "camid": entry.camid, "name": entry.name, "parts": b""}
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
 class ReidConfig(tfds.core.BuilderConfig):
-    """A TFDS configuration that names one version of the data.
+    """TFDS configuration of one prepared copy.
 
     Attributes:
-        scan: the data; None when only reading.
-        options: the options that shaped it, kept in metadata.json.
-        on_image: called after each image written.
+        scan: contents of the data set; None when reading a prepared copy.
+        options: options that determined the records, kept in metadata.json.
+        on_image: callback after each written image.
     """
 
     scan: Scan | None = None
@@ -135,35 +136,35 @@ class ReidConfig(tfds.core.BuilderConfig):
 
 
 class ReidBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
-    """A person re-identification data set with splits train, query and gallery.
+    """Builder of a person re-identification data set with splits train, query and gallery.
 
-    A data set sets the class attributes and `scan`.
+    Subclasses define the class attributes and `scan`.
     """
 
     VERSION = tfds.core.Version("1.0.0")
     SUMMARY: ClassVar[str] = ""
-    HOME: ClassVar[str] = ""  # where to get the data set; ends error messages
-    OPTIONS: ClassVar[Mapping[str, Any]] = {}  # option -> default
+    HOME: ClassVar[str] = ""  # where to obtain the data set; the end of error messages
+    OPTIONS: ClassVar[Mapping[str, Any]] = {}  # defaults of the options by name
     NEEDS_ROOT: ClassVar[bool] = True
 
     @classmethod
     @abc.abstractmethod
     def scan(cls, root: str | None, options: Mapping[str, Any]) -> Scan:
-        """Look at the user's files. Raises UserError for whatever is wrong with them."""
+        """Scan the user's files. Raises UserError if they are not as expected."""
 
     @classmethod
     def expected_counts(cls, options: Mapping[str, Any]) -> Mapping[str, int] | None:
-        """Return the published counts, None where there is none or options say not to check."""
+        """Return the published number of images of each split, or None to skip the check."""
         del options
         return None
 
     @classmethod
     def complete_options(cls, given: Mapping[str, Any] | None) -> dict[str, Any]:
-        """Return all options, defaults filled in. Raises UserError for a wrong name or type."""
+        """Fill in the defaults of the options. Raises UserError for an unknown name or a wrong type."""
         options = dict(cls.OPTIONS)
         for key, value in dict(given or {}).items():
             if key == "check_counts" and key not in options:
-                continue  # a benchmark's config used on data without published counts: there is nothing to check
+                continue  # set by a benchmark's config, meaningless for data without published counts
             if key not in options:
                 known = ", ".join(options) or "none"
                 raise UserError(f"{cls.name}: unknown option {key!r}; known options: {known}; remove or correct it")
@@ -171,27 +172,27 @@ class ReidBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
             if type(default) is float and type(value) is int:
                 value = float(value)
             if type(value) is not type(default):
-                kind = type(default).__name__
+                type_name = type(default).__name__
                 raise UserError(
-                    f"{cls.name}: option {key} is {value!r}, expected {kind}; give a value such as {default!r}"
+                    f"{cls.name}: option {key} is {value!r}, expected {type_name}; give a value such as {default!r}"
                 )
             options[key] = value
         return options
 
     @classmethod
     def check_counts(cls, counts: Mapping[str, int], options: Mapping[str, Any], origin: str) -> None:
-        """Raise UserError for an empty split, or a number of images that is not the published one."""
+        """Raise UserError for an empty split or a number of images other than the published one."""
         for split in SPLITS:
             if not counts[split]:
                 raise UserError(
-                    f"{cls.name}: split {split} of {origin} has no images; expected at least one; put some there"
+                    f"{cls.name}: split {split} of {origin} has no images, expected at least one; add images"
                 )
         for split, expected in (cls.expected_counts(options) or {}).items():
             if counts[split] != expected:
                 raise UserError(
                     f"{cls.name}: split {split} of {origin} has {counts[split]:,} images, expected "
                     f"{expected:,}; get a "
-                    f"complete copy, or set config.data.options.check_counts=False if a subset is meant"
+                    f"complete copy, or set config.data.options.check_counts=False for a subset"
                 )
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -231,12 +232,12 @@ class ReidBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
             self.builder_config.on_image()
 
     def _log_download_bytes(self) -> None:
-        """Say nothing: TFDS would speak of a download."""
+        """Suppress TFDS's message about a download."""
 
     def _log_download_done(self) -> None:
-        """Say nothing, likewise."""
+        """Suppress TFDS's message about a download."""
 
 
-def name_in(folder: str, path: str) -> str:
-    """Return `path` relative to `folder`, the name of a record."""
+def record_name(folder: str, path: str) -> str:
+    """Return the name of a record, its path relative to the data set's folder."""
     return posixpath.relpath(path, folder) if folder else os.fspath(path)

@@ -1,11 +1,11 @@
-"""The layout of Market-1501 and its followers: three folders, labels in the file names."""
+"""Layout of Market-1501 and data sets modelled on it: three folders, labels in the file names."""
 
 import posixpath
 import re
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from cacenet_jax.data.builders.base import NO_CAMERA, Entry, FileScan, ReidBuilder, Scan, name_in
+from cacenet_jax.data.builders.base import NO_CAMERA, Entry, FileScan, ReidBuilder, Scan, record_name
 from cacenet_jax.data.builders.source import Source, locate, open_source
 from cacenet_jax.errors import UserError
 
@@ -15,18 +15,18 @@ _CAMERA_OPTIONAL = re.compile(r"(-?\d+)(?:_c(\d+)|(?=[_.-]))")
 
 
 def entries_of_folder(source: Source, folder: str, *, camera_optional: bool = False) -> list[Entry]:
-    """Read identities and cameras off the file names of a folder.
+    """Parse identities and cameras from the file names of a folder.
 
     Args:
-        source: where the folder is.
-        folder: its path; images in folders below it count too.
-        camera_optional: whether names without a camera are accepted (camid -1).
+        source: source of the folder.
+        folder: its path; subfolders are included.
+        camera_optional: accept names without a camera (camid -1).
 
     Returns:
-        an entry for each image, junk (pid -1) included.
+        An entry for each image, junk (pid -1) included.
 
     Raises:
-        UserError: for a name that does not parse.
+        UserError: a name does not parse.
     """
     pattern = _CAMERA_OPTIONAL if camera_optional else _WITH_CAMERA
     entries = []
@@ -39,15 +39,15 @@ def entries_of_folder(source: Source, folder: str, *, camera_optional: bool = Fa
                 else "<pid>_c<camera>…, as in 0002_c1s1_000451_03.jpg"
             )
             raise UserError(
-                f"{source.where(path)}: name does not say who it is; expected {expected}; rename or remove the file"
+                f"{source.display_path(path)}: found no identity in the name, expected {expected}; rename or remove the file"
             )
         camid = NO_CAMERA if match[2] is None else int(match[2])
-        entries.append(Entry(path, name_in(folder, path), int(match[1]), camid))
+        entries.append(Entry(path, record_name(folder, path), int(match[1]), camid))
     return entries
 
 
 class MarketStyleBuilder(ReidBuilder, skip_registration=True):
-    """A benchmark in the layout of Market-1501."""
+    """Builder of a benchmark in the layout of Market-1501."""
 
     COUNTS: ClassVar[Mapping[str, int]] = {}  # images per split, junk dropped
     FOLDER_NAMES: ClassVar[tuple[str, ...]] = ()
@@ -55,13 +55,13 @@ class MarketStyleBuilder(ReidBuilder, skip_registration=True):
 
     @classmethod
     def scan(cls, root: str | None, options: Mapping[str, Any]) -> Scan:
-        """Read the three folders. Raises UserError when they, or their files' names, are not as expected."""
+        """Scan the three folders. Raises UserError if they or their file names are not as expected."""
         source = open_source(root)
-        place = locate(source, {"market": tuple(FOLDERS.values())}, cls.FOLDER_NAMES, cls.HOME)
-        folders = {split: posixpath.join(place.folder, folder) for split, folder in FOLDERS.items()}
+        location = locate(source, {"market": tuple(FOLDERS.values())}, cls.FOLDER_NAMES, cls.HOME)
+        folders = {split: posixpath.join(location.folder, folder) for split, folder in FOLDERS.items()}
         return FileScan(
             source,
-            place.folder,
+            location.folder,
             {split: entries_of_folder(source, folder) for split, folder in folders.items()},
         )
 

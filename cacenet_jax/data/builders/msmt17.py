@@ -15,10 +15,9 @@ _NAME = re.compile(r"-?\d+_\d+_(\d+)_")  # the third field is the camera
 
 
 class Msmt17(ReidBuilder, skip_registration=True):
-    """MSMT17. Identities are numbered from 0 in train and from 0 again in query and gallery.
+    """Builder of MSMT17. Identities are numbered from 0 in train, and from 0 again in query and gallery.
 
-    Option `train_val` adds the images of list_val.txt to train, as some papers do; the original trains
-    without.
+    The option `train_val` adds the images of list_val.txt to train, as some papers do; the original protocol does not.
     """
 
     name = "msmt17"
@@ -28,15 +27,17 @@ class Msmt17(ReidBuilder, skip_registration=True):
 
     @classmethod
     def scan(cls, root: str | None, options: Mapping[str, Any]) -> Scan:
-        """Read the four lists. Raises UserError for a missing file or a line that does not parse."""
+        """Scan the four lists. Raises UserError for a missing file or a line that does not parse."""
         source = open_source(root)
         layouts = {layout: (*folders, *_LISTS) for layout, folders in _FOLDERS.items()}
-        place = locate(source, layouts, ("MSMT17_V1", "MSMT17_V2", "MSMT17"), cls.HOME)
-        train, test = _FOLDERS[place.layout]
+        location = locate(source, layouts, ("MSMT17_V1", "MSMT17_V2", "MSMT17"), cls.HOME)
+        train, test = _FOLDERS[location.layout]
 
-        def read(kind: str, folder: str) -> list[Entry]:
+        def read(list_name: str, folder: str) -> list[Entry]:
             return _read_list(
-                source, posixpath.join(place.folder, f"list_{kind}.txt"), posixpath.join(place.folder, folder)
+                source,
+                posixpath.join(location.folder, f"list_{list_name}.txt"),
+                posixpath.join(location.folder, folder),
             )
 
         splits = {
@@ -46,7 +47,7 @@ class Msmt17(ReidBuilder, skip_registration=True):
         }
         if options["train_val"]:
             splits["train"] += read("val", train)
-        return FileScan(source, place.folder, splits)
+        return FileScan(source, location.folder, splits)
 
     @classmethod
     def expected_counts(cls, options: Mapping[str, Any]) -> Mapping[str, int] | None:
@@ -56,6 +57,7 @@ class Msmt17(ReidBuilder, skip_registration=True):
 
 
 def _read_list(source: Source, path: str, folder: str) -> list[Entry]:
+    """Parse the lines `<file> <pid>` of a list; the camera is the third field of the file name."""
     entries = []
     for number, line in enumerate(source.read_text(path).splitlines(), 1):
         if not line.strip():
@@ -64,7 +66,7 @@ def _read_list(source: Source, path: str, folder: str) -> list[Entry]:
         match = _NAME.match(posixpath.basename(name))
         if match is None or not re.fullmatch(r"\d+", pid):
             raise UserError(
-                f"{source.where(path)} line {number}: {line.strip()!r} does not parse; expected "
+                f"{source.display_path(path)} line {number}: {line.strip()!r} does not parse; expected "
                 "'0000/0000_000_01_0303morning_0008_0.jpg 0' (file whose third field is the camera, then "
                 "the pid)"
                 f"; restore the original list"

@@ -7,7 +7,7 @@ from cacenet_jax.data.builders.market_style import MarketStyleBuilder
 
 
 class OccludedDukemtmc(MarketStyleBuilder, skip_registration=True):
-    """Occluded-Duke: the images of DukeMTMC-reID split anew, so that every query is occluded."""
+    """Builder of Occluded-Duke, a split of DukeMTMC-reID in which every query is occluded."""
 
     name = "occluded_dukemtmc"
     SUMMARY = "Occluded-DukeMTMC: DukeMTMC-reID split anew, occluded queries."

@@ -1,4 +1,4 @@
-"""Preparing a data set once: written aside, renamed when complete."""
+"""Preparation of a data set: its records are written once, in a temporary directory that is renamed when complete."""
 
 import contextlib
 import fcntl
@@ -26,8 +26,8 @@ _BUILDERS = {  # name -> class, in the module of the same name
     "reid_folder": "ReidFolder",
     "synthetic_pedestrians": "SyntheticPedestrians",
 }
-_NOT_CONTENT = ("check_counts",)  # options that change no record
-_LINE_EVERY_S = 10.0
+_CHECK_OPTIONS = ("check_counts",)  # options that change no record
+_LINE_INTERVAL_S = 10.0
 
 
 def available() -> tuple[str, ...]:
@@ -43,57 +43,53 @@ def prepare(
     options: Mapping[str, Any] | None = None,
     progress: bool = True,
 ) -> Prepared:
-    """Prepare a data set, or return at once what was prepared before.
+    """Prepare a data set, or return the copy that was prepared before.
 
-    A copy lives in data_dir/<name>/<fingerprint>/<version>. The fingerprint covers each image's name, labels,
-    size and time of change (in a zip: checksum), so other images, changed images and other options get a copy
-    of their own, and the same data set found through another path does not. Old copies stay until the user
-    removes them. Killed or failed preparations leave nothing that counts.
+    A copy is stored in data_dir/<name>/<fingerprint>/<version>. The fingerprint covers each image's name, labels, size and
+    modification time (checksum in a zip), so changed images and options get a new copy, and the same data set at another
+    path does not. Old copies remain until the user removes them. An interrupted preparation leaves no copy.
 
     Args:
         name: one of `available()`.
-        root: the data set's folder, the folder above it, or its zip. None takes the one copy that is prepared
-            already, without looking for its source. Ignored by data that is rendered.
-        data_dir: where prepared data lives.
-        options: the builder's options; see its OPTIONS.
-        progress: whether to report progress on stderr, as a bar on a terminal and as plain lines otherwise.
+        root: the data set's folder, a folder above it, or its zip. None selects the only prepared copy without needing its
+            source. Ignored by rendered data.
+        data_dir: folder of prepared data.
+        options: options of the builder; see its OPTIONS.
+        progress: report progress on stderr, as a bar on a terminal and as lines otherwise.
 
     Returns:
-        where the prepared data is.
+        The prepared copy.
 
     Raises:
-        UserError: for whatever is wrong with the name, the options or the user's files, in one line.
+        UserError: unknown name, invalid options, or files that are not as expected.
     """
     builder = builder_class(name)
     chosen = builder.complete_options(options)
     home = os.path.join(os.path.abspath(os.path.expanduser(data_dir)), name)
-    directory, scan = _find(builder, chosen, home, root)
+    directory, scan = _resolve(builder, chosen, home, root)
     if scan is not None and not os.path.isdir(directory):
         with _locked(home, progress):
-            if not os.path.isdir(directory):  # another process may have been faster
+            if not os.path.isdir(directory):  # another process may have prepared it meanwhile
                 _remove_leftovers(home)
-                _write(builder, scan, _content(chosen), home, progress)
+                _write(builder, scan, _content_options(chosen), home, progress)
     return Prepared(name, directory)
 
 
-def find(name: str, *, root: str | None, data_dir: str, options: Mapping[str, Any] | None = None) -> str:
-    """Return where the prepared copy of a data set is or would be, and prepare nothing.
+def find_prepared(name: str, *, root: str | None, data_dir: str, options: Mapping[str, Any] | None = None) -> str:
+    """Return the directory of a data set's prepared copy without preparing it; the directory need not exist.
 
     Args:
-        name: as for `prepare`, as everything else.
-        root: the data set's folder or zip.
-        data_dir: where prepared data lives.
-        options: the builder's options.
-
-    Returns:
-        the directory.
+        name: as in `prepare`.
+        root: as in `prepare`.
+        data_dir: as in `prepare`.
+        options: as in `prepare`.
 
     Raises:
-        UserError: the data set is not there, or is not what it should be by its names and counts.
+        UserError: as in `prepare`, except for the contents of image files.
     """
     builder = builder_class(name)
     home = os.path.join(os.path.abspath(os.path.expanduser(data_dir)), name)
-    return _find(builder, builder.complete_options(options), home, root)[0]
+    return _resolve(builder, builder.complete_options(options), home, root)[0]
 
 
 def builder_class(name: str) -> type[ReidBuilder]:
@@ -103,10 +99,12 @@ def builder_class(name: str) -> type[ReidBuilder]:
     return getattr(importlib.import_module(f"cacenet_jax.data.builders.{name}"), _BUILDERS[name])
 
 
-def _find(builder: type[ReidBuilder], chosen: dict[str, Any], home: str, root: str | None) -> tuple[str, Scan | None]:
-    """Return the directory of the prepared copy, and the scan of its source where that was looked for."""
+def _resolve(
+    builder: type[ReidBuilder], chosen: dict[str, Any], home: str, root: str | None
+) -> tuple[str, Scan | None]:
+    """Return the directory of the prepared copy, and the scan of its source; None if the source was not needed."""
     if builder.NEEDS_ROOT and not root:
-        directory = _prepared_before(builder, home, chosen)
+        directory = _existing_copy(builder, home, chosen)
         builder.check_counts(split_counts(directory), chosen, directory)
         return directory, None
     scan = builder.scan(root, chosen)
@@ -114,33 +112,34 @@ def _find(builder: type[ReidBuilder], chosen: dict[str, Any], home: str, root: s
     return os.path.join(home, scan.fingerprint, str(builder.VERSION)), scan
 
 
-def _content(options: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in options.items() if key not in _NOT_CONTENT}
+def _content_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that affect records."""
+    return {key: value for key, value in options.items() if key not in _CHECK_OPTIONS}
 
 
-def _prepared_before(builder: type[ReidBuilder], home: str, options: Mapping[str, Any]) -> str:
+def _existing_copy(builder: type[ReidBuilder], home: str, options: Mapping[str, Any]) -> str:
     """Return the only prepared directory with these options. Raises UserError for none or several."""
-    found = []
+    matches = []
     for copy in sorted(os.listdir(home)) if os.path.isdir(home) else ():
         directory = os.path.join(home, copy, str(builder.VERSION))
-        if os.path.isdir(directory) and read_metadata(directory)["options"] == _content(options):
-            found.append(directory)
-    if not found:
+        if os.path.isdir(directory) and read_metadata(directory)["options"] == _content_options(options):
+            matches.append(directory)
+    if not matches:
         raise UserError(
             f"{builder.name}: no data root given and nothing prepared in {home}; set "
             f"config.data.root to its folder or zip; {builder.HOME}"
         )
-    if len(found) > 1:
-        listed = ", ".join(f"{directory} from {read_metadata(directory)['origin']}" for directory in found)
+    if len(matches) > 1:
+        listed = ", ".join(f"{directory} from {read_metadata(directory)['origin']}" for directory in matches)
         raise UserError(
             f"{builder.name}: no data root given and several copies prepared ({listed}); set "
             "config.data.root or remove all but one"
         )
-    return found[0]
+    return matches[0]
 
 
 def _write(builder: type[ReidBuilder], scan: Scan, options: dict[str, Any], home: str, progress: bool) -> None:
-    """Write the records; TFDS writes into a directory named incomplete.… and renames it at the end."""
+    """Write the records. TFDS writes to a directory incomplete.… and renames it at the end."""
     copy = os.path.join(home, scan.fingerprint)
     try:
         with (
@@ -152,12 +151,12 @@ def _write(builder: type[ReidBuilder], scan: Scan, options: dict[str, Any], home
             writer = builder(data_dir=os.path.dirname(home), config=config, file_format="array_record")
             writer.download_and_prepare(download_dir=unused)
     finally:
-        with contextlib.suppress(OSError):  # not empty: it holds the finished copy
+        with contextlib.suppress(OSError):  # not empty: it contains the finished copy
             os.rmdir(copy)
 
 
 def _remove_leftovers(home: str) -> None:
-    """Remove what killed preparations left; the lock is held, so nobody is writing there."""
+    """Remove incomplete copies of interrupted preparations; the caller holds the lock."""
     for copy in os.listdir(home):
         folder = os.path.join(home, copy)
         for item in os.listdir(folder) if os.path.isdir(folder) else ():
@@ -169,7 +168,7 @@ def _remove_leftovers(home: str) -> None:
 
 @contextlib.contextmanager
 def _locked(home: str, progress: bool) -> Iterator[None]:
-    """Hold the data set's lock, which the system drops when the process ends, however it ends."""
+    """Hold the data set's file lock, which the system releases when the process ends."""
     try:
         os.makedirs(home, exist_ok=True)
         lock = open(os.path.join(home, ".lock"), "w")
@@ -181,7 +180,7 @@ def _locked(home: str, progress: bool) -> Iterator[None]:
         except BlockingIOError:
             if progress:
                 print(
-                    f"{os.path.basename(home)}: waiting for another process that prepares it",
+                    f"{os.path.basename(home)}: waiting for another process that is preparing it",
                     file=sys.stderr,
                     flush=True,
                 )
@@ -191,7 +190,7 @@ def _locked(home: str, progress: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet_tfds() -> Iterator[None]:
-    """Keep TFDS from warning that the configuration is not one of its own."""
+    """Suppress TFDS's warning about a configuration that it does not know."""
     before = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)
     try:
@@ -202,36 +201,36 @@ def _quiet_tfds() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _reporter(name: str, total: int, progress: bool) -> Iterator[Callable[[], None]]:
-    """Yield what to call after each image: it moves a bar, prints a line now and then, or does nothing."""
+    """Yield a callback for each image that updates a bar, prints periodic lines, or does nothing."""
     if not progress:
         yield lambda: None
     elif sys.stderr.isatty():
         with tqdm(total=total, desc=f"preparing {name}", unit=" images") as bar:
             yield lambda: bar.update() and None
     else:
-        yield (lines := _Lines(name, total)).step
-        lines.say()
+        yield (lines := _ProgressLines(name, total)).step
+        lines.print()
 
 
-class _Lines:
-    """Progress as plain lines."""
+class _ProgressLines:
+    """Progress as lines of text."""
 
     def __init__(self, name: str, total: int):
         self._name, self._total, self._done = name, total, 0
         self._start = self._last = time.monotonic()
 
     def step(self) -> None:
-        """Count an image; print a line every few seconds."""
+        """Count an image; prints a line every few seconds."""
         self._done += 1
-        if time.monotonic() - self._last > _LINE_EVERY_S:
-            self.say()
+        if time.monotonic() - self._last > _LINE_INTERVAL_S:
+            self.print()
 
-    def say(self) -> None:
-        """Print how far it is."""
+    def print(self) -> None:
+        """Print the current progress."""
         self._last = time.monotonic()
-        took = self._last - self._start
+        elapsed = self._last - self._start
         print(
-            f"preparing {self._name}: {self._done:,} of {self._total:,} images, {took:.1f} s",
+            f"preparing {self._name}: {self._done:,} of {self._total:,} images, {elapsed:.1f} s",
             file=sys.stderr,
             flush=True,
         )

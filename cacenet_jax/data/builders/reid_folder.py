@@ -1,4 +1,4 @@
-"""Anybody's images: a CSV manifest `path,pid[,camid][,split]`, or names in the style of Market-1501."""
+"""The user's own images, with a CSV manifest `path,pid[,camid][,split]` or file names like Market-1501's."""
 
 import csv
 import io
@@ -17,16 +17,15 @@ _SPLIT_OF_FOLDER = {split: split for split in SPLITS} | {folder: split for split
 
 
 class ReidFolder(ReidBuilder, skip_registration=True):
-    """The user's own images, in a folder or a zip.
+    """Builder of the user's own images, from a folder or a zip.
 
-    With a manifest (manifest.csv, another name by the option `manifest`, or a data root that is itself a .csv
-    file) the paths are relative to the manifest. `pid` and `camid` are integers, or names throughout, which
-    are numbered from 0 in sorted order; an empty or absent camid means that the camera is unknown (-1).
-    Without a `split` column the first folder of a path names its split: train, query, gallery, or
-    Market-1501's folder names.
+    The manifest is manifest.csv, the file that the option `manifest` names, or a data root that is a .csv file; its paths
+    are relative to it. The columns `pid` and `camid` hold integers throughout, or names throughout, which are numbered
+    from 0 in sorted order; an empty or absent camid is an unknown camera (-1). Without a column `split` the first folder of
+    a path determines it: train, query, gallery, or a folder name of Market-1501.
 
-    Without a manifest the identity, and the camera if any, are read off the names: 0002_c1….jpg or
-    0002_….jpg. A pid of -1 is junk and dropped.
+    Without a manifest the identity and the optional camera are parsed from file names, 0002_c1….jpg or 0002_….jpg. Images
+    with pid -1 are junk and dropped.
     """
 
     name = "reid_folder"
@@ -39,36 +38,37 @@ class ReidFolder(ReidBuilder, skip_registration=True):
 
     @classmethod
     def scan(cls, root: str | None, options: Mapping[str, Any]) -> Scan:
-        """Read the manifest or the folders. Raises UserError for what does not parse or does not exist."""
+        """Scan the manifest or the folders. Raises UserError for lines or names that do not parse and missing files."""
         manifest = options["manifest"]
         if root.lower().endswith(".csv") and not os.path.isdir(root):
             root, manifest = os.path.split(os.path.abspath(os.path.expanduser(root)))
         source = open_source(root)
         layouts = {"manifest": (manifest,), "plain": SPLITS, "market": tuple(FOLDERS.values())}
-        if manifest != cls.OPTIONS["manifest"]:  # asked for by name: no fallback
+        if manifest != cls.OPTIONS["manifest"]:  # explicitly named, so there is no fallback
             layouts = {"manifest": (manifest,)}
-        place = locate(source, layouts, (), cls.HOME)
-        if place.layout == "manifest":
-            return FileScan(source, place.folder, _read_manifest(source, posixpath.join(place.folder, manifest)))
-        names = dict(zip(SPLITS, SPLITS)) if place.layout == "plain" else FOLDERS
-        folders = {split: posixpath.join(place.folder, folder) for split, folder in names.items()}
+        location = locate(source, layouts, (), cls.HOME)
+        if location.layout == "manifest":
+            return FileScan(source, location.folder, _read_manifest(source, posixpath.join(location.folder, manifest)))
+        folder_names = dict(zip(SPLITS, SPLITS)) if location.layout == "plain" else FOLDERS
+        folders = {split: posixpath.join(location.folder, folder) for split, folder in folder_names.items()}
         return FileScan(
             source,
-            place.folder,
+            location.folder,
             {s: entries_of_folder(source, f, camera_optional=True) for s, f in folders.items()},
         )
 
 
 def _read_manifest(source: Source, path: str) -> dict[str, list[Entry]]:
-    """Return the entries of each split that a manifest lists."""
-    where = source.where(path)
+    """Parse a manifest into the entries of each split."""
+    where = source.display_path(path)
     reader = csv.DictReader(io.StringIO(source.read_text(path), newline=""), skipinitialspace=True)
     columns = [(column or "").strip().lower() for column in reader.fieldnames or ()]
     missing = [column for column in ("path", "pid") if column not in columns]
     if missing:
-        found = ",".join(columns) or "nothing"
+        header = ",".join(columns) or "nothing"
         raise UserError(
-            f"{where}: no column {' and '.join(missing)} in the first line ({found}); expected path,pid[,camid][,split]"
+            f"{where}: found {header} in the first line, without {' and '.join(missing)}, expected "
+            "path,pid[,camid][,split]; add the column"
         )
     reader.fieldnames = columns
 
@@ -76,14 +76,14 @@ def _read_manifest(source: Source, path: str) -> dict[str, list[Entry]]:
     for row in reader:
         rows.append({column: (row[column] or "").strip() for column in columns})
         lines.append(f"{where} line {reader.line_num}")
-    pids = _numbers([row["pid"] for row in rows], "pid", lines)
-    camids = _numbers([row.get("camid", "") for row in rows], "camid", lines)
+    pids = _parse_column([row["pid"] for row in rows], "pid", lines)
+    camids = _parse_column([row.get("camid", "") for row in rows], "camid", lines)
 
     splits: dict[str, list[Entry]] = {split: [] for split in SPLITS}
     base = posixpath.dirname(path)
     for row, line, pid, camid in zip(rows, lines, pids, camids):
         if pid is None:
-            raise UserError(f"{line}: pid is empty; expected an integer or a name; fill it in")
+            raise UserError(f"{line}: found an empty pid, expected an integer or a name; fill it in")
         name = posixpath.normpath(row["path"].replace("\\", "/"))
         if not name.lower().endswith(IMAGE_SUFFIXES):
             raise UserError(
@@ -92,20 +92,26 @@ def _read_manifest(source: Source, path: str) -> dict[str, list[Entry]]:
         image = posixpath.normpath(posixpath.join(base, name))
         if source.stamp(image) is None:
             raise UserError(
-                f"{line}: {source.where(image)} does not exist; paths are relative to the manifest; correct the line"
+                f"{line}: {source.display_path(image)} does not exist; paths are relative to the manifest; correct the line"
             )
         split = row["split"] if "split" in columns else _SPLIT_OF_FOLDER.get(name.split("/")[0], "")
         if split not in splits:
-            source_of = "split" if "split" in columns else "the first folder of path (there is no column split)"
+            split_source = "split" if "split" in columns else "the first folder of path (there is no column split)"
             raise UserError(
-                f"{line}: {source_of} is {split or name.split('/')[0]!r}; expected train, query or gallery; correct it"
+                f"{line}: {split_source} is {split or name.split('/')[0]!r}; expected train, query or gallery; correct it"
             )
         splits[split].append(Entry(image, name, pid, NO_CAMERA if camid is None else camid))
     return splits
 
 
-def _numbers(values: list[str], column: str, lines: list[str]) -> list[int | None]:
-    """Return integers as they are, names numbered in sorted order, None for empty values."""
+def _parse_column(values: list[str], column: str, lines: list[str]) -> list[int | None]:
+    """Convert a column to integers: names are numbered in sorted order, empty values become None.
+
+    Args:
+        values: the values.
+        column: name of the column, for error messages.
+        lines: file and line of each value, for error messages.
+    """
     is_integer = [re.fullmatch(r"[+-]?\d+", value) is not None for value in values]
     is_name = [bool(value) and not integer for value, integer in zip(values, is_integer)]
     if not any(is_name):

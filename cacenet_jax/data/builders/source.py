@@ -1,4 +1,4 @@
-"""Where images come from: a folder or a zip, read by random access and never unpacked."""
+"""Sources of images: a folder or a zip, read by random access without unpacking."""
 
 import abc
 import hashlib
@@ -15,11 +15,11 @@ from PIL import Image
 from cacenet_jax.errors import UserError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
-_SEARCH_DEPTH = 2  # a data set may lie in the root, or up to two folders below it
+_SEARCH_DEPTH = 2  # a data set may be in the root, or up to two folders below it
 
 
 class Source(abc.ABC):
-    """A tree of files. Paths inside it use '/' and are relative to `root`."""
+    """Tree of files. Paths use '/' and are relative to `root`."""
 
     def __init__(self, root: str):
         self.root = root
@@ -30,38 +30,38 @@ class Source(abc.ABC):
 
     @abc.abstractmethod
     def files(self, folder: str) -> list[str]:
-        """Return the paths of all files below `folder`, sorted, without hidden ones."""
+        """Return the paths of all files below `folder`, sorted, hidden ones excluded."""
 
     @abc.abstractmethod
     def exists(self, path: str) -> bool:
-        """Tell whether `path` is a file or a folder."""
+        """Return True if `path` is a file or a folder."""
 
     @abc.abstractmethod
     def stamp(self, path: str) -> tuple[int, ...] | None:
-        """Return numbers that change when the file does, None without such a file."""
+        """Return numbers that change with the file's contents, or None if there is no such file."""
 
     @abc.abstractmethod
     def read(self, path: str) -> bytes:
         """Return the file's bytes. Raises UserError when it cannot be read."""
 
     @abc.abstractmethod
-    def where(self, path: str) -> str:
-        """Return `path` as a user would find it."""
+    def display_path(self, path: str) -> str:
+        """Return `path` as shown in error messages."""
 
     def images(self, folder: str) -> list[str]:
-        """Return the image files below `folder`, sorted; other files (Thumbs.db, readme.txt) are left out."""
+        """Return the image files below `folder`, sorted; other files (Thumbs.db, readme.txt) are ignored."""
         return [path for path in self.files(folder) if path.lower().endswith(IMAGE_SUFFIXES)]
 
     def read_text(self, path: str) -> str:
-        """Return a UTF-8 text file, with or without a byte order mark. Raises UserError if not one."""
+        """Read a UTF-8 text file, with or without a byte order mark. Raises UserError for another encoding."""
         try:
             return self.read(path).decode("utf-8-sig")
         except UnicodeDecodeError as error:
-            raise UserError(f"{self.where(path)}: not UTF-8 text ({error.reason}); save it as UTF-8") from error
+            raise UserError(f"{self.display_path(path)}: not UTF-8 text ({error.reason}); save it as UTF-8") from error
 
 
 class FolderSource(Source):
-    """A folder on disk."""
+    """Folder on disk."""
 
     def _full(self, path: str) -> str:
         return os.path.join(self.root, path)
@@ -69,18 +69,18 @@ class FolderSource(Source):
     def folders(self, folder: str) -> list[str]:
         """Return the folders directly in `folder`."""
         try:
-            with os.scandir(self._full(folder)) as found:
-                names = [item.name for item in found if _visible(item.name) and item.is_dir()]
-        except (FileNotFoundError, PermissionError):  # no such root; somebody else's folder beside the data set
+            with os.scandir(self._full(folder)) as items:
+                names = [item.name for item in items if _visible(item.name) and item.is_dir()]
+        except (FileNotFoundError, PermissionError):  # no such root, or an unreadable folder beside the data set
             return []
         return sorted(posixpath.join(folder, name) for name in names)
 
     def files(self, folder: str) -> list[str]:
         """Return all visible files below `folder`."""
         paths = []
-        for where, subfolders, names in os.walk(self._full(folder), followlinks=True):
+        for parent, subfolders, names in os.walk(self._full(folder), followlinks=True):
             subfolders[:] = [name for name in subfolders if _visible(name)]
-            prefix = os.path.relpath(where, self.root).replace(os.sep, "/")
+            prefix = os.path.relpath(parent, self.root).replace(os.sep, "/")
             paths += [posixpath.normpath(posixpath.join(prefix, name)) for name in names if _visible(name)]
         return sorted(paths)
 
@@ -89,12 +89,12 @@ class FolderSource(Source):
         return os.path.exists(self._full(path))
 
     def stamp(self, path: str) -> tuple[int, ...] | None:
-        """Return size and time, None where there is no such file."""
+        """Return size and modification time, or None if there is no such file."""
         full = self._full(path)
         if not os.path.isfile(full):
             return None
-        found = os.stat(full)
-        return found.st_size, found.st_mtime_ns
+        status = os.stat(full)
+        return status.st_size, status.st_mtime_ns
 
     def read(self, path: str) -> bytes:
         """Return the bytes; UserError when that fails."""
@@ -103,16 +103,16 @@ class FolderSource(Source):
                 return file.read()
         except OSError as error:
             raise UserError(
-                f"{self.where(path)}: cannot be read ({error.strerror}); check that it exists and its permissions"
+                f"{self.display_path(path)}: cannot be read ({error.strerror}); check that it exists and its permissions"
             ) from error
 
-    def where(self, path: str) -> str:
-        """Return the path for messages."""
+    def display_path(self, path: str) -> str:
+        """Return the path on disk."""
         return os.path.normpath(self._full(path))
 
 
 class ZipSource(Source):
-    """A zip archive, read member by member."""
+    """Zip archive, read member by member."""
 
     def __init__(self, root: str):
         super().__init__(root)
@@ -140,7 +140,7 @@ class ZipSource(Source):
         return path in self._files or path in self._folders
 
     def stamp(self, path: str) -> tuple[int, ...] | None:
-        """Return size and checksum, None where there is no such file."""
+        """Return size and checksum, or None if there is no such file."""
         info = self._files.get(path)
         return None if info is None else (info.file_size, info.CRC)
 
@@ -149,14 +149,14 @@ class ZipSource(Source):
         try:
             return self._zip.read(self._files[path])
         except KeyError as error:
-            raise UserError(f"{self.where(path)}: not in the zip; add the file to it") from error
+            raise UserError(f"{self.display_path(path)}: not in the zip; add the file to it") from error
         except Exception as error:  # zlib.error, BadZipFile (checksum), RuntimeError (password), NotImplementedError
             raise UserError(
-                f"{self.where(path)}: cannot be unzipped ({error}); get a complete, unencrypted zip"
+                f"{self.display_path(path)}: cannot be unzipped ({error}); get a complete, unencrypted zip"
             ) from error
 
-    def where(self, path: str) -> str:
-        """Return the path for messages."""
+    def display_path(self, path: str) -> str:
+        """Return the path of the zip and the path inside it."""
         return f"{self.root}!{path}" if path else self.root
 
 
@@ -167,71 +167,71 @@ def open_source(root: str) -> Source:
         root: path of the folder or of the zip.
 
     Returns:
-        the source.
+        The source; `locate` reports a root that does not exist.
 
     Raises:
-        UserError: when `root` is a file but not a zip.
+        UserError: `root` is a file but not a zip.
     """
     root = os.path.abspath(os.path.expanduser(root))
-    return ZipSource(root) if os.path.isfile(root) else FolderSource(root)  # `locate` tells what a missing root lacks
+    return ZipSource(root) if os.path.isfile(root) else FolderSource(root)
 
 
-class Place(NamedTuple):
-    """Where a data set was found: the layout's name and the folder inside the source."""
+class DatasetLocation(NamedTuple):
+    """Location of a data set: the name of its layout and its folder in the source."""
 
     layout: str
     folder: str
 
 
-def locate(source: Source, layouts: Mapping[str, Sequence[str]], known_names: Iterable[str], hint: str) -> Place:
-    """Find the folder that holds a data set: the root itself, or one up to two levels below.
+def locate(
+    source: Source, layouts: Mapping[str, Sequence[str]], known_names: Iterable[str], hint: str
+) -> DatasetLocation:
+    """Find the folder of a data set: the root itself, or a folder up to two levels below.
 
     Args:
-        source: what to search.
-        layouts: for each layout the files and folders that it must have. The first layout that fits is taken.
-        known_names: usual names of the data set's folder; they decide when several folders fit.
-        hint: where the data set can be got; the end of the error message.
+        source: source to search.
+        layouts: required files and folders of each layout; the first layout that matches is taken.
+        known_names: usual names of the data set's folder, which resolve several matches.
+        hint: where to obtain the data set; the end of the error message.
 
     Returns:
-        the layout and the folder.
+        The layout and the folder.
 
     Raises:
-        UserError: when no folder fits, or several do and their names do not decide.
+        UserError: no folder matches, or several do and their names do not resolve them.
     """
     level = [""]
     closest: tuple[int, str, list[str]] = (0, "", [])
     for depth in range(_SEARCH_DEPTH + 1):
-        found = []
+        matches = []
         for folder, (layout, needed) in itertools.product(level, layouts.items()):
             missing = [item for item in needed if not source.exists(posixpath.join(folder, item))]
             if not missing:
-                found.append(Place(layout, folder))
+                matches.append(DatasetLocation(layout, folder))
             elif len(needed) - len(missing) > closest[0]:
                 closest = (len(needed) - len(missing), folder, missing)
-        places = {place.folder: place for place in reversed(found)}  # the first layout of each folder
-        if len(places) > 1:
-            named = {f: p for f, p in places.items() if _same_name(posixpath.basename(f), known_names)}
+        by_folder = {place.folder: place for place in reversed(matches)}  # the first layout of each folder
+        if len(by_folder) > 1:
+            named = {f: p for f, p in by_folder.items() if _same_name(posixpath.basename(f), known_names)}
             if len(named) != 1:
-                listed = ", ".join(source.where(folder) for folder in sorted(places))
-                raise UserError(
-                    f"{source.root}: several folders fit ({listed}); set the data root to the one that is meant"
-                )
-            places = named
-        if places:
-            return next(iter(places.values()))
+                listed = ", ".join(source.display_path(folder) for folder in sorted(by_folder))
+                raise UserError(f"{source.root}: several folders fit ({listed}); set the data root to one of them")
+            by_folder = named
+        if by_folder:
+            return next(iter(by_folder.values()))
         if depth < _SEARCH_DEPTH:
             level = [child for folder in level for child in source.folders(folder)]
     expected = " or ".join("{" + ", ".join(needed) + "}" for needed in layouts.values())
-    near = f" ({source.where(closest[1])} lacks {', '.join(closest[2])})" if closest[0] else ""
+    near = f" ({source.display_path(closest[1])} lacks {', '.join(closest[2])})" if closest[0] else ""
     if not os.path.exists(source.root):
         near = " (it does not exist)"
     raise UserError(
-        f"{source.root}: no data set found{near}; looked there and up to two folders below for {expected}; {hint}"
+        f"{source.root}: no data set found{near}, expected {expected} there or up to two folders below; {hint}"
     )
 
 
 def fingerprint(parts: Iterable[object]) -> str:
-    """Return 16 hexadecimal digits that change when any of `parts` (of plain values) does."""
+    """Hash plain values to 16 hexadecimal digits."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(repr(part).encode() + b"\n")
@@ -239,14 +239,14 @@ def fingerprint(parts: Iterable[object]) -> str:
 
 
 def check_image(data: bytes, where: str) -> None:
-    """Decode an image fully and strictly: Pillow, unlike libjpeg alone, reports a truncated file.
+    """Check that an image decodes completely; Pillow, unlike libjpeg alone, reports truncation.
 
     Args:
         data: the encoded image.
-        where: its path, for the message.
+        where: its path, for the error message.
 
     Raises:
-        UserError: when the file is empty, truncated or no image.
+        UserError: the file is empty, truncated or no image.
     """
     try:
         with Image.open(io.BytesIO(data)) as image:

@@ -1,4 +1,4 @@
-"""Reading prepared data: records by random access, labels from a small cached index."""
+"""Reading of prepared data: records by random access, labels from a small cached index."""
 
 import contextlib
 import dataclasses
@@ -21,11 +21,11 @@ _INDEX_KEYS = ("pids", "camids", "names", "num_bytes")
 
 
 class Prepared(NamedTuple):
-    """A prepared data set.
+    """Prepared copy of a data set.
 
     Attributes:
-        name: of the data set.
-        directory: absolute path; `tensorflow_datasets.builder_from_directory` reads it too.
+        name: name of the data set.
+        directory: absolute path, readable by `tensorflow_datasets.builder_from_directory`.
     """
 
     name: str
@@ -33,10 +33,10 @@ class Prepared(NamedTuple):
 
 
 class Records(Sequence):
-    """The records of a split by random access: records[i] is {image, pid, camid, name, parts}.
+    """Records of a split by random access: records[i] is {image, pid, camid, name, parts}.
 
-    `image` and `parts` are encoded bytes (`parts` empty where unknown), `pid` and `camid` int, `name` str.
-    Pickles to a few kilobytes and opens its files when first read, so data workers can have it.
+    `image` and `parts` are encoded bytes (`parts` empty if unknown), `pid` and `camid` int, `name` str. Pickles to a few
+    kilobytes and opens its files on first access, so it can be passed to worker processes.
     """
 
     def __init__(self, source: Any):
@@ -58,13 +58,13 @@ class Records(Sequence):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Split:
-    """One split.
+    """Split of a data set.
 
     Attributes:
-        records: the records, in the order of their names (rendered data: in the renderer's order).
+        records: the records, sorted by name (rendered data: in rendering order).
         pids: identity of each record, (n,).
-        camids: camera of each record, (n,); -1 where unknown.
-        names: name of each record, n.
+        camids: camera of each record, (n,); -1 if unknown.
+        names: name of each record, n of them.
     """
 
     records: Records
@@ -73,7 +73,7 @@ class Split:
     names: list[str]
 
     def __len__(self) -> int:
-        """Return n."""
+        """Return n, the number of records."""
         return len(self.pids)
 
 
@@ -85,10 +85,10 @@ def open_split(prepared: Prepared, split: str) -> Split:
         split: train, query or gallery.
 
     Returns:
-        the split.
+        The split.
 
     Raises:
-        UserError: for an unknown split, or when files of the prepared directory are missing or cut.
+        UserError: unknown split, or missing or truncated files in the prepared directory.
     """
     if split not in SPLITS:
         raise UserError(f"split {split!r} does not exist; expected one of {', '.join(SPLITS)}; correct it")
@@ -124,13 +124,13 @@ def split_counts(directory: str) -> dict[str, int]:
 
 
 def read_metadata(directory: str) -> dict[str, Any]:
-    """Return what `prepare` noted in a prepared directory: its origin and options."""
+    """Return the origin and options recorded in a prepared directory."""
     with open(os.path.join(directory, "metadata.json"), encoding="utf-8") as file:
         return json.load(file)
 
 
 def _load_index(path: str, length: int, num_bytes: int) -> dict[str, np.ndarray] | None:
-    """Return the cached labels, None when they are absent, unreadable or of other records."""
+    """Return the cached labels, or None if they are absent, unreadable or belong to other records."""
     try:
         with np.load(path, allow_pickle=False) as stored:
             index = {key: stored[key] for key in _INDEX_KEYS}
@@ -141,7 +141,7 @@ def _load_index(path: str, length: int, num_bytes: int) -> dict[str, np.ndarray]
 
 
 def _save_index(path: str, index: dict[str, Any]) -> None:
-    """Write the labels in one step; a directory that cannot be written goes without."""
+    """Cache the labels atomically; does nothing if the directory cannot be written."""
     buffer = io.BytesIO()
     np.savez(buffer, **index)
     with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""Synthetic pedestrians, rendered by `cacenet_jax.data.synthetic.dataset`; stored as PNG, with part labels."""
+"""Synthetic pedestrians, rendered by `cacenet_jax.data.synthetic`, stored as PNG with part labels."""
 
 import collections
 import dataclasses
@@ -14,7 +14,7 @@ from cacenet_jax.data.synthetic import dataset
 
 
 class SyntheticPedestrians(ReidBuilder, skip_registration=True):
-    """The embedded data set. Its options are the fields of `SyntheticSpec`; it needs no data root."""
+    """Builder of the embedded data set. Its options are the fields of `SyntheticSpec`; it needs no data root."""
 
     name = "synthetic_pedestrians"
     SUMMARY = "Rendered pedestrians in groups of look-alikes, with part labels."
@@ -25,17 +25,17 @@ class SyntheticPedestrians(ReidBuilder, skip_registration=True):
 
     @classmethod
     def scan(cls, root: str | None, options: Mapping[str, Any]) -> Scan:
-        """Describe what will be rendered. Raises UserError for an impossible specification."""
+        """Scan a specification. Raises UserError if it is impossible."""
         del root
         return SyntheticScan(dataset.SyntheticSpec(**options))
 
 
 class SyntheticScan(Scan):
-    """Renders while it is read: once, front to back."""
+    """Scan that renders images during iteration, once and in order."""
 
     def __init__(self, spec: dataset.SyntheticSpec):
         self.origin = "the renderer"
-        # The renderer's own source belongs to the fingerprint: another renderer, other images.
+        # The fingerprint covers the renderer's source, which determines the images.
         modules = sorted(pathlib.Path(dataset.__file__).parent.glob("*.py"))
         self.fingerprint = fingerprint([spec, *(module.read_bytes() for module in modules)])
         self._spec = spec
@@ -44,11 +44,11 @@ class SyntheticScan(Scan):
 
     def counts(self) -> dict[str, int]:
         """Return the number of images of each split."""
-        found = dataset.num_images(self._spec)
-        return {split: int(found.get(split, 0)) for split in SPLITS}
+        counts = dataset.num_images(self._spec)
+        return {split: int(counts.get(split, 0)) for split in SPLITS}
 
     def examples(self, split: str, start: int, stop: int) -> Iterator[dict[str, Any]]:
-        """Yield the next records of `split` in the renderer's order; other splits' images wait."""
+        """Yield the next records of a split in rendering order, buffering images of other splits."""
         for _ in range(start, stop):
             while not self._waiting[split]:
                 image = next(self._stream)
@@ -57,6 +57,7 @@ class SyntheticScan(Scan):
 
 
 def _record(image: dataset.SyntheticImage) -> dict[str, Any]:
+    """Encode an image and its part labels as a record."""
     pixels = cv2.imencode(".png", cv2.cvtColor(image.image_HWC, cv2.COLOR_RGB2BGR))[1].tobytes()
     parts = cv2.imencode(".png", image.parts_HW)[1].tobytes()
     return {

@@ -1,13 +1,12 @@
 """synthetic_pedestrians: people of capsules and ellipsoids, several cameras, groups of look-alikes.
 
-The embedded default data set: nothing to download, the same images on any machine, and hard in the ways that
-re-identification is hard. Views change (each camera has a heading that it mostly sees), cameras differ in
-colour, blur and noise, poles, walls and passers-by hide parts, boxes are misplaced, and the members of a
-group wear the same clothes and differ in one or two clues, some of which show from one side only. Every image
-comes with part labels.
+The embedded default data set needs no download, gives the same images on every machine, and has the difficulties of
+re-identification: the view depends on the camera, cameras differ in colour, blur and noise, occluders and passers-by hide
+parts, boxes are misaligned, and the members of a group wear the same clothes and differ in one or two clues, some of them
+visible from one side only. Every image has part labels.
 
-Each image is a pure function of (spec, pid, index) with a random stream of its own, so any of them can be
-made again alone, in any order, by any number of workers. The difficulty is in SyntheticSpec's fields.
+Each image is a pure function of (spec, pid, index) with its own random stream, so images can be rendered in any order by
+any number of workers. The fields of SyntheticSpec control the difficulty.
 """
 
 from collections.abc import Iterator
@@ -27,7 +26,7 @@ from cacenet_jax.data.synthetic.people import (
     group_of,
     stream,
 )
-from cacenet_jax.data.synthetic.rendering import Placed, Raster, Window, rasterise, view_rotation
+from cacenet_jax.data.synthetic.rendering import PlacedPerson, Raster, Window, rasterise, view_rotation
 from cacenet_jax.data.synthetic.specification import MIN_CAMERAS_PER_ID, SyntheticSpec
 from cacenet_jax.errors import UserError
 
@@ -47,7 +46,7 @@ LIGHT = (0.35, 0.75, 0.56)
 
 
 class SyntheticImage(NamedTuple):
-    """One image: uint8 RGB, uint8 part labels (indices of PART_NAMES; 0 also where something is in front).
+    """Rendered image: uint8 RGB, uint8 part labels (indices of PART_NAMES; 0 for background and occluders).
 
     pid and camid count from 1; split is "train", "query" or "gallery"; name is in Market style,
     <pid>_c<camid>s1_<index>_00.png, and unique.
@@ -63,7 +62,7 @@ class SyntheticImage(NamedTuple):
 
 
 def num_images(spec: SyntheticSpec) -> dict[str, int]:
-    """Images in each split."""
+    """Return the number of images of each split."""
     queries = spec.num_test_ids * spec.queries_per_id
     return {
         "train": spec.num_train_ids * spec.images_per_id,
@@ -73,24 +72,24 @@ def num_images(spec: SyntheticSpec) -> dict[str, int]:
 
 
 def generate(spec: SyntheticSpec) -> Iterator[SyntheticImage]:
-    """All images, pid by pid and index by index: first the training identities, then the test ones."""
+    """Render all images by ascending pid and index, training identities first."""
     for pid in range(1, spec.num_ids + 1):
         for index in range(spec.images_per_id):
             yield render_one(spec, pid, index)
 
 
 def cameras_of_id(spec: SyntheticSpec, pid: int) -> list[int]:
-    """The cameras (from 1) that see this identity, 3 or more, in the order in which its images take turns."""
+    """Return the cameras (from 1) that see an identity, 3 or more, in the order in which its images alternate."""
     rng = stream(spec.seed, pid, SCHEDULE_STREAM)
     count = int(rng.integers(MIN_CAMERAS_PER_ID, spec.num_cameras + 1))
     return [int(camid) + 1 for camid in rng.permutation(spec.num_cameras)[:count]]
 
 
 def render_one(spec: SyntheticSpec, pid: int, index: int) -> SyntheticImage:
-    """Image `index` (from 0) of identity `pid` (from 1): a pure function of its arguments.
+    """Render image `index` (from 0) of identity `pid` (from 1), a pure function of its arguments.
 
     Raises:
-        UserError: when there is no such image.
+        UserError: there is no such image.
     """
     for name, value, low, high in (
         ("pid", pid, 1, spec.num_ids),
@@ -98,8 +97,8 @@ def render_one(spec: SyntheticSpec, pid: int, index: int) -> SyntheticImage:
     ):
         if not low <= value <= high:
             raise UserError(f"synthetic_pedestrians: {name} is {value}, expected {low} to {high}; stay in range.")
-    # Images take turns in the cameras, so the first queries_per_id come from different ones, and of the two
-    # or more that follow at least one is in another camera than any given query.
+    # Images alternate between cameras, so queries come from different ones, and at least one of the two or more gallery
+    # images is from another camera than any given query.
     cameras = cameras_of_id(spec, pid)
     camid = cameras[index % len(cameras)]
     if pid <= spec.num_train_ids:
@@ -107,23 +106,23 @@ def render_one(spec: SyntheticSpec, pid: int, index: int) -> SyntheticImage:
     else:
         split = "query" if index < spec.queries_per_id else "gallery"
     rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([spec.seed, pid, index])))
-    image_HWC, parts_HW = _photograph(spec, pid, scene.camera_of(spec, camid), rng)
+    image_HWC, parts_HW = _render(spec, pid, scene.camera_of(spec, camid), rng)
     name = f"{pid:04d}_c{camid}s1_{index:06d}_00.png"
     return SyntheticImage(image_HWC, parts_HW, pid, camid, group_of(spec, pid), split, name)
 
 
-def _photograph(
+def _render(
     spec: SyntheticSpec, pid: int, camera: scene.Camera, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     height, width = spec.height, spec.width
     person = appearance_of(spec, pid)
-    target = _walker(spec, person, camera, rng)
-    window, feet_row = _box(spec, person, camera.pitch, rng)
+    target = _place_walker(spec, person, camera, rng)
+    window, feet_row = _draw_box(spec, person, camera.pitch, rng)
     people = [target]
     if rng.random() < spec.passer_by_rate:
-        people.append(_bystander(spec, pid, camera, rng, in_front=True))
+        people.append(_place_bystander(spec, pid, camera, rng, in_front=True))
     if rng.random() < spec.crowd_rate:
-        people.append(_bystander(spec, pid, camera, rng, in_front=False))
+        people.append(_place_bystander(spec, pid, camera, rng, in_front=False))
     raster = rasterise(people, window, height, width, spec.supersample, camera.light_3, camera.ambient)
     ground_HW3 = scene.background(rng, camera, height, width)
     scene.add_shadow(ground_HW3, -window.left * window.pixels_per_metre_x, feet_row, window.pixels_per_metre_x)
@@ -134,21 +133,25 @@ def _photograph(
     return scene.expose(rng, camera, rgb_HW3, brightness), parts_HW
 
 
-def _walker(spec: SyntheticSpec, person: Appearance, camera: scene.Camera, rng: np.random.Generator) -> Placed:
-    """The person in a random phase of the walk, with the heading that the camera mostly sees or any other."""
-    phase, near, free = rng.uniform(0.0, 2.0 * np.pi), rng.normal(), rng.uniform(0.0, 2.0 * np.pi)
-    anywhere = rng.random() < spec.yaw_uniform_rate
-    yaw = free if anywhere else camera.yaw + np.radians(spec.yaw_spread) * near
-    return Placed(build_body(person, phase), view_rotation(yaw, camera.pitch), np.zeros(3))
+def _place_walker(
+    spec: SyntheticSpec, person: Appearance, camera: scene.Camera, rng: np.random.Generator
+) -> PlacedPerson:
+    """Place a person at a random phase of the walk, heading near the camera's usual direction or uniformly random."""
+    phase, deviation, uniform_yaw = rng.uniform(0.0, 2.0 * np.pi), rng.normal(), rng.uniform(0.0, 2.0 * np.pi)
+    is_uniform = rng.random() < spec.yaw_uniform_rate
+    yaw = uniform_yaw if is_uniform else camera.yaw + np.radians(spec.yaw_spread) * deviation
+    return PlacedPerson(build_body(person, phase), view_rotation(yaw, camera.pitch), np.zeros(3))
 
 
-def _bystander(spec: SyntheticSpec, pid: int, camera: scene.Camera, rng: np.random.Generator, in_front: bool) -> Placed:
-    """Somebody else of the same split, beside the target and before or behind."""
+def _place_bystander(
+    spec: SyntheticSpec, pid: int, camera: scene.Camera, rng: np.random.Generator, in_front: bool
+) -> PlacedPerson:
+    """Place another identity of the same split beside the target, in front or behind."""
     first, count = (1, spec.num_train_ids) if pid <= spec.num_train_ids else (spec.num_train_ids + 1, spec.num_test_ids)
     other = first + int(rng.integers(count))
-    if group_of(spec, other) == group_of(spec, pid):  # a look-alike alongside would only confuse the label
+    if group_of(spec, other) == group_of(spec, pid):  # a look-alike beside the target would make the label ambiguous
         other = first + (other - first + spec.group_size) % count
-    walker = _walker(spec, appearance_of(spec, other), camera, rng)
+    walker = _place_walker(spec, appearance_of(spec, other), camera, rng)
     side = -1.0 if rng.random() < 0.5 else 1.0
     distance = rng.uniform(0.26, 0.45) if in_front else rng.uniform(0.25, 0.6)
     forward = rng.uniform(0.7, 1.0) if in_front else -rng.uniform(0.8, 2.5)
@@ -156,15 +159,15 @@ def _bystander(spec: SyntheticSpec, pid: int, camera: scene.Camera, rng: np.rand
     return walker._replace(offset_3=floor_3)
 
 
-def _box(spec: SyntheticSpec, person: Appearance, pitch: float, rng: np.random.Generator) -> tuple[Window, float]:
-    """Where a detector put its box, and the image row of the feet. The body decides, never the clues."""
+def _draw_box(spec: SyntheticSpec, person: Appearance, pitch: float, rng: np.random.Generator) -> tuple[Window, float]:
+    """Draw a detector's box, as a window, and the image row of the feet; independent of the clues."""
     zoom, stretch = (
         np.exp(rng.normal(0.0, spec.scale_jitter)),
         np.exp(rng.normal(0.0, 0.6 * spec.scale_jitter)),
     )
     shift_x, shift_y = rng.normal(0.0, spec.shift_jitter, 2)
     cut, keep = rng.random() < spec.truncation_rate, rng.uniform(0.5, 0.8)
-    window, feet_row = _framed(person, pitch, spec.height, spec.width, zoom, zoom * stretch, shift_x, shift_y)
+    window, feet_row = _frame_person(person, pitch, spec.height, spec.width, zoom, zoom * stretch, shift_x, shift_y)
     if cut:  # the box ends at the hips or the knees: zoom in on what it keeps
         ppm_x, ppm_y = window.pixels_per_metre_x / keep**0.5, window.pixels_per_metre_y / keep
         window = Window(window.left * window.pixels_per_metre_x / ppm_x, window.top, ppm_x, ppm_y)
@@ -172,7 +175,7 @@ def _box(spec: SyntheticSpec, person: Appearance, pitch: float, rng: np.random.G
     return window, feet_row
 
 
-def _framed(
+def _frame_person(
     person: Appearance,
     pitch: float,
     height: int,
@@ -182,7 +185,7 @@ def _framed(
     shift_x: float,
     shift_y: float,
 ) -> tuple[Window, float]:
-    """Window around a person on the origin; shifts are in box heights. Also gives the row of the feet."""
+    """Frame a person at the origin; shifts are in box heights. Returns the window and the image row of the feet."""
     tall = body_height(person) * np.cos(pitch) + 0.22 * np.sin(pitch)
     ppm_y = PERSON_SHARE * height / tall * zoom_y
     ppm_x = PERSON_SHARE * height / tall * zoom_x * (width / height * 2.0)
@@ -200,37 +203,36 @@ def render_clean(
     width: int = 64,
     supersample: int = 2,
 ) -> Raster:
-    """A person alone, well framed, in neutral light, on nothing: for tests, figures and part labels.
+    """Render a person alone, centred, in neutral light and without background, for tests and figures.
 
     Args:
-        person: whom to draw.
+        person: appearance to render.
         yaw: heading in radians; 0 faces the camera, pi shows the back.
         pitch: downward tilt of the camera in radians.
-        phase: place in the walk cycle in radians.
+        phase: phase of the walk cycle in radians.
         height: pixels.
         width: pixels.
         supersample: samples per pixel along each axis.
 
     Returns:
-        Raster, see there.
+        The raster.
     """
-    window, _ = _framed(person, pitch, height, width, 1.0, 1.0, 0.0, 0.0)
-    placed = Placed(build_body(person, phase), view_rotation(yaw, pitch), np.zeros(3))
+    window, _ = _frame_person(person, pitch, height, width, 1.0, 1.0, 0.0, 0.0)
+    placed = PlacedPerson(build_body(person, phase), view_rotation(yaw, pitch), np.zeros(3))
     light_3 = np.array(LIGHT) / np.sqrt(np.sum(np.square(LIGHT)))
     return rasterise([placed], window, height, width, supersample, light_3, 0.5)
 
 
 def contact_sheet(spec: SyntheticSpec, path: str | Path | None = None, num_groups: int = 3) -> np.ndarray:
-    """A picture that shows the data set: look-alike groups, cameras, things in the way and part maps.
+    """Draw an overview of the data set: look-alike groups, cameras, occlusions and part labels.
 
-    One row for each member of some groups: its clean front and back, then one image from each of the first six
-    cameras, where that camera sees it. Below: images with much hidden, and a row of images with their part
-    maps.
+    Each member of the chosen groups has a row with a clean front and back view and an image from each of the first six
+    cameras that see it. Below are the least visible images, and images with their part labels.
 
     Args:
-        spec: the data set; small images_per_id or num_test_ids are fine.
-        path: where to write it as PNG, or None.
-        num_groups: groups to show, evenly spread over all.
+        spec: specification of the data set.
+        path: PNG file to write, or None.
+        num_groups: number of groups, evenly spaced.
 
     Returns:
         uint8 RGB (rows, columns, 3).

@@ -1,4 +1,4 @@
-"""Identities of synthetic_pedestrians: what a person wears, and which clues set look-alikes apart.
+"""Identities of synthetic_pedestrians: clothes, and the clues in which look-alikes differ.
 
 A group of look-alikes shares body, skin and main clothes. Its members differ in one or two (clues_per_group)
 clues: each clue takes one of a few values, every member has its own combination, and any two members differ
@@ -48,13 +48,13 @@ DARK_HAIR, BROWN_HAIR, FAIR_HAIR, GREY_HAIR = (
 CLUE_NAMES = ("hat", "hair", "bag", "shoes", "logo", "stripes", "sleeves")
 ONE_SIDED = ("logo", "bag")
 
-# Last words of the seed sequences: they keep these streams apart from each other and from the images' (which
-# have none).
+# Last entries of the seed sequences, which separate these streams from each other and from those of the images (no such
+# entry).
 GROUP_STREAM, CAMERA_STREAM, SCHEDULE_STREAM = 1, 2, 3
 
 
 class Clue(NamedTuple):
-    """One value of one clue: what it is, and its colour."""
+    """Value of a clue: its kind and colour."""
 
     kind: str
     rgb: RGB
@@ -62,7 +62,7 @@ class Clue(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Appearance:
-    """All that makes one identity. The first block is the group's, the clues may be the member's own.
+    """Appearance of an identity. The fields up to `varied` are common to the group; clues may differ between members.
 
     Attributes:
         build: width of trunk and limbs relative to the mean.
@@ -70,7 +70,7 @@ class Appearance:
         stride: largest forward swing of a leg, radians.
         skin, top, bottom: colours.
         inner: colour of the shirt under an open jacket, or None when it is closed.
-        long_top: whether the top reaches to the thighs like a coat.
+        long_top: True if the top reaches the thighs like a coat.
         bottom_kind: "trousers", "shorts" or "skirt".
         varied: names of the clues in which the group's members differ.
         hat, hair, bag, shoes, logo, stripes, sleeves: the clues.
@@ -96,29 +96,29 @@ class Appearance:
 
 
 def stream(seed: int, number: int, kind: int) -> np.random.Generator:
-    """The random stream of group, camera or identity `number`; kind is one of the *_STREAM constants."""
+    """Return the random stream of group, camera or identity `number`; `kind` is one of the *_STREAM constants."""
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, number, 0, kind])))
 
 
 def group_of(spec: SyntheticSpec, pid: int) -> int:
-    """Index of the look-alike group of a pid (from 1). Groups never mix training and test identities."""
+    """Return the index of a pid's look-alike group. Groups never mix training and test identities."""
     return (pid - 1) // spec.group_size
 
 
 def appearance_of(spec: SyntheticSpec, pid: int) -> Appearance:
-    """What identity `pid` looks like."""
+    """Return the appearance of an identity."""
     return group_appearances(spec, group_of(spec, pid))[(pid - 1) % spec.group_size]
 
 
 @functools.lru_cache(maxsize=1024)
 def group_appearances(spec: SyntheticSpec, group: int) -> tuple[Appearance, ...]:
-    """The group_size members of one group."""
+    """Draw the appearances of the members of a look-alike group."""
     rng = stream(spec.seed, group, GROUP_STREAM)
     top = CLOTHES[rng.integers(spec.palette_size)]
-    bottom = _other(rng, CLOTHES[: spec.palette_size], top, 1, least=0.25)[0]
+    bottom = _draw_colours(rng, CLOTHES[: spec.palette_size], top, 1, least=0.25)[0]
     bottom_kind = ("trousers", "shorts", "skirt")[rng.choice(3, p=(0.66, 0.2, 0.14))]
     varied = _choose_clues(rng, spec.clues_per_group, spec.one_sided_rate)
-    inner = _other(rng, CLOTHES[: spec.palette_size], top, 1, least=0.5)[0]
+    inner = _draw_colours(rng, CLOTHES[: spec.palette_size], top, 1, least=0.5)[0]
     shared = Appearance(
         build=float(rng.uniform(0.88, 1.2)),
         leg_ratio=float(rng.uniform(0.94, 1.05)),
@@ -159,7 +159,7 @@ def group_appearances(spec: SyntheticSpec, group: int) -> tuple[Appearance, ...]
 
 
 def describe(appearance: Appearance) -> str:
-    """The clues in which this identity may differ from its look-alikes, in words."""
+    """Describe the clues in which an identity may differ from its look-alikes."""
     words = []
     for name in appearance.varied:
         clue = getattr(appearance, name)
@@ -169,14 +169,14 @@ def describe(appearance: Appearance) -> str:
 
 
 def _values_per_clue(group_size: int, clues: int) -> int:
-    """One more than needed: members then often differ in two clues, and rarely fill a regular grid."""
+    """Return the number of values per clue, one more than necessary so that members often differ in two clues."""
     if group_size == 1:
         return 1
     return min(MAX_CLUE_VALUES, 1 + next(n for n in range(2, MAX_CLUE_VALUES + 1) if n**clues >= group_size))
 
 
 def _choose_clues(rng: np.random.Generator, count: int, one_sided_rate: float) -> tuple[str, ...]:
-    """Distinct clue names; hat and hair never together, because a hat would hide the other."""
+    """Choose distinct clues; hat and hair (and logo and stripes) exclude each other, because one hides the other."""
     first_one_sided = rng.random() < one_sided_rate
     chosen = [ONE_SIDED[rng.integers(2)] if first_one_sided else CLUE_NAMES[rng.integers(len(CLUE_NAMES))]]
     for index in rng.permutation(len(CLUE_NAMES)):
@@ -188,9 +188,9 @@ def _choose_clues(rng: np.random.Generator, count: int, one_sided_rate: float) -
 
 
 def _clue_values(rng: np.random.Generator, name: str, shared: Appearance) -> list[Clue]:
-    """The MAX_CLUE_VALUES values of one clue for a group in these clothes; the first are used most."""
+    """Draw the MAX_CLUE_VALUES values of a clue for a group in these clothes, the most used first."""
     surface = {"shoes": shared.bottom, "hat": shared.hair.rgb}.get(name, shared.top)
-    one, two, three, four = _other(rng, ACCENTS, surface, 4, least=0.6)
+    one, two, three, four = _draw_colours(rng, ACCENTS, surface, 4, least=0.6)
     shuffled = rng.permutation(4)
     none = Clue("none", shared.top)
     if name == "hat":
@@ -220,8 +220,8 @@ def _clue_values(rng: np.random.Generator, name: str, shared: Appearance) -> lis
     return [values[i] for i in shuffled]
 
 
-def _other(rng: np.random.Generator, palette: tuple[RGB, ...], base: RGB, count: int, least: float) -> list[RGB]:
-    """`count` distinct colours; those at L1 distance `least` or more from base come first."""
+def _draw_colours(rng: np.random.Generator, palette: tuple[RGB, ...], base: RGB, count: int, least: float) -> list[RGB]:
+    """Draw `count` distinct colours; those at L1 distance of at least `least` from `base` come first."""
     order = [palette[i] for i in rng.permutation(len(palette))]
     far = [c for c in order if sum(abs(p - q) for p, q in zip(c, base)) >= least]
     return (far + [c for c in order if c not in far])[:count]

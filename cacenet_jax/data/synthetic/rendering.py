@@ -1,9 +1,9 @@
 """Rasteriser of synthetic_pedestrians: round cones and ellipsoids, parallel rays, z-buffer, Lambert shading.
 
 Camera space: metres, x to the right of the image, y up, z towards the viewer; rays run along -z, so the
-surface with the largest z is the one that is seen. A person is built in a space of their own (x towards their
-left hand, y up from the ground, z straight ahead) and placed: camera = rotation @ person + offset. Paints get
-points in the person's space, so that a stripe or a logo stays on the cloth however the person turns.
+surface with the largest z is visible. A person is built in person space (x towards the left hand, y up from the
+ground, z straight ahead) and placed by camera = rotation @ person + offset. Paints are functions of points in person
+space, so that stripes and logos turn with the person.
 
 Legend: H, W image; N visible pixels of one primitive; 3 space or RGB. All maths is float64.
 """
@@ -39,7 +39,7 @@ class Ellipsoid(NamedTuple):
     paint: Paint | None = None
 
 
-class Placed(NamedTuple):
+class PlacedPerson(NamedTuple):
     """A person in front of the camera: camera = rotation_33 @ person + offset_3."""
 
     primitives: Sequence[RoundCone | Ellipsoid]
@@ -48,7 +48,7 @@ class Placed(NamedTuple):
 
 
 class Window(NamedTuple):
-    """The image's place in camera space: the metres at pixel (0, 0)'s outer corner, and pixels per metre."""
+    """Image window in camera space: position in metres of the outer corner of pixel (0, 0), and pixels per metre."""
 
     left: float
     top: float
@@ -57,7 +57,7 @@ class Window(NamedTuple):
 
 
 class Raster(NamedTuple):
-    """Shaded people on nothing. Colours are premultiplied by coverage; label 0 is nothing or a bystander."""
+    """Rendered people without background. Colours are premultiplied by coverage; label 0 is background or a bystander."""
 
     rgb_HW3: np.ndarray
     coverage_HW: np.ndarray
@@ -65,7 +65,7 @@ class Raster(NamedTuple):
 
 
 def view_rotation(yaw: float, pitch: float) -> np.ndarray:
-    """Rotation (3, 3) from person to camera space, angles in radians.
+    """Return the rotation (3, 3) from person to camera space; angles in radians.
 
     yaw 0 faces the camera, pi/2 looks to the right of the image, pi shows the back; a positive pitch is a
     camera that looks down.
@@ -77,7 +77,7 @@ def view_rotation(yaw: float, pitch: float) -> np.ndarray:
 
 
 def rasterise(
-    people: Sequence[Placed],
+    people: Sequence[PlacedPerson],
     window: Window,
     height: int,
     width: int,
@@ -89,12 +89,12 @@ def rasterise(
 
     Args:
         people: the target first; only its part labels are kept, the others count as label 0.
-        window: where the image lies in camera space.
+        window: image window in camera space.
         height: pixels.
         width: pixels.
         supersample: samples per pixel along each axis.
         light_3: unit vector towards the light, camera space.
-        ambient: share of the light that comes from everywhere, 0 to 1.
+        ambient: share of ambient light, 0 to 1.
 
     Returns:
         Raster of (height, width), float64 colour and coverage in [0, 1] and uint8 labels.
@@ -105,7 +105,7 @@ def rasterise(
     depth_HW = np.full((fine_h, fine_w), -np.inf)
     index_HW = np.full((fine_h, fine_w), NOTHING, dtype=np.int16)
     shapes = [
-        (_place(primitive, person), person, which == 0)
+        (_to_camera_space(primitive, person), person, which == 0)
         for which, person in enumerate(people)
         for primitive in person.primitives
     ]
@@ -144,12 +144,12 @@ def rasterise(
 
     samples = supersample**2
     coverage_HW = pooled((index_HW != NOTHING).astype(np.float64)) / samples
-    # One sample decides a pixel's label: labels cannot be averaged, and the middle one is unbiased.
+    # A pixel takes the label of its middle sample, because labels cannot be averaged.
     middle = supersample // 2
     return Raster(pooled(rgb_HW3) / samples, coverage_HW, labels_HW[middle::supersample, middle::supersample].copy())
 
 
-def _place(primitive: RoundCone | Ellipsoid, person: Placed) -> RoundCone | Ellipsoid:
+def _to_camera_space(primitive: RoundCone | Ellipsoid, person: PlacedPerson) -> RoundCone | Ellipsoid:
     rotation, offset = person.rotation_33, person.offset_3
     if isinstance(primitive, Ellipsoid):
         return primitive._replace(centre_3=rotation @ primitive.centre_3 + offset, axes_33=rotation @ primitive.axes_33)
@@ -157,7 +157,7 @@ def _place(primitive: RoundCone | Ellipsoid, person: Placed) -> RoundCone | Elli
 
 
 def _bounding_box(shape: RoundCone | Ellipsoid, x_W: np.ndarray, y_H: np.ndarray) -> tuple[slice, slice] | None:
-    """Rows and columns of the samples that the shape may cover, or None when it lies outside the image."""
+    """Return rows and columns of the samples that the shape may cover, or None if it lies outside the image."""
     if isinstance(shape, Ellipsoid):
         reach_3 = np.sqrt(np.sum(shape.axes_33**2, axis=1))
         low_3, high_3 = shape.centre_3 - reach_3, shape.centre_3 + reach_3
@@ -170,7 +170,7 @@ def _bounding_box(shape: RoundCone | Ellipsoid, x_W: np.ndarray, y_H: np.ndarray
 
 
 def _surface(shape: RoundCone | Ellipsoid, x_1w: np.ndarray, y_h1: np.ndarray) -> np.ndarray:
-    """The z (h, w) where rays at (x, y) first meet the shape, -inf where they miss."""
+    """Return the z (h, w) at which rays at (x, y) first meet the shape, -inf where they miss."""
     return _ellipsoid_surface(shape, x_1w, y_h1) if isinstance(shape, Ellipsoid) else _cone_surface(shape, x_1w, y_h1)
 
 
@@ -186,7 +186,7 @@ def _ellipsoid_surface(shape: Ellipsoid, x_1w: np.ndarray, y_h1: np.ndarray) -> 
 
 
 def _cone_surface(shape: RoundCone, x_1w: np.ndarray, y_h1: np.ndarray) -> np.ndarray:
-    """Front of a round cone: the larger z of its two spheres and of the cone tangent to both."""
+    """Return the front surface of a round cone: the largest z of its two spheres and the cone tangent to both."""
     (ax, ay, az), (bx, by, bz) = shape.start_3, shape.end_3
     ra, rb = shape.start_radius, shape.end_radius
     dx, dy = x_1w - ax, y_h1 - ay
@@ -215,7 +215,7 @@ def _sphere(square_hw: np.ndarray, radius: float, centre_z: float) -> np.ndarray
 
 
 def _normals(shape: RoundCone | Ellipsoid, points_N3: np.ndarray) -> np.ndarray:
-    """Unit outward normals (N, 3) at points on the shape, camera space."""
+    """Return the unit outward normals (N, 3) at points on the shape, camera space."""
     if isinstance(shape, Ellipsoid):
         outward_N3 = (points_N3 - shape.centre_3) @ np.linalg.inv(shape.axes_33 @ shape.axes_33.T)
     else:

@@ -1,4 +1,4 @@
-"""Cameras of synthetic_pedestrians: light, colour response, background, things in the way, and the sensor.
+"""Cameras of synthetic_pedestrians: light, colour response, background, occluders and sensor.
 
 Every colour is a float64 display value in [0, 1] until the sensor rounds it once, at the end.
 """
@@ -17,14 +17,19 @@ OCCLUDER_KINDS = ("pole", "wall", "panel", "bush", "box")
 
 
 class Camera(NamedTuple):
-    """One camera and the place it watches.
+    """Camera and the scene it observes.
 
-    yaw: heading (radians) that it mostly sees; pitch: downward tilt (radians); response_33: rgb_out =
-        response @ rgb_in;
-    gamma: exponent after it; blur: sigma in pixels at height 128; noise: sigma in grey levels; light_3: unit
-        vector
-    to the light, camera space; ambient: share of undirected light; panorama_HP3: background; occluder_rgb_K3:
-    colours of the things in front.
+    Attributes:
+        yaw: most frequent heading of pedestrians, radians.
+        pitch: downward tilt, radians.
+        response_33: colour matrix, rgb_out = response @ rgb_in.
+        gamma: exponent applied after it.
+        blur: standard deviation in pixels at height 128.
+        noise: standard deviation in grey levels.
+        light_3: unit vector towards the light, camera space.
+        ambient: share of undirected light.
+        panorama_HP3: background.
+        occluder_rgb_K3: colours of occluders.
     """
 
     yaw: float
@@ -41,7 +46,7 @@ class Camera(NamedTuple):
 
 @functools.lru_cache(maxsize=128)
 def camera_of(spec: SyntheticSpec, camid: int) -> Camera:
-    """Camera `camid` (from 1) of this spec."""
+    """Return camera `camid` (from 1) of a specification."""
     rng = stream(spec.seed, camid, CAMERA_STREAM)
     # Evenly spread headings, so that an identity's cameras really show different sides.
     first = stream(spec.seed, 0, CAMERA_STREAM).uniform(0.0, 2.0 * np.pi)
@@ -68,7 +73,7 @@ def camera_of(spec: SyntheticSpec, camid: int) -> Camera:
 
 
 def background(rng: np.random.Generator, camera: Camera, height: int, width: int) -> np.ndarray:
-    """A window (height, width, 3) of the camera's panorama."""
+    """Draw a window (height, width, 3) of the camera's panorama."""
     left = int(rng.integers(camera.panorama_HP3.shape[1] - width + 1))
     return camera.panorama_HP3[:, left : left + width].copy()
 
@@ -82,18 +87,18 @@ def add_shadow(rgb_HW3: np.ndarray, x: float, y: float, pixels_per_metre: float)
 
 
 def compose(background_HW3: np.ndarray, raster: Raster) -> np.ndarray:
-    """People over the background, (H, W, 3)."""
+    """Composite people over the background, (H, W, 3)."""
     return background_HW3 * (1.0 - raster.coverage_HW)[:, :, None] + raster.rgb_HW3
 
 
 def add_occluder(
     rng: np.random.Generator, camera: Camera, rgb_HW3: np.ndarray, parts_HW: np.ndarray, largest: float
 ) -> str:
-    """Put one thing in front, in place, and clear the labels behind it.
+    """Draw a random occluder, in place, and clear the labels behind it.
 
     Args:
-        rng: where kind, place and texture come from.
-        camera: gives the colours.
+        rng: generator of kind, position and texture.
+        camera: camera, which determines the colours.
         rgb_HW3: the image, overwritten where hidden.
         parts_HW: the labels, set to 0 where hidden.
         largest: largest share of the height or the width that may be hidden.
@@ -141,16 +146,16 @@ def add_occluder(
 
 
 def expose(rng: np.random.Generator, camera: Camera, rgb_HW3: np.ndarray, brightness: float) -> np.ndarray:
-    """What the sensor gives: colour response, blur, noise, rounding. Returns uint8 (H, W, 3)."""
+    """Apply colour response, blur, noise and rounding of the sensor; returns uint8 (H, W, 3)."""
     height = rgb_HW3.shape[0]
     seen_HW3 = np.clip(brightness * np.clip(rgb_HW3, 0.0, 1.0) @ camera.response_33.T, 0.0, 1.0) ** camera.gamma
-    seen_HW3 = _blurred(seen_HW3, camera.blur * height / 128.0)
+    seen_HW3 = _blur(seen_HW3, camera.blur * height / 128.0)
     noise_HW3 = rng.normal(0.0, 1.0, seen_HW3.shape) * camera.noise
     return np.clip(np.rint(255.0 * seen_HW3 + noise_HW3), 0, 255).astype(np.uint8)
 
 
-def _blurred(rgb_HW3: np.ndarray, sigma: float) -> np.ndarray:
-    """Gaussian blur, edges padded; written out because a library's may round otherwise elsewhere."""
+def _blur(rgb_HW3: np.ndarray, sigma: float) -> np.ndarray:
+    """Blur with a Gaussian, edges replicated; implemented here because libraries may round differently by platform."""
     if sigma < 0.05:
         return rgb_HW3
     radius = int(np.ceil(2.5 * sigma))
@@ -166,7 +171,7 @@ def _blurred(rgb_HW3: np.ndarray, sigma: float) -> np.ndarray:
 
 
 def _smooth_noise(rng: np.random.Generator, height: int, width: int, rows: int, columns: int) -> np.ndarray:
-    """Bilinear noise (height, width) in [-1, 1] with rows x columns cells."""
+    """Draw bilinear noise (height, width) in [-1, 1] with rows x columns cells."""
     grid = rng.uniform(-1.0, 1.0, (rows + 1, columns + 1))
     y, x = np.arange(height) / height * rows, np.arange(width) / width * columns
     y0, x0 = y.astype(np.int64), x.astype(np.int64)
@@ -176,7 +181,7 @@ def _smooth_noise(rng: np.random.Generator, height: int, width: int, rows: int, 
 
 
 def _panorama(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """A place: a wall with its own pattern above a floor with its own, (height, width, 3) in [0, 1]."""
+    """Draw a background, a patterned wall above a patterned floor, (height, width, 3) in [0, 1]."""
     wall_3, floor_3, second_3 = (rng.uniform(0.25, 0.75) + rng.normal(0.0, tint, 3) for tint in (0.08, 0.04, 0.08))
     horizon = int(height * rng.uniform(0.3, 0.62))
     y, x = np.arange(height)[:, None] / height, np.arange(width)[None, :] / height

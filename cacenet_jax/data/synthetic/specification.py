@@ -1,4 +1,4 @@
-"""The settings of synthetic_pedestrians: sizes, seed and every source of difficulty, checked when made."""
+"""Settings of synthetic_pedestrians: sizes, seed and sources of difficulty, validated on construction."""
 
 import dataclasses
 
@@ -10,13 +10,13 @@ MAX_CLUE_VALUES = 4
 
 @dataclasses.dataclass(frozen=True)
 class SyntheticSpec:
-    """What to render. Two equal specs give the same images on any machine.
+    """Specification of a synthetic data set. Equal specifications give equal images on every machine.
 
     Sizes.
         num_train_ids: training identities; a multiple of group_size. Their pids are 1 .. num_train_ids.
         num_test_ids: test identities; a multiple of group_size. Their pids follow the training pids.
         images_per_id: images of each identity, at least queries_per_id + 2.
-        queries_per_id: query images of each test identity, each from another camera, 1 to 3.
+        queries_per_id: query images of each test identity, each from a different camera, 1 to 3.
         num_cameras: cameras, 3 to 99; an identity is seen by 3 or more of them.
         group_size: identities in a group of look-alikes, at most 4 ** clues_per_group; 1 means no
             look-alikes.
@@ -24,12 +24,12 @@ class SyntheticSpec:
         seed: 0 to 2**32 - 1.
         supersample: samples per pixel along each axis for the people, 1 to 4; costs about its square.
 
-    Who is hard to tell apart (each up makes it harder unless said otherwise).
+    Similarity of identities (larger values are harder unless noted otherwise).
         clues_per_group: clues in which members of one group may differ (more is easier), 1 to 3.
         one_sided_rate: probability that a group's first clue shows from one side only (chest logo, backpack).
         palette_size: colours that clothes are drawn from (fewer is harder), 3 to 12.
 
-    How views of one identity differ.
+    Variation between views of an identity.
         yaw_spread: standard deviation, in degrees, of the heading around the one that a camera mostly sees.
         yaw_uniform_rate: probability that the heading is uniform over 360 degrees instead.
         pitch_max: steepest downward tilt of a camera, in degrees, 0 to 45.
@@ -41,7 +41,7 @@ class SyntheticSpec:
         blur_max: largest camera blur, standard deviation in pixels at height 128.
         noise_max: largest camera noise, standard deviation in grey levels of 255.
 
-    What hides the person.
+    Occlusion.
         occlusion_rate: probability of a pole, wall, panel, box or bush in front.
         occlusion_max: largest share of the image's height or width that one of them hides, 0 to 0.8.
         passer_by_rate: probability of another pedestrian partly in front.
@@ -77,7 +77,7 @@ class SyntheticSpec:
     crowd_rate: float = 0.1
 
     def __post_init__(self):
-        """Check every field; raises UserError with one line about the first that is wrong."""
+        """Validate every field. Raises UserError for the first invalid one."""
         for field in dataclasses.fields(self):
             check_field(field.name, getattr(self, field.name))
         most = MAX_CLUE_VALUES**self.clues_per_group
@@ -101,7 +101,7 @@ class SyntheticSpec:
 
     @property
     def num_ids(self) -> int:
-        """All identities; the pids are 1 .. num_ids."""
+        """Number of identities; pids are 1 .. num_ids."""
         return self.num_train_ids + self.num_test_ids
 
 
@@ -137,7 +137,7 @@ _RANGES = {
 
 
 def check_field(name: str, value: object) -> None:
-    """Raise UserError unless `value` has the type and lies in the range that field `name` asks for."""
+    """Raise UserError unless `value` has the type and range of field `name`."""
     low, high = _RANGES[name]
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise _error(name, value, "a number", "write a plain number")
@@ -147,5 +147,5 @@ def check_field(name: str, value: object) -> None:
         raise _error(name, value, f"a value from {low} to {high}", "choose one in that range")
 
 
-def _error(name: str, found: object, expected: str, remedy: str) -> UserError:
-    return UserError(f"synthetic_pedestrians: {name} is {found!r}, expected {expected}; {remedy}.")
+def _error(name: str, value_given: object, expected: str, remedy: str) -> UserError:
+    return UserError(f"synthetic_pedestrians: {name} is {value_given!r}, expected {expected}; {remedy}.")
