@@ -1,1 +1,1 @@
-"""One file, one question; `python -m benchmarks.<name> --help` says how each is run."""
+"""Benchmarks of speed, memory and agreement; `python -m benchmarks.<name> --help` describes each."""

@@ -1,9 +1,9 @@
-"""A backbone alone: its forward pass in test mode, and forward and backward in training mode, in each form that it has.
+"""Benchmark of a backbone: forward pass in test mode, forward and backward in training mode, in each implementation.
 
     python -m benchmarks.backbone --backbone=efficientnet_lite0 --batch=64 --height=128 --width=64
 
-`fast` is what a run on this device uses; `plain` is XLA's own convolutions, which accelerators use (on these both are one).
-Prints processor seconds too: on a machine with other jobs they tell more. One core: `taskset -c 0` before the command.
+`fast` is the implementation for this device, `plain` XLA's own convolutions (the same on accelerators). Also prints
+processor seconds, which other jobs on the machine disturb less. One core: `taskset -c 0` before the command.
 """
 
 import argparse
@@ -21,7 +21,7 @@ FORMS = ("matmul_1x1", "cpu_stem", "cpu_depthwise")  # fields that change the sp
 
 
 def passes(backbone: Any, images_BHWC: np.ndarray) -> dict[str, Callable[[], Any]]:
-    """Compiled functions without arguments: the maps of a batch, and the gradient of their weighted mean."""
+    """Compile functions without arguments: the maps of a batch, and the gradient of their weighted mean."""
     x_BHWC = jnp.asarray(images_BHWC)
     variables = jax.jit(backbone.init)(jax.random.key(0), x_BHWC[:1])
 
@@ -36,7 +36,7 @@ def passes(backbone: Any, images_BHWC: np.ndarray) -> dict[str, Callable[[], Any
 
 
 def measure(size: problem.Size, repeats: int, plain: bool) -> dict[str, timing.Timed]:
-    """Times of each pass, in the fast form and, if asked for, the plain one."""
+    """Time each pass in the fast and, optionally, the plain implementation."""
     shared = {"dtype": jnp.dtype(size.dtype)}
     forms = {"fast": backbones.build(size.backbone, **shared)}
     if plain:
@@ -53,7 +53,7 @@ def measure(size: problem.Size, repeats: int, plain: bool) -> dict[str, timing.T
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measures and prints."""
+    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     problem.add_size(parser)
     parser.add_argument("--repeats", type=int, default=3, help="runs of each; %(default)s")

@@ -1,4 +1,4 @@
-"""What a device can do at best, and how many floating-point operations a function has: JAX's side of the benchmarks."""
+"""Peak performance of a device, and floating-point operations and memory of JAX functions."""
 
 import functools
 import math
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from benchmarks.timing import Timed, interleaved
 
-# Dense peaks of the vendors' data sheets, in TFLOP/s, by a part of the device's name, more special names first.
+# Dense peaks of the vendors' data sheets, in TFLOP/s, by a part of the device's name, more specific names first.
 # float32 products run as TF32 on these GPUs unless jax_default_matmul_precision says otherwise.
 NOMINAL = (
     ("H100 PCIe", {"bfloat16": 756, "float32": 378}),
@@ -22,7 +22,7 @@ NOMINAL = (
 
 
 def nominal_peak(kind: str, dtype: str) -> float | None:
-    """FLOP/s of a known device by its data sheet; None for others."""
+    """Return the FLOP/s of a device by its data sheet, or None if unknown."""
     for name, peaks in NOMINAL:
         if name.replace(" ", "").lower() in kind.replace(" ", "").lower():
             return 1e12 * peaks[dtype] if dtype in peaks else None
@@ -30,13 +30,13 @@ def nominal_peak(kind: str, dtype: str) -> float | None:
 
 
 def measured_peak(dtype: str, size: int = 0, repeats: int = 5) -> float:
-    """FLOP/s of one large product of random square matrices, the best of several runs."""
+    """Measure the FLOP/s of a large product of random square matrices, the best of several runs."""
     product, flops = large_product(dtype, size)
     return flops / interleaved({"product": product}, jax.block_until_ready, repeats=repeats)["product"].low
 
 
 def large_product(dtype: str, size: int = 0) -> tuple[Callable[[], jax.Array], float]:
-    """A product of random square matrices that fills the device, and its operations."""
+    """Return a product of random square matrices that saturates the device, and its number of operations."""
     size = size or (2048 if jax.default_backend() == "cpu" else 8192)
     left, right = jax.random.normal(jax.random.key(0), (2, size, size), jnp.dtype(dtype))
     product = jax.jit(jnp.matmul)
@@ -44,7 +44,7 @@ def large_product(dtype: str, size: int = 0) -> tuple[Callable[[], jax.Array], f
 
 
 def cost_flops(compiled: Any) -> float | None:
-    """What XLA counts in a compiled function; None where the backend does not count."""
+    """Return XLA's operation count of a compiled function, or None if the backend has none."""
     try:
         cost = compiled.cost_analysis()
     except Exception:
@@ -54,17 +54,17 @@ def cost_flops(compiled: Any) -> float | None:
 
 
 def memory_bytes(compiled: Any) -> int | None:
-    """Bytes of arguments, results and temporaries of a compiled function; None where XLA does not say."""
+    """Return the bytes of arguments, results and temporaries of a compiled function, or None if unknown."""
     try:
-        found = compiled.memory_analysis()
-        total = found.argument_size_in_bytes + found.output_size_in_bytes + found.temp_size_in_bytes
-        return total - found.alias_size_in_bytes
+        stats = compiled.memory_analysis()
+        total = stats.argument_size_in_bytes + stats.output_size_in_bytes + stats.temp_size_in_bytes
+        return total - stats.alias_size_in_bytes
     except Exception:
         return None
 
 
 def matrix_flops(function: Callable[..., Any], *args: Any) -> float:
-    """Operations of the matrix products and convolutions of a function, 2 for a multiply-add, by its trace."""
+    """Count the operations of matrix products and convolutions in a function's trace, 2 per multiply-add."""
     return _count(jax.make_jaxpr(function)(*args).jaxpr)
 
 
@@ -89,26 +89,26 @@ def _count(jaxpr: Any) -> float:
 
 
 def compiled(function: Callable[..., Any], *args: Any, donate: tuple[int, ...] = ()) -> Any:
-    """A function compiled for the shapes of its arguments; it can be called and asked for its cost."""
+    """Compile a function for the shapes of its arguments; the result can be called and analysed."""
     return jax.jit(function, donate_argnums=donate).lower(*args).compile()
 
 
 def time_all(functions: dict[str, Callable[[], Any]], repeats: int, limit_s: float = float("inf")) -> dict[str, Timed]:
-    """`interleaved` on JAX's device; calls are queued where the device works in order, which a CPU does not."""
+    """Run `interleaved` on JAX's device; calls are queued except on CPUs, which do not execute in order."""
     queue = jax.default_backend() != "cpu"
     return interleaved(functions, jax.block_until_ready, repeats=repeats, queue=queue, limit_s=limit_s)
 
 
 @functools.cache
 def machine() -> dict[str, Any]:
-    """Where the numbers come from."""
+    """Describe the machine, for reports."""
     first = jax.devices()[0]
     return {"backend": first.platform, "device": first.device_kind, "devices": len(jax.devices()),
             "cpus": os.cpu_count(), "jax": jax.__version__}  # fmt: skip
 
 
 def machine_line() -> str:
-    """`machine` in words."""
-    found = machine()
-    return (f"{found['devices']} x {found['device']} ({found['backend']}), {found['cpus']} CPU cores, "
-            f"jax {found['jax']}")  # fmt: skip
+    """Format `machine` as text."""
+    info = machine()
+    return (f"{info['devices']} x {info['device']} ({info['backend']}), {info['cpus']} CPU cores, "
+            f"jax {info['jax']}")  # fmt: skip

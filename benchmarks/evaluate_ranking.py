@@ -1,4 +1,4 @@
-"""How long the evaluation of a ranking of Market-1501's size takes, and how much memory.
+"""Benchmark of time and memory of evaluating a ranking of the size of Market-1501.
 
 Distances of a random problem with planted structure (identities around centres, a shift for each camera,
 distractors) are scored by `evaluate_ranking`, and a part of the queries by the usual loop with a full argsort
@@ -57,7 +57,7 @@ def euclidean(a_NF: np.ndarray, b_MF: np.ndarray) -> np.ndarray:
 
 
 def full_argsort(distance_QG, query_pids, gallery_pids, query_camids, gallery_camids) -> float:
-    """MAP by the usual loop: sort all indices of a query, filter, accumulate."""
+    """Compute mAP by the usual loop: sort all indices of a query, filter, accumulate."""
     precisions = []
     for distance_G, pid, camid in zip(distance_QG, query_pids, query_camids, strict=True):
         order = np.argsort(distance_G, kind="stable")
@@ -70,7 +70,7 @@ def full_argsort(distance_QG, query_pids, gallery_pids, query_camids, gallery_ca
 
 
 def main() -> int:
-    """Runs the benchmark; returns the exit status."""
+    """Run the benchmark; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--queries", type=int, default=3368, help="number of queries (default: Market-1501's)")
     parser.add_argument("--gallery", type=int, default=15913, help="number of gallery images (default: Market-1501's)")
@@ -105,10 +105,10 @@ def main() -> int:
     begin = time.perf_counter()
     expected = full_argsort(distance_QG[:part], *part_labels)
     reference = (time.perf_counter() - begin) * args.queries / part
-    found = evaluate_ranking(distance_QG[:part], *part_labels)["mAP"]
+    result = evaluate_ranking(distance_QG[:part], *part_labels)["mAP"]
     print(f"full argsort loop: {reference:.2f} s (from {part} queries), {reference / best:.1f} times as long")
-    if abs(found - expected) > 1e-12:
-        print(f"mAP {found} differs from the loop's {expected}")
+    if abs(result - expected) > 1e-12:
+        print(f"mAP {result} differs from the loop's {expected}")
         return 1
 
     if args.rerank:

@@ -135,7 +135,7 @@ else
   skip input_pipeline "grain, tensorflow-datasets or array_record is not installed"
 fi
 run scaling 60 benchmarks.scaling --backbone=resnet50 --height=384 --width=128 --embed-dim=768 --dtype=bfloat16 \
-  --how=pmap --limit=15 --check --out="$out"
+  --mode=pmap --limit=15 --check --out="$out"
 if ((torch)); then
   run torch_float32 60 benchmarks.torch_step --dtype=float32 --limit=15 --out="$out"
 else

@@ -1,4 +1,4 @@
-"""Can the host feed the device: images/s of training_batches, by worker processes and threads, against the training step.
+"""Benchmark of the input pipeline: images/s of training_batches by worker processes and threads, against the step's need.
 
     python -m benchmarks.input_pipeline                                            # Market-1501 where it is prepared
     python -m benchmarks.input_pipeline --data=synthetic --check --need=960        # one GPU at 60 steps/s of 16 images
@@ -144,7 +144,7 @@ def beside_the_step(report: Report, subset: Subset, args: argparse.Namespace) ->
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measures and prints; returns the exit code."""
+    """Measure and print; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", choices=("auto", "market1501", "synthetic"), default="auto", help="%(default)s")
     parser.add_argument("--root", default="data", help="folder of the Market-1501 folder or zip; %(default)s")

@@ -1,4 +1,4 @@
-"""What the exact pair stage saves against the literal one: time, memory and operations, and that both agree.
+"""Benchmark of the exact pair stage against the literal one: time, memory, operations and agreement.
 
     python -m benchmarks.pair_stage --check                      # two CPU cores, float32: about three minutes
     python -m benchmarks.pair_stage --dtype=bfloat16 --check     # a GPU
@@ -10,7 +10,7 @@ for a dense cotangent, as one compiled program:
 
     literal    the whole 2N x 2N graph and the whole conditional map of every pair, vmapped: models/graph.py, with its
                products in the type of the maps as the exact form has them
-    exact      models/pair_grid.py as the network uses it, with its memory budget
+    exact      pair_stages/conditional/batch_grid.py as the network uses it, with its memory budget
     bare Gram  X X^T of the maps as one (B N) x D matrix, and its derivative as JAX takes it: three products; the exact form
                needs two of them, because its cross blocks are symmetric
 
@@ -47,41 +47,43 @@ ARGUMENTS = ("maps", "w", "w'", "Theta")
 
 
 def literal(maps_BND: jax.Array, intra_D: jax.Array, cross_D: jax.Array, theta_DF: jax.Array) -> jax.Array:
-    """f(u|v) of all pairs by their whole graphs and maps, (B, B, F), with products in the type of the maps."""
+    """Compute f(u|v) of all pairs from their full graphs and maps, (B, B, F), with products in the dtype of the maps."""
     dtype = maps_BND.dtype
-    wide = jnp.promote_types(dtype, jnp.float32)
+    acc_dtype = jnp.promote_types(dtype, jnp.float32)
 
     def pair(u_ND: jax.Array, v_ND: jax.Array) -> jax.Array:
-        found = correspondence(u_ND, v_ND, intra_D, cross_D)
-        graph_LL = jnp.block([[found.intra_u, found.cross], [found.cross.T, found.intra_v]])
+        adjacency = correspondence(u_ND, v_ND, intra_D, cross_D)
+        graph_LL = jnp.block([[adjacency.intra_u, adjacency.cross], [adjacency.cross.T, adjacency.intra_v]])
         root_L = inverse_sqrt_degree(graph_LL.sum(axis=1))
         nodes_LD = jnp.concatenate([u_ND, v_ND])
         normalised_LL = (root_L[:, None] * graph_LL * root_L).astype(dtype)
-        out_LD = nodes_LD - jnp.matmul(normalised_LL, nodes_LD, preferred_element_type=wide)
-        out_LF = jnp.matmul(out_LD.astype(dtype), theta_DF, preferred_element_type=wide)
+        out_LD = nodes_LD - jnp.matmul(normalised_LL, nodes_LD, preferred_element_type=acc_dtype)
+        out_LF = jnp.matmul(out_LD.astype(dtype), theta_DF, preferred_element_type=acc_dtype)
         return out_LF[: u_ND.shape[0]].mean(axis=0)
 
     return jax.vmap(jax.vmap(pair, (None, 0)), (0, None))(maps_BND, maps_BND)
 
 
-def exact(how: Plan, maps_BND: jax.Array, intra_D: jax.Array, cross_D: jax.Array, theta_DF: jax.Array) -> jax.Array:
-    """The same, as the network computes it."""
+def exact(
+    grid_plan: Plan, maps_BND: jax.Array, intra_D: jax.Array, cross_D: jax.Array, theta_DF: jax.Array
+) -> jax.Array:
+    """Compute f(u|v) of all pairs as the network does, (B, B, F)."""
 
     def encode(own: jax.Array, near: jax.Array) -> jax.Array:
         pooled = (own - near).astype(maps_BND.dtype)
         return jnp.matmul(pooled, theta_DF, preferred_element_type=own.dtype)
 
-    return encoded_grid(how, maps_BND, coefficients(how, maps_BND, intra_D, cross_D), encode)
+    return encoded_grid(grid_plan, maps_BND, coefficients(grid_plan, maps_BND, intra_D, cross_D), encode)
 
 
 def gram(maps_BND: jax.Array) -> jax.Array:
-    """X X^T of all nodes of all images."""
+    """Compute X X^T of all nodes of all images."""
     nodes_LD = maps_BND.reshape(-1, maps_BND.shape[-1])
     return nodes_LD @ nodes_LD.T
 
 
 def with_gradients(form: Callable[..., jax.Array]) -> Callable[..., Any]:
-    """(cotangent, arguments) to the result and the gradient of every argument."""
+    """Return a function from (cotangent, *arguments) to the result and the gradient of every argument."""
 
     def both(cotangent: jax.Array, *arguments: jax.Array) -> Any:
         value, back = jax.vjp(form, *arguments)
@@ -91,7 +93,7 @@ def with_gradients(form: Callable[..., jax.Array]) -> Callable[..., Any]:
 
 
 def problem(args: argparse.Namespace, images: int, dtype: Any) -> list[jax.Array]:
-    """Maps after a ReLU, w, w' about 1/D, Theta."""
+    """Draw maps after a ReLU, w and w' of order 1/D, and Theta."""
     rng = np.random.default_rng(0)
     shape = (images, args.nodes, args.channels)
     maps = np.maximum(rng.standard_normal(shape), 0)
@@ -102,18 +104,18 @@ def problem(args: argparse.Namespace, images: int, dtype: Any) -> list[jax.Array
 
 
 def planned(args: argparse.Namespace, images: int, dtype: Any) -> Plan:
-    """How the network would cut this grid."""
+    """Return the network's memory plan for this grid."""
     return plan(images, images, args.nodes, args.channels, args.pair_memory_mib, jnp.dtype(dtype).itemsize)
 
 
 def agreement(report: Report, args: argparse.Namespace) -> float:
-    """Largest relative difference of the two forms in float64, of the result and of each gradient."""
+    """Return the largest relative difference of the two forms in float64, over the result and all gradients."""
     with jax.enable_x64(True):
         images = args.agree_images
         arguments = problem(args, images, jnp.float64)
         cotangent = jnp.asarray(np.random.default_rng(1).standard_normal((images, images, args.embed)))
-        how = planned(args, images, jnp.float64)
-        forms = (literal, lambda *x: exact(how, *x))
+        grid_plan = planned(args, images, jnp.float64)
+        forms = (literal, lambda *x: exact(grid_plan, *x))
         want, have = (jax.device_get(jax.jit(with_gradients(form))(cotangent, *arguments)) for form in forms)
     differences = [np.abs(a - b).max() / np.abs(b).max() for a, b in zip(have, want, strict=True)]
     names = ("f(u|v)", *(f"gradient of {name}" for name in ARGUMENTS))
@@ -123,17 +125,17 @@ def agreement(report: Report, args: argparse.Namespace) -> float:
 
 
 def measure(report: Report, args: argparse.Namespace) -> tuple[float, float | None, float]:
-    """Times and memory of all forms; ratios literal/exact of time and of memory, and exact/Gram of time."""
+    """Measure all forms; returns the ratios literal/exact of time and memory, and exact/Gram of time."""
     dtype = jnp.dtype(args.dtype)
     arguments = problem(args, args.images, dtype)
-    how = planned(args, args.images, dtype)
+    grid_plan = planned(args, args.images, dtype)
     rng = np.random.default_rng(1)
     dense = jnp.asarray(rng.standard_normal((args.images, args.images, args.embed)), jnp.float32)
     lines = args.images * args.nodes
     square = jnp.asarray(rng.standard_normal((lines, lines)), dtype)
     forms: dict[str, tuple[Callable[..., Any], jax.Array, list[jax.Array]]] = {
         "literal": (literal, dense, arguments),
-        "exact": (lambda *x: exact(how, *x), dense, arguments),
+        "exact": (lambda *x: exact(grid_plan, *x), dense, arguments),
         "bare Gram": (gram, square, arguments[:1]),
     }
     programs, memory, flops = {}, {}, {}
@@ -167,20 +169,20 @@ def measure(report: Report, args: argparse.Namespace) -> tuple[float, float | No
     beside_gram = max(timed[f"exact{again}"].median / timed[f"bare Gram{again}"].median for again in ("", " again"))
     small = f", {smaller:.0f} times less memory" if smaller else ""
     report.say(f"exact against literal: {speed:.1f} times faster{small}; {beside_gram:.2f} times the bare Gram product")
-    report.data |= {"speed": speed, "memory": smaller, "gram": beside_gram, "plan": how._asdict()}
+    report.data |= {"speed": speed, "memory": smaller, "gram": beside_gram, "plan": grid_plan._asdict()}
     return speed, smaller, beside_gram
 
 
 def memory_table(report: Report, args: argparse.Namespace) -> int:
-    """Compiled temporaries, forward and backward, against the batch; 1 where they exceed the budget."""
+    """Report compiled temporaries, forward and backward, by batch size; returns 1 if they exceed the budget."""
     dtype, rows, failed = jnp.dtype(args.dtype), [], 0
     for images in BATCHES:
-        how = planned(args, images, dtype)
+        grid_plan = planned(args, images, dtype)
         maps = jax.ShapeDtypeStruct((images, args.nodes, args.channels), dtype)
         weight = jax.ShapeDtypeStruct((args.channels,), dtype)
         theta = jax.ShapeDtypeStruct((args.channels, args.embed), dtype)
         cotangent = jax.ShapeDtypeStruct((images, images, args.embed), jnp.float32)
-        function = with_gradients(lambda *x, how=how: exact(how, *x))
+        function = with_gradients(lambda *x, grid_plan=grid_plan: exact(grid_plan, *x))
         found = device.compiled(function, cotangent, maps, weight, weight, theta).memory_analysis().temp_size_in_bytes
         # Aside: a copy of the maps for the loops, and their gradients by three ways (keys, own, given) until summed.
         maps_bytes = 4 * images * args.nodes * args.channels
@@ -188,7 +190,7 @@ def memory_table(report: Report, args: argparse.Namespace) -> int:
         failed |= beside > args.pair_memory_mib * 2**20
         literal_bytes = 4 * images**2 * (2 * args.nodes) * (2 * args.nodes + args.channels)  # one graph and map a pair
         mib = [x / 2**20 for x in (maps_bytes, found, beside, literal_bytes)]
-        cut = f"{how.panel} rows, {'kept' if how.keep else 'twice'}; {how.encode}"
+        cut = f"{grid_plan.panel} rows, {'kept' if grid_plan.keep else 'twice'}; {grid_plan.encode}"
         rows.append((images, *(round(x) for x in mib), cut))
     header = ("images", "maps", "temporaries", "less maps", "a graph and map a pair", "panel; encode")
     report.table("memory", header, rows)
@@ -200,7 +202,7 @@ def memory_table(report: Report, args: argparse.Namespace) -> int:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The options."""
+    """Parse the options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=16, help="%(default)s")
     parser.add_argument("--nodes", type=int, default=192, help="%(default)s")
@@ -220,7 +222,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measures and prints; the exit code."""
+    """Measure and print; returns the exit code."""
     args = parse(argv)
     report = Report("pair_stage_memory" if args.memory else "pair_stage", args.out)
     report.say(device.machine_line())

@@ -1,4 +1,4 @@
-"""A device trace of some calls, and what was longest in it: read from jax.profiler's own file, without TensorFlow."""
+"""Device traces: the longest kernels of a few calls, read from jax.profiler's trace file without TensorFlow."""
 
 import collections
 import gzip
@@ -14,7 +14,7 @@ from benchmarks.timing import format_table
 
 
 def events_of(folder: str) -> list[dict[str, Any]]:
-    """Kernels of the newest trace under a folder: on an accelerator what its streams ran, on a CPU XLA's operations."""
+    """Read the kernels of the newest trace in a folder: of an accelerator's streams, or XLA's operations on a CPU."""
     files = sorted(pathlib.Path(folder).rglob("*.trace.json.gz"), key=lambda path: path.stat().st_mtime)
     with gzip.open(files[-1]) as file:
         events = json.load(file)["traceEvents"]
@@ -31,7 +31,7 @@ def events_of(folder: str) -> list[dict[str, Any]]:
 
 
 def busy_share(events: Iterable[dict[str, Any]]) -> float:
-    """Share of the time from the first kernel to the last in which at least one ran."""
+    """Return the share of the time from first to last kernel during which at least one runs."""
     spans = sorted((e["ts"], e["ts"] + e["dur"]) for e in events)
     busy, end = 0.0, spans[0][0]
     for start, stop in spans:
@@ -41,7 +41,7 @@ def busy_share(events: Iterable[dict[str, Any]]) -> float:
 
 
 def longest(events: Iterable[dict[str, Any]], calls: int, count: int) -> list[dict[str, Any]]:
-    """Kernels by name (numbers at the end left out) with times and launches of one call, the longest first."""
+    """Aggregate kernels by name, without trailing numbers: time and launches per call, longest first."""
     total, launches, example = collections.Counter(), collections.Counter(), {}
     for event in events:
         name = re.sub(r"([._]\d+)+$", "", event["name"])
@@ -56,10 +56,10 @@ def longest(events: Iterable[dict[str, Any]], calls: int, count: int) -> list[di
 
 
 def profile(run: Callable[[], Any], folder: str, calls: int = 5, count: int = 25) -> tuple[dict[str, Any], str]:
-    """Traces some calls after two to warm up.
+    """Trace a few calls after two for warm-up.
 
     Returns:
-        What was found as a dictionary, and as text.
+        The summary as a dictionary and as text.
     """
     jax.block_until_ready(run())
     jax.block_until_ready(run())
@@ -72,7 +72,7 @@ def profile(run: Callable[[], Any], folder: str, calls: int = 5, count: int = 25
         return {"kernels": []}, f"the trace under {folder} holds no kernel of a device"
     share, rows = busy_share(events), longest(events, calls, count)
     span = (max(e["ts"] + e["dur"] for e in events) - min(e["ts"] for e in events)) / 1e3 / calls
-    found = {"busy": share, "ms_per_call": span, "launches_per_call": len(events) / calls, "kernels": rows}
+    summary = {"busy": share, "ms_per_call": span, "launches_per_call": len(events) / calls, "kernels": rows}
     share, kernel_ms = 100 * share, sum(e["dur"] for e in events) / 1e3 / calls
     head = f"{calls} calls, {span:.4g} ms each; a kernel runs in {share:.1f} % of that time, "
     head += f"{len(events) / calls:.0f} launches a call; trace under {folder}\n"
@@ -80,4 +80,4 @@ def profile(run: Callable[[], Any], folder: str, calls: int = 5, count: int = 25
     for row in rows:
         part = f"{100 * row['ms'] / kernel_ms:.1f} %"
         cells.append((row["kernel"][:60], row["ms"], part, row["launches"], row["operation"][-60:]))
-    return found, head + format_table(("kernel", "ms a call", "of kernels", "launches", "for example"), cells)
+    return summary, head + format_table(("kernel", "ms a call", "of kernels", "launches", "for example"), cells)

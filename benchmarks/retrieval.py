@@ -1,4 +1,4 @@
-"""How many pairs a second re-scoring compares, and what the device allows.
+"""Benchmark of re-scoring: pairs/s, against the limits of the device.
 
     python -m benchmarks.retrieval --check             # two CPU cores: a minute
     python -m benchmarks.retrieval --check --market    # a GPU: Market-1501 too, 3,368 x 15,913, K = 100
@@ -193,7 +193,7 @@ def market(
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the benchmark; returns the exit status."""
+    """Run the benchmark; returns the exit status."""
     args = parse(argv)
     report = Report("retrieval", args.out)
     report.data["machine"] = machine()

@@ -1,4 +1,4 @@
-"""The parts of a training step as functions that run alone; train_step.py says what each is."""
+"""Parts of a training step as separate compiled functions, described in train_step.py."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple

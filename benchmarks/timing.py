@@ -1,4 +1,4 @@
-"""Medians of interleaved runs, tables and result files: what the benchmarks of speed share. Needs no library."""
+"""Timing by interleaved runs, tables and result files, without dependencies."""
 
 import json
 import pathlib
@@ -43,7 +43,7 @@ def interleaved(
     queue: bool = True,
     limit_s: float = float("inf"),
 ) -> dict[str, Timed]:
-    """Times functions in turn, so that whatever disturbs the machine for a while disturbs all of them.
+    """Time functions in turn, so that whatever disturbs the machine for a while disturbs all of them.
 
     Args:
         functions: what to call; each returns what `wait` waits for. One call of each warms up.
@@ -98,7 +98,7 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 
 class Report:
-    """Prints as it goes and, given a folder, leaves NAME.txt and NAME.json there.
+    """Report that prints as it goes and, given a folder, leaves NAME.txt and NAME.json there.
 
     Attributes:
         data: what the json file will hold.
@@ -109,7 +109,7 @@ class Report:
         self.data: dict[str, Any] = {"benchmark": name, "python": platform.python_version()}
 
     def say(self, text: str) -> None:
-        """Prints lines and keeps them for the text file."""
+        """Print lines and keep them for the text file."""
         print(text, flush=True)
         self._lines.append(text)
 
@@ -119,7 +119,7 @@ class Report:
         self.data[key] = [dict(zip(header, row)) for row in rows]
 
     def write(self) -> None:
-        """Writes both files, if there is a folder."""
+        """Write both files, if there is a folder."""
         if self._out:
             folder = pathlib.Path(self._out)
             folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""CACE-Net and its training step in plain PyTorch, as the paper's equations read: the yardstick of torch_step.py.
+"""CACE-Net and its training step in plain PyTorch, following the paper's equations: the baseline of torch_step.py.
 
 Written from the paper and the equations of this package, every pair with its whole graph (`literal`); `exact` takes the mean
 over positions first, as cacenet_jax does. Parameter names of the backbone are torchvision's, so that torch_parity.py can
@@ -87,11 +87,11 @@ class Head(nn.Module):
 
     def forward(self, pooled: Tensor) -> Embedded:
         """(rows, D) to (rows, F) and (rows, identities)."""
-        embedding = self.bn(wide(self.conv(pooled)))
-        return Embedded(embedding, wide(self.classifier(embedding)))
+        embedding = self.bn(to_float32(self.conv(pooled)))
+        return Embedded(embedding, to_float32(self.classifier(embedding)))
 
 
-def wide(x: Tensor) -> Tensor:
+def to_float32(x: Tensor) -> Tensor:
     """At least float32."""
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
@@ -143,18 +143,18 @@ def exact_means(nodes: Tensor, intra_weight: Tensor, cross_weight: Tensor, theta
     """The same by the pooled algebra of pair_stages/conditional/pair.py: one Gram product for all pairs."""
     del chunk
     count, positions, _ = nodes.shape
-    intra = wide(fn.relu((nodes * intra_weight.to(nodes.dtype)) @ nodes.mT))
+    intra = to_float32(fn.relu((nodes * intra_weight.to(nodes.dtype)) @ nodes.mT))
     flat = nodes.flatten(0, 1)
     gram = fn.relu((flat * cross_weight.to(nodes.dtype)) @ flat.T)
-    cross = wide(gram).view(count, positions, count, positions).transpose(1, 2)  # (B, B, N, N), u first
+    cross = to_float32(gram).view(count, positions, count, positions).transpose(1, 2)  # (B, B, N, N), u first
     degree = intra.sum(2)
     root_u = inverse_root(degree[:, None] + cross.sum(3))  # (B, B, N): of u's nodes given v
     root_v = inverse_root(degree[None] + cross.sum(2))  # of v's nodes
     own = root_u * torch.einsum("uvn,unm->uvm", root_u, intra)
     other = root_v * torch.einsum("uvn,uvnm->uvm", root_u, cross)
     near = torch.einsum("uvn,und->uvd", own.to(nodes.dtype), nodes)
-    near = wide(near) + wide(torch.einsum("uvn,vnd->uvd", other.to(nodes.dtype), nodes))
-    return wide((wide(nodes).mean(1)[:, None] - near / positions) @ theta)
+    near = to_float32(near) + to_float32(torch.einsum("uvn,vnd->uvd", other.to(nodes.dtype), nodes))
+    return to_float32((to_float32(nodes).mean(1)[:, None] - near / positions) @ theta)
 
 
 MEANS: dict[str, Callable[..., Tensor]] = {"literal": literal_means, "exact": exact_means}
@@ -177,7 +177,7 @@ class CACENet(nn.Module):
         """f(I) of the images, and f(u|v) of all pairs, (B, B, ...), by `literal` or `exact` arithmetic."""
         maps = self.backbone(images)
         count, channels = maps.shape[:2]
-        individual = self.individual_head(wide(maps).mean((2, 3)))
+        individual = self.individual_head(to_float32(maps).mean((2, 3)))
         nodes = maps.flatten(2).mT
         weights = self.intra_weight / channels, self.cross_weight / channels
         means = MEANS[pairs](nodes, *weights, self.theta, self.chunk)

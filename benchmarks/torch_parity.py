@@ -1,4 +1,4 @@
-"""Is the PyTorch step of torch_model.py our step? The same parameters must give the same losses and gradients.
+"""Parity of the PyTorch step of torch_model.py with ours: equal losses and gradients for equal parameters.
 
 python -m benchmarks.torch_step --parity
 """
@@ -21,8 +21,8 @@ SHAPE, LABELS = (64, 32), np.array([3, 3, 0, 0, 5, 5, 0, 3])
 TOLERANCE = 1e-9
 
 
-class Found(NamedTuple):
-    """What one implementation computes.
+class StepResult(NamedTuple):
+    """Results of a training step of one implementation.
 
     Attributes:
         losses: the terms by name.
@@ -53,7 +53,7 @@ def torch_names(params: Any) -> dict[str, np.ndarray]:
 
 
 @functools.cache  # it takes a compilation
-def ours(rate: float, seed: int) -> tuple[Found, dict[str, np.ndarray], np.ndarray]:
+def ours(rate: float, seed: int) -> tuple[StepResult, dict[str, np.ndarray], np.ndarray]:
     """Losses, gradients and update of a small network of ours in float64; its parameters; the images (B, H, W, 3)."""
     from benchmarks import problem
 
@@ -80,10 +80,10 @@ def ours(rate: float, seed: int) -> tuple[Found, dict[str, np.ndarray], np.ndarr
     updates, _ = optimizer.update(grads, optimizer.init(params), params)
     updated = jax.tree.map(lambda p, u: p + u, params, updates)
     losses = {name: float(value) for name, value in terms.items()}
-    return Found(losses, torch_names(grads), torch_names(updated)), torch_names(params), images
+    return StepResult(losses, torch_names(grads), torch_names(updated)), torch_names(params), images
 
 
-def theirs(parameters: dict[str, np.ndarray], images: np.ndarray, pairs: str, chunk: int, rate: float) -> Found:
+def theirs(parameters: dict[str, np.ndarray], images: np.ndarray, pairs: str, chunk: int, rate: float) -> StepResult:
     """The same by PyTorch."""
     backbone = torch_model.Backbone(STAGES, WIDTH)
     model = torch_model.CACENet(backbone, EMBED_DIM, IDENTITIES, chunk).double().train()
@@ -99,7 +99,7 @@ def theirs(parameters: dict[str, np.ndarray], images: np.ndarray, pairs: str, ch
     gradients = {name: parameter.grad.numpy().copy() for name, parameter in own.items()}
     optimizer.step()
     updated = {name: parameter.detach().numpy() for name, parameter in own.items()}
-    return Found({name: value.item() for name, value in losses.items()}, gradients, updated)
+    return StepResult({name: value.item() for name, value in losses.items()}, gradients, updated)
 
 
 def difference(left: dict[str, Any], right: dict[str, Any]) -> tuple[float, str]:
@@ -117,7 +117,7 @@ def compare(pairs: str, chunk: int = 0, seed: int = 0) -> dict[str, tuple[float,
     with jax.enable_x64(True):
         mine, parameters, images = ours(0.1, seed)
     other = theirs(parameters, images, pairs, chunk, 0.1)
-    return {field: difference(getattr(mine, field), getattr(other, field)) for field in Found._fields}
+    return {field: difference(getattr(mine, field), getattr(other, field)) for field in StepResult._fields}
 
 
 def main() -> int:

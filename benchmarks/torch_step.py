@@ -1,4 +1,4 @@
-"""How long the same training step takes in PyTorch, with every pair computed as the paper writes it.
+"""Benchmark of the same training step in PyTorch, with every pair computed as in the paper.
 
     python -m benchmarks.torch_step --dtype=bfloat16 --compile --out=benchmarks_out       # a GPU
     python -m benchmarks.torch_step --repeats=2 --out=benchmarks_out                      # two CPU cores: minutes
@@ -64,7 +64,7 @@ def step_of(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measures and prints; returns the exit code."""
+    """Measure and print; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="%(default)s")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="%(default)s")

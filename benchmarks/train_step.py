@@ -1,11 +1,11 @@
-"""How long a training step of the paper's model takes here, where the time goes, and what stands in the way.
+"""Benchmark of a training step of the paper's model: time, time of its parts, and fraction of the device's peak.
 
     python -m benchmarks.train_step --dtype=bfloat16 --check                   # a GPU; exits 1 where a bound is missed
     python -m benchmarks.train_step --dtype=bfloat16 --profile=workdirs/trace  # the longest kernels, and how much is idle
     python -m benchmarks.train_step --repeats=3                                # two CPU cores: about ten minutes
 
 `step` is the trainer's own: ResNet-50, 384 x 128, 16 images (N 192, D 2048, F 768, 751 identities), a host batch of uint8
-in, augmentation on the device, all four losses, SGD, through parallel.DeviceMap on one device with the state donated.
+in, augmentation on the device, all four losses, SGD, through distributed.DeviceMap on one device with the state donated.
 `bare step` is the same on normalised images that lie on the device, without augmentation: what torch_step.py times too.
 
 Each part is timed alone in the same run, compiled by itself, its inputs on the device; its share is its time over the
@@ -53,9 +53,11 @@ MIN_STEPS, MAX_PAIR, MIN_TORCH = 60.0, 1.5, 1.5
 SHARES = ("backbone", "pair stage", "individual", "optimiser", "augmentation", "input")
 
 
-def trainers_step(how: str, size: problem.Size, state: TrainState, batch: Batch) -> tuple[Callable[[], Any], DeviceMap]:
+def trainers_step(
+    mode: str, size: problem.Size, state: TrainState, batch: Batch
+) -> tuple[Callable[[], Any], DeviceMap]:
     """The step as the trainer runs it, from a host batch; each call goes on from the state of the last."""
-    device_map = DeviceMap(jax.local_devices()[:1], how)
+    device_map = DeviceMap(jax.local_devices()[:1], mode)
     mapped = device_map.map(problem.step_of(problem.network(size, AXIS)))
     held = device_map.replicate(jax.tree.map(jnp.copy, state))
 
@@ -127,7 +129,7 @@ def share_table(
 
 
 def torch_ratio(report: Report, size: problem.Size, bare: float, paths: Iterable[str]) -> float | None:
-    """How many times as long PyTorch's literal step takes, by its fastest result that fits; None if none does."""
+    """Return the time of PyTorch's fastest literal step over ours, or None without a comparable result."""
     best = None
     for path in map(pathlib.Path, paths):
         if not path.is_file():
@@ -151,10 +153,10 @@ def torch_ratio(report: Report, size: problem.Size, bare: float, paths: Iterable
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The options."""
+    """Parse the options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     problem.add_size(parser)
-    parser.add_argument("--how", choices=("pmap", "shard_map"), default="pmap", help="config.parallel; %(default)s")
+    parser.add_argument("--mode", choices=("pmap", "shard_map"), default="pmap", help="config.parallel; %(default)s")
     parser.add_argument("--no-shares", dest="shares", action="store_false", help="whole steps, no parts")
     parser.add_argument("--repeats", type=int, default=7, help="interleaved runs of each function; %(default)s")
     parser.add_argument("--limit", type=float, default=240, help="no new round after these seconds; %(default)s")
@@ -175,7 +177,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measures and prints; returns the exit code."""
+    """Measure and print; returns the exit code."""
     args = parse(argv)
     size = problem.size_of(args)
     name = "profile" if args.profile else "train_step"
@@ -184,7 +186,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     report.say(f"{size}; {device.machine_line()}")
 
     state, batch = problem.state_of(size), problem.batch_of(size)
-    run, device_map = trainers_step(args.how, size, state, batch)
+    run, device_map = trainers_step(args.mode, size, state, batch)
     report.data["first look"] = first_look(report, run)
     if args.profile:
         report.data["profile"], text = profiling.profile(run, args.profile)

@@ -174,11 +174,11 @@ def test_lowers_for_accelerators_from_a_cpu(platform):
     constants = jax.eval_shape(functions.compose, variables)
     mesh = global_mesh(1)
     images = jax.ShapeDtypeStruct((8, 6, 4, 3), np.uint8)
-    describe = extract._step(functions.describe, mesh).trace((variables, constants), images)
+    describe = extract._compile_step(functions.describe, mesh).trace((variables, constants), images)
     found = describe.out_info.terms
     terms = jax.tree.map(lambda x: jax.ShapeDtypeStruct((2, *x.shape), storage_dtype(x.dtype)), found)
     types = tuple(np.dtype(x.dtype) for x in jax.tree.leaves(found))
     indices = (jax.ShapeDtypeStruct((1, 4), np.int32), jax.ShapeDtypeStruct((1, 4, 5), np.int32))
-    score = rescore._step(functions.distance, types, mesh, True).trace(constants, terms, terms, *indices)
+    score = rescore._compile_step(functions.distance, types, mesh, True).trace(constants, terms, terms, *indices)
     for traced in (describe, score):
         assert "stablehlo" in traced.lower(lowering_platforms=(platform,)).as_text()

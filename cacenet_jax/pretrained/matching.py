@@ -1,4 +1,4 @@
-"""Which array of a file is which parameter of a backbone, and every reason why a file does not fit, told together."""
+"""Matching of the arrays of a weights file with the parameters of a network; all mismatches are reported in one error."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -8,22 +8,22 @@ from flax import traverse_util
 
 from cacenet_jax.errors import UserError
 
-# What wraps a backbone in a training script, and how often in front of one another.
+# Prefixes of names under which training scripts wrap a backbone; they may be nested.
 _PREFIXES = ("module.", "backbone.", "base.", "model.", "resnet.")
-# Not of a feature map: the classifier of another data set, and a counter that no inference reads.
+# Arrays that a feature extractor does not use: the classifier of another data set, and a counter of training steps.
 _CLASSIFIERS = ("fc.", "classifier.", "head.")
 _COUNTER = "num_batches_tracked"
 _SHOWN = 8  # names of each kind in a message
 
 
-class Misfits(NamedTuple):
-    """What does not fit, of two sides that should.
+class Mismatches(NamedTuple):
+    """Differences between the arrays of a source and the parameters of a target network.
 
     Attributes:
-        missing: names that this network has and the other side lacks.
-        unexpected: names that the other side has and this network lacks.
-        shapes: (name, shape there, shape here).
-        broken: names whose numbers cannot be taken, with the reason.
+        missing: names in the target only.
+        unexpected: names in the source only.
+        shapes: (name, source shape, target shape) of arrays with different shapes.
+        broken: names of arrays with unusable values, with the reason.
     """
 
     missing: list[str]
@@ -32,69 +32,69 @@ class Misfits(NamedTuple):
     broken: list[str]
 
     def summary(self) -> str:
-        """Counts in one phrase, empty where everything fits."""
-        counts = zip(("missing", "not expected", "of another shape", "not to be taken"), self, strict=True)
-        return ", ".join(f"{len(found)} {what}" for what, found in counts if found)
+        """Return the counts in one phrase, empty if everything matches."""
+        counts = zip(("missing", "not expected", "of another shape", "unusable"), self, strict=True)
+        return ", ".join(f"{len(names)} {kind}" for kind, names in counts if names)
 
-    def lines(self, there: str, here: str) -> list[str]:
-        """A line for each kind, with its first names."""
-        shapes = [f"{name} {theirs} against {ours}" for name, theirs, ours in self.shapes]
+    def lines(self, source_name: str, target_name: str) -> list[str]:
+        """Return a line for each kind of mismatch, with its first names."""
+        shapes = [f"{name} {source} against {target}" for name, source, target in self.shapes]
         kinds = {
-            f"missing in {there}": self.missing,
-            f"not in {here}": self.unexpected,
-            f"of another shape in {there} than in {here}": shapes,
-            f"not to be taken from {there}": self.broken,
+            f"missing in {source_name}": self.missing,
+            f"not in {target_name}": self.unexpected,
+            f"of another shape in {source_name} than in {target_name}": shapes,
+            f"unusable in {source_name}": self.broken,
         }
-        return [f"  {what} ({len(names)}): {listed(names)}" for what, names in kinds.items() if names]
+        return [f"  {kind} ({len(names)}): {listed(names)}" for kind, names in kinds.items() if names]
 
 
-class Fitted(NamedTuple):
-    """A backbone's variables out of a file.
+class MatchedWeights(NamedTuple):
+    """Variables of a backbone loaded from a file.
 
     Attributes:
-        variables: `params` and `batch_stats` (where the backbone has some) of float32.
-        taken: how many arrays.
-        left_out: names that were passed over: classifiers, counters, what is no part of the backbone.
-        added: names that the file lacks and that keep their start: layers that the published network does not have.
+        variables: `params` and `batch_stats` (if the backbone has any), float32.
+        num_loaded: number of loaded arrays.
+        ignored: names in the file that were not loaded: classifiers, counters, arrays outside the backbone.
+        added: names absent from the file that keep their initial values: optional layers of this backbone.
     """
 
     variables: dict[str, Any]
-    taken: int
-    left_out: list[str]
+    num_loaded: int
+    ignored: list[str]
     added: list[str]
 
 
 def listed(names: Sequence[str]) -> str:
-    """The first names, and how many more there are."""
+    """Format the first names and the number of the others."""
     more = f", and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + more
 
 
-def fit(
+def match_weights(
     arrays: Mapping[str, np.ndarray],
     like: Mapping[str, Any],
     torch_name: Callable[[Sequence[str]], str],
-    there: str,
-    here: str,
+    source_name: str,
+    target_name: str,
     may_lack: Sequence[str] = (),
     unused: Sequence[str] = (),
-) -> Fitted:
-    """The variables of a backbone, from arrays in PyTorch's names and layout.
+) -> MatchedWeights:
+    """Convert arrays with PyTorch's names and layouts to the variables of a network.
 
-    Kernels are OIHW there and HWIO here (depthwise ones too: (C, 1, k, k) becomes (k, k, 1, C)), matrices (out, in) there
-    and (in, out) here. Half precision is widened.
+    Kernels are converted from OIHW to HWIO (depthwise (C, 1, k, k) to (k, k, 1, C)), matrices from (out, in) to (in, out),
+    half precision to float32.
 
     Args:
-        arrays: name to array, as `reading.read` gives them; all names, or those of the backbone, may have a prefix.
-        like: the backbone's `params` and `batch_stats`: arrays, or their shapes and types.
-        torch_name: path in one of these collections to the name in a state dict.
-        there: what to call the file in an error.
-        here: what to call the backbone in an error.
-        may_lack: parts of a name, of layers that keep what `like` has for them where the file has none of their kind.
-        unused: how names start that are passed over, beside those of common classifiers.
+        arrays: arrays by name, from `reading.read`; names may have a common prefix.
+        like: the network's `params` and `batch_stats`: arrays or `jax.ShapeDtypeStruct`s.
+        torch_name: function from a path in one of these collections to the name in a state dict.
+        source_name: name of the file, for error messages.
+        target_name: name of the network, for error messages.
+        may_lack: substrings of names of optional layers, which keep the values in `like` if the file has none of them.
+        unused: prefixes of further names to ignore, beside common classifiers.
 
     Raises:
-        UserError: names everything that is missing, not expected, of another shape, not a number or not finite.
+        UserError: lists all arrays that are missing, unexpected, of another shape, not floating point or not finite.
     """
     ours = {
         (collection, *path): leaf
@@ -105,7 +105,7 @@ def fit(
     prefix = _prefix(arrays, names.values())
     inside = {name.removeprefix(prefix): x for name, x in arrays.items() if name.startswith(prefix)}
     outside = [name for name in arrays if not name.startswith(prefix)]
-    passed_over = [
+    ignored = [
         n
         for n in inside
         if n not in names.values() and (n.startswith((*_CLASSIFIERS, *unused)) or n.endswith(_COUNTER))
@@ -114,50 +114,53 @@ def fit(
     absent = [part for part in may_lack if not any(part in name for name in inside)]
     added = [path for path, name in names.items() if any(part in name for part in absent)]
     wanted = {path: name for path, name in names.items() if path not in added}
-    misfits = Misfits(
+    mismatches = Mismatches(
         missing=sorted(name for name in wanted.values() if name not in inside),
-        unexpected=sorted(prefix + n for n in inside if n not in set(wanted.values()) and n not in passed_over),
+        unexpected=sorted(prefix + n for n in inside if n not in set(wanted.values()) and n not in ignored),
         shapes=[],
         broken=[],
     )
-    found: dict[tuple[str, ...], Any] = {}
+    loaded: dict[tuple[str, ...], Any] = {}
     for path, name in sorted(wanted.items(), key=lambda item: item[1]):
         if name not in inside:
             continue
         x, shape = inside[name], _torch_shape(path, ours[path].shape)
-        if len(shape) == 2 and x.shape == (*shape, 1, 1):  # a 1x1 convolution there, a matrix here
+        if len(shape) == 2 and x.shape == (*shape, 1, 1):  # a 1x1 convolution in the file, a matrix in the network
             x = x[..., 0, 0]
         if x.shape != shape:
-            misfits.shapes.append((name, x.shape, shape))
+            mismatches.shapes.append((name, x.shape, shape))
         elif not np.issubdtype(x.dtype, np.floating):
-            misfits.broken.append(f"{name} of type {x.dtype}")
+            mismatches.broken.append(f"{name} of type {x.dtype}")
         elif not np.isfinite(x).all():
-            misfits.broken.append(f"{name} with NaN or infinity")
+            mismatches.broken.append(f"{name} with NaN or infinity")
         else:
-            found[path] = np.array(_from_torch(path, x), np.float32, order="C")
-    if misfits.summary():
+            loaded[path] = np.array(_from_torch(path, x), np.float32, order="C")
+    if mismatches.summary():
         raise UserError(
-            f"config.pretrained: found {there}, which does not fit {here} ({misfits.summary()}), expected that backbone's "
-            "weights; choose another file or config.model.backbone\n" + "\n".join(misfits.lines("the file", here))
+            f"config.pretrained: found {source_name}, which does not fit {target_name} ({mismatches.summary()}), expected "
+            "weights of that backbone; choose another file or config.model.backbone\n"
+            + "\n".join(mismatches.lines("the file", target_name))
         )
-    taken = len(found)
-    found |= {path: ours[path] for path in added}
-    return Fitted(traverse_util.unflatten_dict(found), taken, passed_over + outside, [names[path] for path in added])
+    num_loaded = len(loaded)
+    loaded |= {path: ours[path] for path in added}
+    return MatchedWeights(
+        traverse_util.unflatten_dict(loaded), num_loaded, ignored + outside, [names[path] for path in added]
+    )
 
 
 def _prefix(names: Iterable[str], expected: Iterable[str]) -> str:
-    """What stands before a backbone's names in a file: the prefix, perhaps none, with which most of them are found."""
+    """Return the prefix of a network's names in a file, possibly empty: the one under which most names match."""
     expected = set(expected)
-    found: dict[str, int] = {"": 0}
+    matches: dict[str, int] = {"": 0}
     for name in names:
         prefix = ""
         while True:
-            found[prefix] = found.get(prefix, 0) + (name.removeprefix(prefix) in expected)
+            matches[prefix] = matches.get(prefix, 0) + (name.removeprefix(prefix) in expected)
             longer = [p for p in _PREFIXES if name.startswith(prefix + p)]
             if not longer:
                 break
             prefix += longer[0]
-    return max(found, key=lambda prefix: found[prefix])
+    return max(matches, key=lambda prefix: matches[prefix])
 
 
 def _torch_shape(path: Sequence[str], shape: tuple[int, ...]) -> tuple[int, ...]:

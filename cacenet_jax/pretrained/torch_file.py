@@ -1,8 +1,8 @@
-"""The tensors of a file that PyTorch saved, read without PyTorch and without running anything that the file names.
+"""Reader of PyTorch files that needs no PyTorch and executes no code named in the file.
 
-Such a file is a pickle beside the bytes of its tensors: since version 1.6 in a zip archive, before that one after the other.
-A pickle may call any function by name; here every name but those that rebuild tensors stands for a thing that does nothing,
-so that checkpoints with a scheduler, numbers of NumPy or an argparse namespace beside the weights can be read too.
+A file consists of a pickle and the bytes of its tensors: in a zip archive since version 1.6, concatenated before. A pickle
+can call any function by name. Here every name except those that rebuild tensors maps to an inert class, so checkpoints
+that also contain a scheduler, NumPy scalars or an argparse namespace can be read.
 """
 
 import pickle
@@ -15,7 +15,7 @@ from typing import IO, Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-_MAGIC = 0x1950A86A20F9469CFC6C  # torch.save's, of files before 1.6
+_MAGIC = 0x1950A86A20F9469CFC6C  # of files before PyTorch 1.6
 _PROTOCOL = 1001
 _TYPES = {
     "FloatStorage": "<f4", "DoubleStorage": "<f8", "HalfStorage": "<f2", "LongStorage": "<i8", "IntStorage": "<i4",
@@ -25,7 +25,7 @@ _TYPES = {
 
 
 class _Storage(NamedTuple):
-    """A run of numbers that tensors are views of."""
+    """Flat array of numbers that tensors are views of."""
 
     key: str
     dtype: np.dtype
@@ -33,7 +33,7 @@ class _Storage(NamedTuple):
 
 
 class _Tensor(NamedTuple):
-    """A view of a storage; offset and strides count numbers, not bytes."""
+    """View of a storage; offset and strides are in elements, not bytes."""
 
     storage: _Storage
     offset: int
@@ -42,7 +42,7 @@ class _Tensor(NamedTuple):
 
 
 class _Inert:
-    """What stands for every class and function that is not needed; holds nothing and does nothing."""
+    """Inert stand-in for every class and function that is not needed."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> "_Inert":
         return super().__new__(cls)
@@ -80,7 +80,7 @@ _KNOWN: dict[tuple[str, str], Callable[..., Any]] = {
 
 
 class _StorageType(NamedTuple):
-    """Stands for torch.FloatStorage and its kind."""
+    """Stand-in for torch.FloatStorage and the other storage classes."""
 
     name: str
 
@@ -101,17 +101,17 @@ class _Unpickler(pickle.Unpickler):
 
 
 def load(path: Path) -> Any:
-    """What torch.save wrote to a file, with arrays for tensors.
+    """Load a file written by torch.save, with NumPy arrays in place of tensors.
 
     Args:
-        path: of a file in the format of PyTorch 0.4 or later; TorchScript is another format.
+        path: file in the format of PyTorch 0.4 or later, except TorchScript.
 
     Returns:
-        Dictionaries, lists, numbers and strings as they were saved; whatever else the file holds is an inert object.
+        Dictionaries, lists, numbers and strings as saved; all other objects are inert.
 
     Raises:
         ValueError, pickle.UnpicklingError, EOFError, KeyError, OSError, zipfile.BadZipFile and the like: another format,
-            a broken file, or tensors of a type that NumPy does not have.
+            a broken file, or a tensor dtype that NumPy lacks.
     """
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
@@ -132,13 +132,13 @@ def load(path: Path) -> Any:
             raise ValueError("numbers whose first byte is the highest")
         content = _Unpickler(file).load()
         keys = _Unpickler(file).load()
-        found = _storages(content)
-        data = {str(key): _read_counted(file, found.get(str(key))) for key in keys}
+        storages = _storages(content)
+        data = {str(key): _read_counted(file, storages.get(str(key))) for key in keys}
     return _with_arrays(content, lambda storage: data[storage.key])
 
 
 def _storages(content: Any) -> dict[str, _Storage]:
-    """The storages of all tensors, by key."""
+    """Collect the storages of all tensors by key."""
     if isinstance(content, _Tensor):
         return {content.storage.key: content.storage}
     parts = content.values() if isinstance(content, dict) else content if isinstance(content, list | tuple) else ()
@@ -146,7 +146,7 @@ def _storages(content: Any) -> dict[str, _Storage]:
 
 
 def _read_counted(file: IO[bytes], storage: _Storage | None) -> bytes:
-    if storage is None:  # of a tensor that nothing holds: how wide its numbers are is not known
+    if storage is None:  # no reachable tensor uses it, so its dtype is unknown
         raise ValueError("tensors outside dictionaries and lists")
     count = int.from_bytes(file.read(8), "little", signed=True)
     size = count * storage.dtype.itemsize
@@ -157,7 +157,7 @@ def _read_counted(file: IO[bytes], storage: _Storage | None) -> bytes:
 
 
 def _with_arrays(content: Any, read: Callable[[_Storage], bytes]) -> Any:
-    """The content with an array for each tensor."""
+    """Replace each tensor of the content by an array."""
     if isinstance(content, _Tensor):
         return _array(content, read(content.storage))
     if isinstance(content, dict):

@@ -22,7 +22,7 @@ from cacenet_jax.distributed.device_map import global_mesh, replicated_sharding
 from cacenet_jax.errors import UserError
 from cacenet_jax.models.backbones import resnet
 from cacenet_jax.models.cacenet import CACENet
-from cacenet_jax.pretrained.matching import fit
+from cacenet_jax.pretrained.matching import match_weights
 from cacenet_jax.pretrained.reading import read
 from cacenet_jax.pretrained.sources import locate
 from cacenet_jax.run.checkpoints import Checkpoints
@@ -81,7 +81,7 @@ def released_variables(net: CACENet, arrays: Mapping[str, np.ndarray], there: st
     """
     images = jax.ShapeDtypeStruct((1, 64, 32, 3), jnp.float32)
     like = jax.eval_shape(lambda x: net.init(jax.random.key(0), x, train=False), images)
-    return fit(arrays, like, released_name, there, "the network of this config").variables
+    return match_weights(arrays, like, released_name, there, "the network of this config").variables
 
 
 def identities(arrays: Mapping[str, np.ndarray], there: str) -> int:

@@ -16,7 +16,7 @@ from cacenet_jax.distributed.device_map import global_mesh, replicated_sharding
 from cacenet_jax.distributed.processes import is_writer, writer_first
 from cacenet_jax.errors import UserError
 from cacenet_jax.pretrained import backbone
-from cacenet_jax.pretrained.matching import Fitted, Misfits, listed
+from cacenet_jax.pretrained.matching import MatchedWeights, Mismatches, listed
 from cacenet_jax.run.checkpoints import Checkpoints
 from cacenet_jax.run.workdir import recorded_config, recorded_data
 from cacenet_jax.train_step import TrainState
@@ -67,7 +67,7 @@ def begin(config: ConfigDict, state: TrainState, data: dict[str, Any]) -> TrainS
 # -- Published weights of the backbone ------------------------------------------------------------------------------------
 
 
-def _read_weights(config: ConfigDict, like: dict[str, Any]) -> Fitted:
+def _read_weights(config: ConfigDict, like: dict[str, Any]) -> MatchedWeights:
     with writer_first("pretrained"):  # one process downloads
         return backbone.load(config.pretrained, experiment.model(config, 2).backbone, like, config.model.backbone)
 
@@ -77,9 +77,9 @@ def _from_weights(config: ConfigDict, state: TrainState) -> TrainState:
     fitted = _read_weights(config, {name: tree["backbone"] for name, tree in collections.items() if "backbone" in tree})
     variables = jax.tree.map(jnp.asarray, fitted.variables)
     new = {name: tree | {"backbone": variables[name]} for name, tree in collections.items() if name in variables}
-    left_out = f"; left out: {listed(_grouped(fitted.left_out))}" if fitted.left_out else ""
+    left_out = f"; left out: {listed(_grouped(fitted.ignored))}" if fitted.ignored else ""
     added = f"; not in the file, new: {listed(_grouped(fitted.added))}" if fitted.added else ""
-    _say(f"starting from {config.pretrained}: {fitted.taken} arrays of {config.model.backbone}{added}{left_out}")
+    _say(f"starting from {config.pretrained}: {fitted.num_loaded} arrays of {config.model.backbone}{added}{left_out}")
     return state.replace(**new)
 
 
@@ -174,7 +174,7 @@ class _Taken(NamedTuple):
     parts: list[str]  # of the network, taken
     new: list[str]
     unused: list[str]
-    misfits: Misfits
+    misfits: Mismatches
 
 
 def _take(ours: Any, theirs: Any, same_people: bool, frozen: bool) -> _Taken:
@@ -182,7 +182,7 @@ def _take(ours: Any, theirs: Any, same_people: bool, frozen: bool) -> _Taken:
     ours_flat, theirs_flat = traverse_util.flatten_dict(ours), traverse_util.flatten_dict(theirs)
     parts = [name for name in ours if name in theirs]
     new = [name for name in ours if name not in theirs]
-    misfits = Misfits([], [], [], [])
+    misfits = Mismatches([], [], [], [])
     tree = dict(ours_flat)
     for path, x in ours_flat.items():
         name = "/".join(path)
@@ -225,7 +225,7 @@ def _from_run(config: ConfigDict, state: TrainState, data: dict[str, Any]) -> Tr
     same_people = not _other_data(folder, plain, data)
     taken = _take(state.params, params, same_people, config.model.frozen)
     statistics = _take(state.batch_stats, batch_stats, same_people, config.model.frozen)
-    misfits = Misfits(*(one + other for one, other in zip(taken.misfits, statistics.misfits, strict=True)))
+    misfits = Mismatches(*(one + other for one, other in zip(taken.misfits, statistics.misfits, strict=True)))
     if misfits.summary():
         found = differences(recorded_config(folder) or {}, json.loads(json.dumps(plain)))
         fields = [d for d in found if d.startswith("model.")]

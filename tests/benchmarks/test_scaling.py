@@ -10,7 +10,7 @@ OPTIONS = ["--backbone=resnet_tiny", "--batch=8", "--height=32", "--width=16", "
 
 
 def test_two_devices_have_the_losses_of_one(one_block, tmp_path, capsys):
-    options = ["--counts", "1", "2", "--how=pmap", "--no-weak", "--repeats=1", "--check", f"--out={tmp_path}"]
+    options = ["--counts", "1", "2", "--mode=pmap", "--no-weak", "--repeats=1", "--check", f"--out={tmp_path}"]
     assert scaling.main([*OPTIONS, *options]) == 0
     assert "SHARE ITS CORES" in capsys.readouterr().out
     found = json.loads((tmp_path / "scaling_float32.json").read_text())

@@ -242,7 +242,7 @@ BROKEN_MARKET = {
         ["split query", "no images"],
     ),
     "missing folder": ({}, ("query",), ["lacks query", "bounding_box_test", "zheng-lab"]),
-    "one identity": ({}, (MARKET_TRAIN,), ["split train", "one identity", "pid 2"]),
+    "one identity": ({}, (MARKET_TRAIN,), ["split train", "a single identity", "pid 2"]),
 }
 
 

@@ -47,8 +47,8 @@ def test_a_files_weights_become_parameters_and_statistics(load, variables):
     others = {"fc.weight": np.ones((5, 64), np.float32), "bn1.num_batches_tracked": np.array(7)}
     fitted = load(arrays | others, variables)
     assert_equal(fitted.variables, variables)
-    assert fitted.taken == len(arrays) == 60 and fitted.added == []
-    assert sorted(fitted.left_out) == sorted(others)
+    assert fitted.num_loaded == len(arrays) == 60 and fitted.added == []
+    assert sorted(fitted.ignored) == sorted(others)
     kernel = fitted.variables["params"]["layer2_0"]["conv1"]["kernel"]
     assert kernel[0, 2, 3, 4] == arrays["layer2.0.conv1.weight"][4, 3, 0, 2]  # row, column, in, out
 
@@ -59,7 +59,7 @@ def test_prefixes_are_taken_off_and_what_is_beside_a_backbone_is_passed_over(loa
     heads = {"heads.bottleneck.weight": np.ones(4, np.float32)}
     fitted = load(arrays | heads, variables)
     assert_equal(fitted.variables, variables)
-    assert fitted.left_out == list(heads)
+    assert fitted.ignored == list(heads)
 
 
 def test_half_precision_is_widened(load, variables):
@@ -77,7 +77,7 @@ def test_depthwise_kernels_and_the_head_that_lite_can_leave_out(load):
     headless = backbones.build("efficientnet_lite0", head=False)
     fitted = load(arrays, pretrained.shapes(headless, 64, 32), headless)
     assert_equal(fitted.variables["params"]["blocks_15"], variables["params"]["blocks_15"])
-    assert {name.split(".")[0] for name in fitted.left_out} == {"_conv_head", "_bn1"} and "bn1" not in fitted.variables[
+    assert {name.split(".")[0] for name in fitted.ignored} == {"_conv_head", "_bn1"} and "bn1" not in fitted.variables[
         "params"
     ]
 
@@ -105,7 +105,7 @@ def test_layers_that_published_networks_lack_keep_their_start_unless_the_file_ha
         )
 
 
-def test_everything_that_does_not_fit_is_told_at_once_with_both_sides(load, variables):
+def test_all_mismatches_are_reported_in_one_error(load, variables):
     arrays = named(variables)
     del arrays["conv1.weight"], arrays["layer4.0.bn2.running_var"]
     arrays["layer3.1.conv1.weight"] = np.zeros((2, 2), np.float32)
@@ -115,12 +115,12 @@ def test_everything_that_does_not_fit_is_told_at_once_with_both_sides(load, vari
     with pytest.raises(UserError) as caught:
         load(arrays, variables)
     first, *lines = str(caught.value).splitlines()
-    assert "does not fit resnet_tiny (2 missing, 1 not expected, 1 of another shape, 2 not to be taken)" in first
+    assert "does not fit resnet_tiny (2 missing, 1 not expected, 1 of another shape, 2 unusable)" in first
     assert lines == [
         "  missing in the file (2): conv1.weight, layer4.0.bn2.running_var",
         "  not in resnet_tiny (1): layer3.1.conv1.weight",
         "  of another shape in the file than in resnet_tiny (1): layer1.0.bn1.bias (9,) against (8,)",
-        "  not to be taken from the file (2): layer2.0.bn1.bias with NaN or infinity, layer2.0.bn1.weight of type int64",
+        "  unusable in the file (2): layer2.0.bn1.bias with NaN or infinity, layer2.0.bn1.weight of type int64",
     ]
 
 
