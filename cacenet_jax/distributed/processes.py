@@ -97,7 +97,12 @@ def start(
     stop = threading.Event()
     watcher = threading.Thread(target=_watch, args=(stop,), name="watch the other processes", daemon=True)
     watcher.start()
-    atexit.register(lambda: (stop.set(), watcher.join()))  # before JAX says goodbye to the coordinator
+
+    def leave() -> None:
+        stop.set()
+        watcher.join()
+
+    atexit.register(leave)  # before JAX says goodbye to the coordinator
 
 
 def _give_up(where: str, timeout: int) -> None:

@@ -33,8 +33,10 @@ class Misfits(NamedTuple):
 
     def summary(self) -> str:
         """Counts in one phrase, empty where everything fits."""
-        counts = zip(("missing", "not expected", "of another shape", "not to be taken"), self, strict=True)
-        return ", ".join(f"{len(found)} {what}" for what, found in counts if found)
+        names = ("missing", "not expected", "of another shape", "not to be taken")
+        sizes = (len(self.missing), len(self.unexpected), len(self.shapes), len(self.broken))
+        counts = zip(sizes, names, strict=True)
+        return ", ".join(f"{count} {name}" for count, name in counts if count)
 
     def lines(self, there: str, here: str) -> list[str]:
         """A line for each kind, with its first names."""

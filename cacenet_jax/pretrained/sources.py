@@ -9,6 +9,7 @@ Nothing is downloaded but by the prefix `hub:`, and then once: huggingface_hub k
 
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from cacenet_jax.errors import UserError
 
@@ -88,7 +89,7 @@ def _in_hub(source: str) -> Path:
     for file in ["/".join(folders)] if folders else _HUB_FILES:
         try:
             only_cache = unreached is not None  # not to wait for an answer twice
-            where = {"revision": revision or None, "local_files_only": only_cache}
+            where: Any = {"revision": revision or None, "local_files_only": only_cache}
             return Path(huggingface_hub.hf_hub_download(model, file, **where))
         except errors.LocalEntryNotFoundError as error:  # not in the cache; offline, or the Hub does not answer
             unreached = error

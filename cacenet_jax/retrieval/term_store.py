@@ -59,7 +59,7 @@ class Plan(NamedTuple):
     chunk: int
 
 
-def room(mesh: Mesh, device_gib: float, memory_gib: float, folder: str | os.PathLike) -> Room:
+def room(mesh: Mesh, device_gib: float, memory_gib: float, folder: str | os.PathLike[str]) -> Room:
     """The room that a config gives: of all processes the smallest, because they make the same plan.
 
     Args:
@@ -107,7 +107,7 @@ def make_plan(image_bytes: int, num_query: int, num_gallery: int, batch: int, me
     block = min(max(room.device_bytes // 4 // whole, 1), queries)  # the next block comes while this one is still there
     chunk = min(max(min(room.device_bytes // 8, _CHUNK_LIMIT) // split, 1), gallery)
     # Equal parts, so that the last one is not mostly filling.
-    place = "memory" if mine <= room.host_bytes else "file"
+    place: Literal["memory", "file"] = "memory" if mine <= room.host_bytes else "file"
     return Plan(place, -(-queries // -(-queries // block)), -(-gallery // -(-gallery // chunk)))
 
 
@@ -130,7 +130,7 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
     return jax.tree.map(place, tree)
 
 
-def allocate(like: Any, place: Literal["memory", "file"], folder: str | os.PathLike) -> Any:
+def allocate(like: Any, place: Literal["memory", "file"], folder: str | os.PathLike[str]) -> Any:
     """Host arrays of the shapes and types of `like`, in memory or in temporary files under `folder`.
 
     A file's name is gone at once and its content with the array, or with the process. Its space is reserved at once: a disk
@@ -162,7 +162,7 @@ def _gib(size: int) -> str:
     return f"{size / 2**30:.3g} GiB"
 
 
-def _mapped(like: Any, folder: str | os.PathLike) -> np.ndarray:
+def _mapped(like: Any, folder: str | os.PathLike[str]) -> np.ndarray:
     size = math.prod(like.shape) * np.dtype(like.dtype).itemsize
     with tempfile.TemporaryFile(dir=folder) as file:
         if size and hasattr(os, "posix_fallocate"):  # not on macOS

@@ -148,8 +148,8 @@ class ReidBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
 
     @classmethod
     @abc.abstractmethod
-    def scan(cls, root: str | None, options: Mapping[str, Any]) -> Scan:
-        """Look at the user's files. Raises UserError for whatever is wrong with them."""
+    def scan(cls, root: str, options: Mapping[str, Any]) -> Scan:
+        """Look at the user's files, "" where NEEDS_ROOT is False. Raises UserError for whatever is wrong with them."""
 
     @classmethod
     def expected_counts(cls, options: Mapping[str, Any]) -> Mapping[str, int] | None:

@@ -54,7 +54,7 @@ class MarketStyleBuilder(ReidBuilder, skip_registration=True):
     OPTIONS: ClassVar[Mapping[str, Any]] = {"check_counts": True}
 
     @classmethod
-    def scan(cls, root: str | None, options: Mapping[str, Any]) -> Scan:
+    def scan(cls, root: str, options: Mapping[str, Any]) -> Scan:
         """Read the three folders. Raises UserError when they, or their files' names, are not as expected."""
         source = open_source(root)
         place = locate(source, {"market": tuple(FOLDERS.values())}, cls.FOLDER_NAMES, cls.HOME)

@@ -109,7 +109,7 @@ def _find(builder: type[ReidBuilder], chosen: dict[str, Any], home: str, root: s
         directory = _prepared_before(builder, home, chosen)
         builder.check_counts(split_counts(directory), chosen, directory)
         return directory, None
-    scan = builder.scan(root, chosen)
+    scan = builder.scan(root or "", chosen)
     builder.check_counts(scan.counts(), chosen, scan.origin)
     return os.path.join(home, scan.fingerprint, str(builder.VERSION)), scan
 

@@ -38,7 +38,7 @@ class ReidFolder(ReidBuilder, skip_registration=True):
     OPTIONS: ClassVar[Mapping[str, Any]] = {"manifest": "manifest.csv"}
 
     @classmethod
-    def scan(cls, root: str | None, options: Mapping[str, Any]) -> Scan:
+    def scan(cls, root: str, options: Mapping[str, Any]) -> Scan:
         """Read the manifest or the folders. Raises UserError for what does not parse or does not exist."""
         manifest = options["manifest"]
         if root.lower().endswith(".csv") and not os.path.isdir(root):

@@ -24,7 +24,7 @@ class SyntheticPedestrians(ReidBuilder, skip_registration=True):
     NEEDS_ROOT = False
 
     @classmethod
-    def scan(cls, root: str | None, options: Mapping[str, Any]) -> Scan:
+    def scan(cls, root: str, options: Mapping[str, Any]) -> Scan:
         """Describe what will be rendered. Raises UserError for an impossible specification."""
         del root
         return SyntheticScan(dataset.SyntheticSpec(**options))

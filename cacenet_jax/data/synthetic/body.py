@@ -79,7 +79,9 @@ def _legs(a: Appearance, phase: float) -> tuple[list[RoundCone | Ellipsoid], flo
     """Hips, legs and feet, and the height of the lower sole."""
     hip, wide = _hip(a), a.build
     hips_rgb = a.top if a.long_top else a.bottom
-    parts = [_ball(LEGS, hips_rgb, (0.0, hip + 0.01, 0.0), (0.16 * wide, 0.12, 0.115 * wide))]
+    parts: list[RoundCone | Ellipsoid] = [
+        _ball(LEGS, hips_rgb, (0.0, hip + 0.01, 0.0), (0.16 * wide, 0.12, 0.115 * wide))
+    ]
     if a.long_top:
         parts.append(_limb(TORSO, a.top, (0, hip, 0), (0, hip - 0.2, 0), (0.13 * wide, 0.14 * wide)))
     if a.bottom_kind == "skirt":
@@ -111,15 +113,17 @@ def _legs(a: Appearance, phase: float) -> tuple[list[RoundCone | Ellipsoid], flo
         parts.append(_limb(LEGS, shin, knee_3, ankle_3, shin_radii, 0.45, a.shoes.rgb if boots else None))
         tilt = 0.7 * (angle - bend) + 0.1
         toe_3 = ankle_3 + np.array([0.0, -0.03 + 0.055 * np.sin(tilt), 0.055 * np.cos(tilt)])
-        parts.append(_ball(FEET, a.shoes.rgb, toe_3, (0.062, 0.058, 0.145), tilt=tilt))
-        lows.append(float(np.min(parts[-1].centre_3[1] - np.sqrt(np.sum(parts[-1].axes_33[1] ** 2)))))
+        foot = _ball(FEET, a.shoes.rgb, toe_3, (0.062, 0.058, 0.145), tilt=tilt)
+        parts.append(foot)
+        lows.append(float(np.min(foot.centre_3[1] - np.sqrt(np.sum(foot.axes_33[1] ** 2)))))
     return parts, min(lows)
 
 
 def _arms(a: Appearance, phase: float) -> tuple[list[RoundCone | Ellipsoid], np.ndarray]:
     """Arms and hands, and the place of the right hand."""
     hip, wide = _hip(a), a.build
-    parts, hand_3 = [], np.zeros(3)
+    parts: list[RoundCone | Ellipsoid] = []
+    hand_3 = np.zeros(3)
     for side in (1.0, -1.0):
         beat = phase + np.pi if side > 0 else phase  # arms swing against the legs
         angle = 0.9 * a.stride * np.sin(beat)
@@ -142,7 +146,7 @@ def _arms(a: Appearance, phase: float) -> tuple[list[RoundCone | Ellipsoid], np.
 def _torso(a: Appearance) -> list[RoundCone | Ellipsoid]:
     hip, wide = _hip(a), a.build
     paint = _torso_paint(a)
-    parts = [
+    parts: list[RoundCone | Ellipsoid] = [
         _ball(TORSO, a.top, (0.0, hip + 0.33, 0.0), (0.185 * wide, 0.21, 0.118 * wide), paint),
         _ball(TORSO, a.top, (0.0, hip + 0.16, 0.0), (0.165 * wide, 0.2, 0.112 * wide), paint),
     ]
@@ -197,7 +201,7 @@ def _head(a: Appearance) -> list[RoundCone | Ellipsoid]:
         return centre_3 + np.array(by)
 
     neck = (np.array([0.0, _hip(a) + 0.5, 0.0]), centre_3 + np.array([0.0, -0.06, -0.01]))
-    parts = [
+    parts: list[RoundCone | Ellipsoid] = [
         RoundCone(HEAD, a.skin, *neck, 0.05, 0.05),
         Ellipsoid(HEAD, a.skin, centre_3, np.diag(semi_3), face),
     ]
@@ -220,7 +224,7 @@ def _head(a: Appearance) -> list[RoundCone | Ellipsoid]:
 
 def _carried(a: Appearance, right_hand_3: np.ndarray) -> list[RoundCone | Ellipsoid]:
     hip, wide, rgb = _hip(a), a.build, a.bag.rgb
-    darker = tuple(0.6 * channel for channel in rgb)
+    darker = (0.6 * rgb[0], 0.6 * rgb[1], 0.6 * rgb[2])
     if a.bag.kind == "backpack":  # narrower than the trunk and below the shoulders: unseen from the front
         radius, pack = 0.075 * wide, []
         for x in (-0.06 * wide, 0.0, 0.06 * wide):
