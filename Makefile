@@ -1,20 +1,36 @@
-# Two commands for a new machine: `make demo` and `make test`. Both make .venv and install what they need into it;
+# For a new machine: `make demo`, `make check` and `make test`. Each makes .venv and installs what it needs into it;
 # again only when a requirements file changes. PYTHON=python3.12 chooses another interpreter.
 PYTHON ?= python3
 VENV := .venv
 PIP := $(VENV)/bin/python -m pip install --disable-pip-version-check --quiet
+# A process for each core, at most four; the tests of a file share what it compiles, so they stay together.
+PYTEST := $(VENV)/bin/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
-.PHONY: demo test docs
+.PHONY: demo check lint test coverage docs
 .DELETE_ON_ERROR:
 
 # The main job: prepares the synthetic data set, trains, and prints the table of both rankings.
 demo: $(VENV)/.installed
 	$(VENV)/bin/python -m cacenet_jax.main --config=configs/synthetic.py --workdir=workdirs/synthetic
 
-# Lint and tests: a process for each core, at most four; the tests of a file share what it compiles, so they stay together.
-test: $(VENV)/.installed-dev
+# The quick tier, before each commit: under two minutes on two cores.
+check: lint
+	$(PYTEST) @tests/quick.txt
+
+# What must hold of the text alone: style, layers of imports, types. The rules of tests/test_house.py are in both tiers.
+lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .
-	$(VENV)/bin/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
+	$(VENV)/bin/ruff format --check .
+	PYTHONPATH=. $(VENV)/bin/lint-imports
+	$(VENV)/bin/mypy
+
+# All of it but what is marked slow: at most eight minutes on two cores.
+test: lint
+	$(PYTEST)
+
+# The same tests, and the share of lines and branches that they run; programs that tests start are not counted.
+coverage: $(VENV)/.installed-dev
+	$(PYTEST) --cov --cov-report=term:skip-covered
 
 # The documentation site, in docs/_build/html; warnings are errors.
 docs: $(VENV)/.installed-docs

@@ -16,8 +16,13 @@ from jaxtyping import install_import_hook
 
 install_import_hook("cacenet_jax", "beartype.beartype")
 
+import hypothesis
 import jax
 import pytest
+
+# The same examples on every run and machine; no deadline, because the first example of a shape compiles.
+hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=60)
+hypothesis.settings.load_profile("repeatable")
 
 
 @pytest.fixture

@@ -20,7 +20,6 @@ from typing import Any
 
 import jax
 
-from cacenet_jax.config import flatten
 from cacenet_jax.errors import UserError
 
 _NAMESPACE = "cacenet_jax"  # prefix of our keys in the coordination service

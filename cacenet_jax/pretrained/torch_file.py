@@ -29,7 +29,7 @@ class _Storage(NamedTuple):
 
     key: str
     dtype: np.dtype
-    count: int
+    size: int
 
 
 class _Tensor(NamedTuple):

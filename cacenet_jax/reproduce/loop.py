@@ -202,8 +202,8 @@ def _absent(study: Study) -> dict[str, str]:
         data = repr(config.data.to_dict())
         if data not in reasons:
             reasons[data] = runs.why_no_data(config)
-        if reasons[data] is not None:
-            found[run] = reasons[data]
+        if (reason := reasons[data]) is not None:
+            found[run] = reason
     return found
 
 

@@ -4,6 +4,7 @@ import os
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -12,7 +13,7 @@ from cacenet_jax.reproduce.report import Line, Sweep, by_top_k, compared, gains,
 from cacenet_jax.reproduce.tables import RANKINGS, SWEEP_TITLE, Table
 
 # Okabe and Ito's colours, which colour-blind people can tell apart; the marks differ as well.
-_LOOK = {
+_LOOK: dict[str, dict[str, Any]] = {
     "individual": {"color": "#0072B2", "marker": "o"},
     "conditional": {"color": "#E69F00", "marker": "^"},
     "mixed": {"color": "#009E73", "marker": "s"},
@@ -108,7 +109,7 @@ def _points(axes: Axes, values: list[float], height: float, ranking: str) -> Non
 
 
 def _legend(figure: Figure, panels: Sequence[Axes]) -> None:
-    found = {}
+    found: dict[str, Any] = {}
     for axes in panels:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             found.setdefault(label, handle)

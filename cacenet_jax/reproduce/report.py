@@ -137,7 +137,8 @@ def _gains(table: Table, lines: Sequence[Line]) -> list[str]:
     base = table.rows[0].paper
     body = []
     for row, line in zip(table.rows[1:], lines[1:], strict=True):
-        cells = [_pair(*(gains(line, lines[0], name, m) for m in ("mAP", "rank1")), "+") for name in RANKINGS]
+        of = lambda name, metric, line=line: gains(line, lines[0], name, metric)
+        cells = [_pair(of(name, "mAP"), of(name, "rank1"), "+") for name in RANKINGS]
         paper = Score(row.paper.mAP - base.mAP, row.paper.rank1 - base.rank1)
         body.append((row.label, *cells, _of_paper(paper, "+")))
     return _grid(("Row", *RANKINGS, "paper"), body)
@@ -151,7 +152,7 @@ def _orders(table: Table, lines: Sequence[Line]) -> list[str]:
             known[row.label] = scores(line, compared(line.cells[0].results), "mAP")
     seeds = set.intersection(*map(set, known.values())) if known else set()
     means = {label: statistics.mean(values[seed] for seed in seeds) for label, values in known.items() if seeds}
-    ours = " < ".join(f"{label} {means[label]:.2f}" for label in sorted(means, key=means.get))
+    ours = " < ".join(f"{label} {means[label]:.2f}" for label in sorted(means, key=lambda label: means[label]))
     paper = " < ".join(f"{row.label} {row.paper.mAP:.2f}" for row in sorted(table.rows, key=lambda row: row.paper.mAP))
     of = f" (seeds {', '.join(map(str, sorted(seeds)))})" if seeds else ""
     return [f"Order by mAP, ours{of}: {ours or 'nothing yet'}.", "", f"Order by mAP, paper: {paper}."]

@@ -73,8 +73,8 @@ def make_plan(
     # A run's name must not depend on what else is asked for, so every row of the study is named in one order.
     catalogue = {row: rows.apply(config, row) for row in rows.ROWS}
     names: dict[str, str] = {}
-    for row, changed in catalogue.items():
-        names.setdefault(_key(changed), row)
+    for name, changed in catalogue.items():
+        names.setdefault(_key(changed), name)
     configs: dict[str, ConfigDict] = {}
     run_of: dict[tuple[str, int], str] = {}
     for number in tables:
@@ -97,9 +97,9 @@ def make_plan(
 
 def training_order(plan: Plan, seeds: tuple[int, ...]) -> list[tuple[str, int]]:
     """Runs and seeds, one seed after the other; other data sets, which take much longer, after all of the first."""
-    rows = [run for run in plan.configs if run in rows.ROWS]
+    ours = [run for run in plan.configs if run in rows.ROWS]
     others = [run for run in plan.configs if run not in rows.ROWS]
-    return [(run, seed) for part in (rows, others) for seed in seeds for run in part]
+    return [(run, seed) for part in (ours, others) for seed in seeds for run in part]
 
 
 def _key(config: ConfigDict) -> str:
@@ -114,6 +114,7 @@ def _data_set(path: Path, overrides: Mapping[str, Any]) -> ConfigDict:
             "one in that folder, or leave these tables out"
         )
     spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None  # it ends in .py
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     config = module.get_config()

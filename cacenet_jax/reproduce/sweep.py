@@ -91,7 +91,8 @@ def sweep(config: ConfigDict, folder: Path) -> list[dict[str, Any]]:
         rescored = timed.seconds if timed else 0.0
         rankings = {name: found[name] for name in ("individual", "conditional", "mixed") if name in found}
         seconds = {"describe": described, "rescore": rescored, "rank": total - rescored, "seconds": described + total}
-        rows.append({"top_k": top_k, "pairs": top_k, **rankings, **seconds})
+        row: dict[str, Any] = {"top_k": top_k, "pairs": top_k}
+        rows.append(row | rankings | seconds)
     if is_writer():
         write_json(folder / FILE, {"of": _identity(folder / "results.json", config), "rows": rows})
     return rows

@@ -11,7 +11,7 @@ Legend: Q queries, G gallery images, K candidates of a query, R groups of a call
 import functools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -227,7 +227,7 @@ def _group_pairs(pair_P: np.ndarray, anchor_P: np.ndarray, other_P: np.ndarray, 
 def _prefetch(load: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
     """Yield load(item) for each item, loading the next one in a thread while the caller processes the current one."""
     with ThreadPoolExecutor(1) as pool:
-        waiting = deque()
+        waiting: deque[Future[Any]] = deque()
         for item in items:
             waiting.append(pool.submit(load, item))
             if len(waiting) > 1:

@@ -133,7 +133,9 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
 _OTHER_DISK = "set config.data.dir to a folder on another disk or raise config.eval.memory_gib"
 
 
-def allocate(like: Any, location: Literal["memory", "file"], folder: str | os.PathLike, remedy: str = _OTHER_DISK) -> Any:
+def allocate(
+    like: Any, location: Literal["memory", "file"], folder: str | os.PathLike, remedy: str = _OTHER_DISK
+) -> Any:
     """Allocate host arrays with the shapes and dtypes of `like`, in memory or memory-mapped from temporary files.
 
     Files are unlinked at once, so they vanish with the array or the process. Their space is reserved at once, so a full

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, UInt8
 from matplotlib import patheffects
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import ConnectionPatch
 
@@ -119,7 +120,7 @@ def figure(
     return sheet.figure
 
 
-def _draw(panel_u, panel_v, lines: Lines, grid: Grid, shape: tuple[int, ...]) -> None:
+def _draw(panel_u: Axes, panel_v: Axes, lines: Lines, grid: Grid, shape: tuple[int, ...]) -> None:
     """Lines between two panels of images of the given shape."""
     if not len(lines.from_L):
         panel_u.text(0.5, 0.5, "none", transform=panel_u.transAxes, ha="center", fontsize=FONT + 1,
@@ -134,7 +135,7 @@ def _draw(panel_u, panel_v, lines: Lines, grid: Grid, shape: tuple[int, ...]) ->
         ends = [(np.array([i % grid[1] + 0.5, i // grid[1] + 0.5 + aside])) * cell_2 - 0.5 for i in (u, v)]
         dark = patheffects.withStroke(linewidth=1.3 + 1.5 * share, foreground="black", alpha=0.3 + 0.4 * share)
         patch = ConnectionPatch(
-            *ends, "data", "data", axesA=panel_u, axesB=panel_v, color=LINE, linewidth=0.5 + 1.3 * share,
+            ends[0], ends[1], "data", "data", axesA=panel_u, axesB=panel_v, color=LINE, linewidth=0.5 + 1.3 * share,
             alpha=0.4 + 0.6 * share, path_effects=[dark, patheffects.Normal()], capstyle="round",
         )  # fmt: skip
         panel_u.figure.add_artist(patch)

@@ -5,6 +5,7 @@ of the frame and in a mark. Figures are at most WIDTH wide and their letters at 
 """
 
 import io
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -59,7 +60,7 @@ class Sheet:
     def text(self, x: float, y: float, words: str, colour: str = INK, size: float = FONT, **how: str) -> None:
         """Words, centred above a point unless `how` (ha, va, weight, rotation) says otherwise."""
         across, down = self._size
-        place = {"ha": "center", "va": "baseline", **how}
+        place: dict[str, Any] = {"ha": "center", "va": "baseline", **how}
         self.figure.text(x / across, 1 - y / down, words, color=colour, fontsize=size, linespacing=1.15, **place)
 
 

@@ -85,7 +85,7 @@ def test_synthetic_options_give_copies_of_their_own(tmp_path):
     builder = builder_class("synthetic_pedestrians")
     found = {}
     for options in ({}, {"seed": 1}, {"images_per_id": 8}, {"blur_max": 1}, {"blur_max": 1.0}):
-        found[repr(options)] = builder.scan(None, builder.complete_options(options)).fingerprint
+        found[repr(options)] = builder.scan("", builder.complete_options(options)).fingerprint
     assert len(set(found.values())) == 4
     assert found["{'blur_max': 1}"] == found["{'blur_max': 1.0}"]
     with pytest.raises(UserError, match="num_trian_ids"):

@@ -107,7 +107,7 @@ def _resolve(
         directory = _existing_copy(builder, home, chosen)
         builder.check_counts(split_counts(directory), chosen, directory)
         return directory, None
-    scan = builder.scan(root, chosen)
+    scan = builder.scan(root or "", chosen)
     builder.check_counts(scan.counts(), chosen, scan.origin)
     return os.path.join(home, scan.fingerprint, str(builder.VERSION)), scan
 

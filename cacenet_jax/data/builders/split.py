@@ -45,7 +45,7 @@ class Records(Sequence):
     def __len__(self) -> int:
         return len(self._source)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: int) -> dict[str, Any]:  # type: ignore[override]  # no slices
         position = index.__index__()
         if not -len(self) <= position < len(self):
             raise IndexError(f"record {position} of {len(self)}")
@@ -132,7 +132,7 @@ def read_metadata(directory: str) -> dict[str, Any]:
 def _load_index(path: str, length: int, num_bytes: int) -> dict[str, np.ndarray] | None:
     """Return the cached labels, or None if they are absent, unreadable or belong to other records."""
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
             index = {key: stored[key] for key in _INDEX_KEYS}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None

@@ -241,12 +241,13 @@ def contact_sheet(spec: SyntheticSpec, path: str | Path | None = None, num_group
     total = spec.num_ids // spec.group_size
     groups = sorted({index * total // num_groups for index in range(num_groups)})
     pids = [group * spec.group_size + member + 1 for group in groups for member in range(spec.group_size)]
-    rows, sample = [sheet.Heading("clean front and back, then as the cameras see them")], []
+    rows: list[sheet.Heading | sheet.Row] = [sheet.Heading("clean front and back, then as the cameras see them")]
+    sample: list[SyntheticImage] = []
     for pid in pids:
         if (pid - 1) % spec.group_size == 0:
             rows.append(sheet.Heading(f"look-alike group {group_of(spec, pid)}"))
         person = appearance_of(spec, pid)
-        tiles = [
+        tiles: list[sheet.Tile | None] = [
             sheet.Tile(sheet.on_paper(render_clean(person, yaw, 0.15, height=spec.height, width=spec.width)), caption)
             for yaw, caption in ((0.35, "front"), (np.pi + 0.35, "back"))
         ]

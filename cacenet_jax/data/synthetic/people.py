@@ -7,7 +7,7 @@ in at least one.
 
 import dataclasses
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -145,12 +145,12 @@ def group_appearances(spec: SyntheticSpec, group: int) -> tuple[Appearance, ...]
         blocked = (name == "hat" and "hair" in varied) or (name == "stripes" and "logo" in varied)
         if chance < 0.22 and name not in varied and not blocked and shared.inner is None:
             worn = next(clue for clue in values[name] if clue.kind != "none")
-            shared = dataclasses.replace(shared, **{name: worn})
+            shared = dataclasses.replace(shared, **dict[str, Any]({name: worn}))
     count = _values_per_clue(spec.group_size, len(varied))
     order = rng.permutation(count ** len(varied))[: spec.group_size]
     members = []
     for combination in order:
-        picks = {}
+        picks: dict[str, Any] = {}
         for name in varied:
             combination, which = divmod(int(combination), count)
             picks[name] = values[name][which]

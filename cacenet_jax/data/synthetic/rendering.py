@@ -140,7 +140,8 @@ def rasterise(
             labels_HW[rows_N, columns_N] = shape.part
 
     def pooled(array: np.ndarray) -> np.ndarray:
-        return sum(array[i::supersample, j::supersample] for i in range(supersample) for j in range(supersample))
+        shifts = [(i, j) for i in range(supersample) for j in range(supersample)]
+        return np.add.reduce([array[i::supersample, j::supersample] for i, j in shifts])
 
     samples = supersample**2
     coverage_HW = pooled((index_HW != NOTHING).astype(np.float64)) / samples

@@ -6,8 +6,9 @@ XLA's grouped convolution is slow on a CPU, and its gradients more so. There a d
 shifted copies of the input, each multiplied by one weight a channel, which XLA fuses into one loop.
 """
 
+import operator
 from collections.abc import Iterator
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import jax
@@ -49,7 +50,8 @@ def by_slices(
     height, width = (-(-n // stride) for n in x_BHWC.shape[1:3])
     padded_BHWC = jnp.pad(x_BHWC, ((0, 0), *_paddings(x_BHWC.shape, size, stride), (0, 0)))
     taps = _taps(padded_BHWC, size, stride, height, width)
-    return sum(tap.astype(wide) * kernel_KKC[i, j].astype(wide) for i, j, tap in taps).astype(x_BHWC.dtype)
+    products = (tap.astype(wide) * kernel_KKC[i, j].astype(wide) for i, j, tap in taps)
+    return reduce(operator.add, products).astype(x_BHWC.dtype)
 
 
 def _forward(x_BHWC: Array, kernel_KKC: Array, stride: int) -> tuple[Array, tuple[Array, Array]]:
@@ -71,8 +73,8 @@ def _input_gradient(shape: tuple[int, ...], kernel_KKC: Array, grad_BHWC: Array,
         padding.append((size - 1 - before, n - 1 - (out - 1) * stride + before, stride - 1))
     spread_BHWC = lax.pad(grad_BHWC, jnp.zeros((), grad_BHWC.dtype), (*padding, (0, 0, 0)))
     taps = _taps(spread_BHWC, size, 1, *shape[1:3])
-    total = sum(tap.astype(wide) * kernel_KKC[size - 1 - i, size - 1 - j].astype(wide) for i, j, tap in taps)
-    return total.astype(grad_BHWC.dtype)
+    products = (tap.astype(wide) * kernel_KKC[size - 1 - i, size - 1 - j].astype(wide) for i, j, tap in taps)
+    return reduce(operator.add, products).astype(grad_BHWC.dtype)
 
 
 def _kernel_gradient(x_BHWC: Array, kernel_KKC: Array, grad_BHWC: Array, stride: int) -> Array:

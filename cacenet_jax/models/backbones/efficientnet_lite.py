@@ -179,7 +179,7 @@ class EfficientNetLite(nn.Module):
         """
 
         def norm(name: str) -> nn.Module:
-            kind = {"momentum": self.momentum, "epsilon": 1e-3, "dtype": self.dtype, "axis_name": self.axis_name}
+            kind: Any = {"momentum": self.momentum, "epsilon": 1e-3, "dtype": self.dtype, "axis_name": self.axis_name}
             return nn.BatchNorm(use_running_average=not train, name=name, **kind)
 
         def conv1x1(features: int, name: str) -> nn.Module:
@@ -188,7 +188,7 @@ class EfficientNetLite(nn.Module):
         def depthwise(kernel: int, stride: int, name: str) -> nn.Module:
             return DepthwiseConv(kernel, stride, self.cpu_depthwise, self.dtype, name=name)
 
-        padding = tuple(same_padding(size, 3, 2) for size in x_BHWC.shape[1:3])
+        padding = (same_padding(x_BHWC.shape[1], 3, 2), same_padding(x_BHWC.shape[2], 3, 2))
         stem = StemConv(STEM, 3, padding, pad_channels=self.cpu_depthwise, dtype=self.dtype, name="conv_stem")
         x_BHWC = stem(x_BHWC)
         x_BHWC = nn.relu6(norm(name="bn0")(x_BHWC))
@@ -244,4 +244,5 @@ def build(name: str, **fields: Any) -> EfficientNetLite:
             "config.model.backbone_fields"
         )
     on_cpu = jax.default_backend() == "cpu"
-    return EfficientNetLite(**({"stages": STAGES[name], "matmul_1x1": on_cpu, "cpu_depthwise": on_cpu} | fields))
+    defaults: dict[str, Any] = {"stages": STAGES[name], "matmul_1x1": on_cpu, "cpu_depthwise": on_cpu}
+    return EfficientNetLite(**(defaults | fields))
