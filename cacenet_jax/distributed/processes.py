@@ -19,8 +19,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
+from flax.traverse_util import flatten_dict
 
-from cacenet_jax.config import flatten
 from cacenet_jax.errors import UserError
 
 _ROOM = "cacenet_jax"  # our keys in the coordination service
@@ -147,7 +147,7 @@ def check_same(name: str, values: Mapping[str, Any]) -> None:
     """Raises UserError where a process holds other values than process 0; nested dictionaries that JSON can hold."""
     mine = json.loads(json.dumps(values))
     first = json.loads(exchange(name, json.dumps(mine))[0])
-    ours, theirs = dict(flatten(mine)), dict(flatten(first))
+    ours, theirs = flatten_dict(mine, sep="."), flatten_dict(first, sep=".")
     for field in sorted(ours.keys() | theirs.keys()):
         if ours.get(field) != theirs.get(field):
             raise UserError(

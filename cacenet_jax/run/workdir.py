@@ -7,14 +7,14 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from cacenet_jax.config import differences
 from cacenet_jax.distributed.processes import barrier, exchange, is_writer
 from cacenet_jax.errors import UserError
+from cacenet_jax.run.records import differences
 
 SHARED_S = 60.0  # a network file system may show a new file that late
 
 # Fields of config.model that change no parameter's meaning: evaluation may choose them anew.
-_NOT_OF_THE_NETWORK = ("model.pair_memory_mib", "model.dtype", "model.clue_weight")
+_NOT_OF_THE_NETWORK = ("model.pair_memory_mib", "model.dtype", "model.pair.clue_weight")
 
 
 def check_workdir(workdir: Path, config: dict[str, Any]) -> None:
@@ -25,19 +25,21 @@ def check_workdir(workdir: Path, config: dict[str, Any]) -> None:
     """
     existing = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
-        found = "a folder that cannot be written" if existing.is_dir() else "a file"
-        raise UserError(f"--workdir={workdir}: found {found}, {existing}, expected a folder; choose another --workdir")
+        obstacle = "a folder that cannot be written" if existing.is_dir() else "a file"
+        raise UserError(
+            f"--workdir={workdir}: found {obstacle}, {existing}, expected a folder; choose another --workdir"
+        )
     recorded = recorded_config(workdir)
     if recorded is not None:
-        _need_same(workdir, differences(recorded, json.loads(json.dumps(config))))
+        _need_same(workdir, differences(recorded, config))
     elif (workdir / "checkpoints").exists():
         raise UserError(f"{workdir}: found checkpoints without config.json, expected both; choose a new --workdir")
 
 
 def check_network(workdir: Path, config: dict[str, Any]) -> None:
     """Raises UserError where the run in a workdir trained another network than this config describes."""
-    found = differences(recorded_config(workdir) or {}, json.loads(json.dumps(config)))
-    of_the_network = [d for d in found if d.startswith("model.") and d.split(":")[0] not in _NOT_OF_THE_NETWORK]
+    changed = differences(recorded_config(workdir) or {}, config)
+    of_the_network = [d for d in changed if d.startswith("model.") and d.split(":")[0] not in _NOT_OF_THE_NETWORK]
     _need_same(workdir, of_the_network)
 
 
