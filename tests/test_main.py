@@ -210,7 +210,9 @@ def test_a_workdir_of_another_config_and_a_finished_one(command):
         "run/config.json", "another config", "loss.margin: 0.5 -> 0.3", "seed: 0 -> 5", "--workdir",
     )  # fmt: skip
     check_error(
-        command, (*words, "--mode=evaluate", "--config.model.kind=normal"), "model.kind: 'discrepancy' -> 'normal'"
+        command,
+        (*words, "--mode=evaluate", "--config.model.pair.kind=normal"),
+        "model.pair.kind: 'discrepancy' -> 'normal'",
     )
     # The finished run: evaluated again, not trained again, and with the same numbers.
     before, results = tree(command.folder), json.loads((command.folder / "run/results.json").read_text())

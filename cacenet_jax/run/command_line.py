@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 from absl import flags
 from ml_collections import ConfigDict
 
+from cacenet_jax.config import paper
 from cacenet_jax.errors import UserError
-from cacenet_jax.run.choices import CHOICES, is_free, override
+from cacenet_jax.run.choices import CHOICES, is_free, lookup, override
 from cacenet_jax.run.completion import complete
 
 READ_WORKDIR = ("evaluate", "visualize", "export")  # modes that need no --config: a workdir has recorded it
@@ -182,8 +183,8 @@ def _explain(error: Exception, argv: Sequence[str], path: str | None) -> str:
         return f"{path}: found no function get_config, expected one that returns a config, as in configs/synthetic.py"
     if isinstance(error, KeyError | AttributeError):  # "'name'", then perhaps "Did you mean"
         text = _text(error)
-        for typed in (word.split("=")[0] for word in argv[1:]):
-            if text.strip("'\"").split(" ")[0].strip("'\"") in typed.split("."):
+        for typed in (word.split("=")[0] for word in argv[1:] if "config." in word):
+            if not _exists(typed.partition("config.")[2]):
                 hint = "".join(f"; {suggestion}" for suggestion in re.findall(r"Did you mean .*", text))
                 return f"{typed}: found no such field in the config, expected one that exists{hint}; {_FIELDS}"
     if isinstance(error, flags.UnrecognizedFlagError):
@@ -191,6 +192,15 @@ def _explain(error: Exception, argv: Sequence[str], path: str | None) -> str:
     if isinstance(error, flags.IllegalFlagValueError):
         return f"{_text(error)}; give a value of the flag's type"
     return f"{_text(error)}; {_FIELDS}"
+
+
+def _exists(field: str) -> bool:
+    """Whether a config has a dotted field."""
+    try:
+        lookup(paper(), field)
+    except (KeyError, AttributeError, TypeError):
+        return False
+    return True
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -13,7 +13,7 @@ TINY = (
     "--config.optim.warmup_epochs=1", "--config.log_every=1", "--config.data.options.num_train_ids=8",
     "--config.data.options.num_test_ids=4", "--config.data.options.images_per_id=6", "--config.data.height=32",
     "--config.data.width=16", "--config.data.num_ids=4", "--config.data.images_per_id=2",
-    "--config.model.backbone=resnet_tiny", "--config.model.width=8", "--config.model.embed_dim=16",
+    "--config.model.backbone=resnet_tiny", "--config.model.backbone_fields.width=8", "--config.model.embed_dim=16",
     "--config.eval.top_k=8", "--config.data.root=nowhere",
 )  # fmt: skip
 
