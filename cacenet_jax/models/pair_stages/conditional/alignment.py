@@ -87,7 +87,7 @@ def rule_keys(
         if parts_BN is None:
             raise UserError(
                 "semantic alignment: found images without part labels, expected one label a pixel; set config.data.parts "
-                "to a folder of label files or choose another config.model.alignment"
+                "to a folder of label files or choose another config.model.pair.alignment"
             )
         return jax.nn.one_hot(parts_BN, NUM_LABELS, dtype=nodes_BND.dtype).at[..., 0].set(0)
     if strategy == "similarity":
