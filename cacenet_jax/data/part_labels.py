@@ -79,7 +79,7 @@ class PartLabels:
             if self.folder is None:
                 raise UserError(
                     f"{which}: found no part labels in the data set, {split.names[missing[0]]} first, expected them for "
-                    "config.model.pair.alignment=semantic; set config.data.parts to a folder of label files or choose another "
-                    "alignment"
+                    "config.model.pair.alignment=semantic; set config.data.parts to a folder of label files or choose "
+                    "another alignment"
                 )
             raise UserError(f"{where[missing[0]]}: found no such label file, for {which}; {_REMEDY} for each image")
