@@ -90,7 +90,7 @@ def make_plan(
                 chosen = _data_set(Path(config_file).parent / f"{row.config}.py", overrides or {})
                 names.setdefault(_key(chosen), row.config)
             run = names[_key(chosen)]
-            configs.setdefault(run, chosen)
+            configs.setdefault(run, catalogue.get(run, chosen))  # also where a row spells out a default
             run_of[number, position] = run
     # The full model first: every table and the sweep have it.
     order = sorted(configs, key=lambda run: run != FULL)

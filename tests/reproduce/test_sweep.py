@@ -2,13 +2,13 @@
 
 import dataclasses
 import json
-from types import SimpleNamespace
 
 import pytest
 from tiny_scoring import NUM_GALLERY, NUM_QUERY, score_state, split, state, tiny_config
 
 from cacenet_jax import experiment
 from cacenet_jax.reproduce import sweep
+from cacenet_jax.train import Trained
 
 
 def test_which_k():
@@ -30,7 +30,7 @@ def test_each_k_is_what_the_evaluator_says(folder, monkeypatch):
     monkeypatch.setattr(sweep, "open_split", lambda prepared, name: {"query": NUM_QUERY, "gallery": NUM_GALLERY}[name])
     monkeypatch.setattr(sweep, "whole", lambda count: split(count, {NUM_QUERY: 1, NUM_GALLERY: 2}[count]))
     settings = experiment.read(tiny_config(folder))
-    rows = sweep.sweep(SimpleNamespace(settings=settings, net=net, state=values, prepared=None), folder)
+    rows = sweep.sweep(Trained(settings, net, 0, values, None), folder)
     assert [row["top_k"] for row in rows] == [0, 10, 20, 50] == [row["pairs"] for row in rows]
     for row in rows:
         names = ["individual"] if row["top_k"] == 0 else ["individual", "conditional", "mixed"]
