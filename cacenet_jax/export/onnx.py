@@ -179,7 +179,7 @@ def _signatures(inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Converts, and ends with one line and exit code 2 on a mistake that the user can mend."""
+    """Converts, and ends with one line and exit code 2 on a mistake that the user can correct."""
     words = [word for word in arguments if word != "--debug"]
     try:
         if len(words) != 1:

@@ -46,7 +46,7 @@ def locate(source: str) -> Path:
     path = Path(source).expanduser()
     if not path.is_file():
         raise UserError(
-            f"config.pretrained: found no file {source}, expected weights there; mend the path, or take hub:OWNER/NAME or "
+            f"config.pretrained: found no file {source}, expected weights there; correct the path, or take hub:OWNER/NAME or "
             "package:NAME"
         )
     return path
@@ -96,7 +96,7 @@ def _in_hub(source: str) -> Path:
             continue
         except errors.RepositoryNotFoundError as error:
             raise UserError(
-                f"config.pretrained: found no model {model} on the Hub, or none that may be read, expected one; mend the "
+                f"config.pretrained: found no model {model} on the Hub, or none that may be read, expected one; correct the "
                 "name, or run 'hf auth login'"
             ) from error
         except Exception as error:  # a connection can break in ways that no base class of the Hub's library covers
