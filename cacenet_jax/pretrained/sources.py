@@ -46,8 +46,8 @@ def locate(source: str) -> Path:
     path = Path(source).expanduser()
     if not path.is_file():
         raise UserError(
-            f"config.pretrained: found no file {source}, expected weights there; correct the path, or take hub:OWNER/NAME or "
-            "package:NAME"
+            f"config.pretrained: found no file {source}, expected weights there; correct the path, or take hub:OWNER/NAME "
+            "or package:NAME"
         )
     return path
 
