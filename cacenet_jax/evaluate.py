@@ -1,4 +1,4 @@
-"""Scores a trained network on query and gallery: the bridge between config, data, model and retrieval."""
+"""Scoring of a trained network on query and gallery: the bridge between settings, data, model and retrieval."""
 
 import time
 from collections.abc import Sequence
@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from ml_collections import ConfigDict
 
-from cacenet_jax import experiment
 from cacenet_jax.data.builders import Prepared, open_split
 from cacenet_jax.data.pipeline import evaluation_batches
 from cacenet_jax.data.subsets import Subset, TrainVal, all_records
 from cacenet_jax.distributed.device_map import global_mesh
 from cacenet_jax.distributed.processes import broadcast_from_writer, is_writer
+from cacenet_jax.experiment import Experiment
 from cacenet_jax.models.cacenet import CACENet
 from cacenet_jax.models.scoring import scoring
 from cacenet_jax.retrieval.extract import extract, image_shapes, process_rows, round_up
@@ -29,13 +28,13 @@ MIXES = tuple(round(0.1 * i, 1) for i in range(1, 10))
 
 
 class Rankable(NamedTuple):
-    """What `retrieval.evaluate` ranks: described images, their distances and how.
+    """Input of `retrieval.rankings.evaluate`: described images, their pair distances and the settings.
 
     Attributes:
         query: query images.
         gallery: gallery images.
         rescore: distances of each query and its candidates; None without the pair stage.
-        settings: how to rank.
+        settings: of the ranking.
     """
 
     query: LabelledSet
@@ -45,15 +44,15 @@ class Rankable(NamedTuple):
 
 
 def score(
-    config: ConfigDict, net: CACENet, state: TrainState, query: Subset, gallery: Subset, mixes: Sequence[float] = ()
+    settings: Experiment, net: CACENet, state: TrainState, query: Subset, gallery: Subset, mixes: Sequence[float] = ()
 ) -> dict[str, Any]:
-    """Metrics of every ranking of the gallery by a state of the network, as `retrieval.evaluate.evaluate` gives them.
+    """Return the metrics of every ranking of the gallery by a state of the network, as `retrieval.rankings.evaluate` does.
 
     Collective: every process calls it with the same arguments and gets the same result. Another state of the same
     network compiles nothing.
 
     Args:
-        config: data.height, data.width, data.dir, devices and eval are read.
+        settings: data, devices and evaluation are read.
         net: the network.
         state: its parameters and statistics; arrays of this process, or of all of them and replicated.
         query: query images.
@@ -63,22 +62,22 @@ def score(
     Raises:
         UserError: nothing to rank, or no room for the maps.
     """
-    return evaluate(*describe(config, net, state, query, gallery), mixes)
+    return evaluate(*describe(settings, net, state, query, gallery), mixes)
 
 
-def describe(config: ConfigDict, net: CACENet, state: TrainState, query: Subset, gallery: Subset) -> Rankable:
-    """Everything that a ranking needs; arguments, errors and calls as in `score`."""
-    settings, data = config.eval, config.data
+def describe(settings: Experiment, net: CACENet, state: TrainState, query: Subset, gallery: Subset) -> Rankable:
+    """Return everything that a ranking needs; arguments, errors and calls as in `score`."""
+    evaluation, data = settings.evaluation, settings.data
     num_query, num_gallery = len(query.indices), len(gallery.indices)
     check_sizes(num_query, num_gallery)
-    mesh = global_mesh(config.devices)
-    batch = round_up(settings.batch_size, mesh)
-    functions = scoring(net, settings.flip, settings.map_dtype)
+    mesh = global_mesh(settings.devices)
+    batch = round_up(evaluation.batch_size, mesh)
+    functions = scoring(net, evaluation.flip, evaluation.map_dtype)
     variables = replicate({"params": state.params, "batch_stats": state.batch_stats}, mesh)
     constants = functions.compose(variables) if functions.compose else None
-    given, image_shape = (variables, constants), (data.height, data.width, net.image_channels)
+    given, image_shape = (variables, constants), (*data.image_size, net.image_channels)
     like = image_shapes(functions.describe, given, image_shape).terms
-    space = memory_budget(mesh, settings.device_gib, settings.memory_gib, data.dir)
+    space = memory_budget(mesh, evaluation.device_gib, evaluation.memory_gib, data.dir)
     plan = make_plan(tree_bytes(like), num_query, num_gallery, batch, mesh, space)
     # Both before anything is computed: room on a disk is reserved now.
     query_store, gallery_store = (
@@ -89,22 +88,22 @@ def describe(config: ConfigDict, net: CACENet, state: TrainState, query: Subset,
     def features(subset: Subset, store: Store | None) -> LabelledSet:
         count = len(subset.indices)
         mine = subset._replace(indices=subset.indices[process_rows(count, batch, mesh)])
-        size = {"height": data.height, "width": data.width, "parts": experiment.part_labels(config)}
+        size = {"height": data.height, "width": data.width, "parts": settings.part_labels()}
         size["batch_size"] = batch // mesh.size * len(mesh.local_devices)
         images = (images for images, _ in evaluation_batches(mine, **size))
-        how = {"image_shape": image_shape, "batch": batch, "mesh": mesh, "store": store}
-        embedding = extract(functions.describe, given, images, count, **how)
+        shared = {"image_shape": image_shape, "batch": batch, "mesh": mesh, "store": store}
+        embedding = extract(functions.describe, given, images, count, **shared)
         return LabelledSet(embedding, np.asarray(subset.pids), np.asarray(subset.camids))
 
     query_set, gallery_set = features(query, query_store), features(gallery, gallery_store)
     rescore = None
     if functions.distance:
-        rescore = Rescorer(functions.distance, constants, query_store, gallery_store, plan, settings.pairs_per_call)
-    how = Settings(top_k=settings.top_k, camera_filter=settings.camera_filter, mix=settings.mix)
-    return Rankable(query_set, gallery_set, rescore, how)
+        rescore = Rescorer(functions.distance, constants, query_store, gallery_store, plan, evaluation.pairs_per_call)
+    ranking = Settings(top_k=evaluation.top_k, camera_filter=evaluation.camera_filter, mix=evaluation.mix)
+    return Rankable(query_set, gallery_set, rescore, ranking)
 
 
-def check_splits(config: ConfigDict, prepared: Prepared, cut: TrainVal | None = None) -> None:
+def check_splits(settings: Experiment, prepared: Prepared, cut: TrainVal | None = None) -> None:
     """Raises UserError, before any training, where the test split or the validation identities cannot be ranked.
 
     Also where a network that needs part labels would miss some.
@@ -114,27 +113,29 @@ def check_splits(config: ConfigDict, prepared: Prepared, cut: TrainVal | None = 
         pairs["validation split, cut from train by config.data.val_share"] = (cut.query, cut.gallery)
     for where, (query, gallery) in pairs.items():
         labels = (query.pids, gallery.pids, query.camids, gallery.camids)
-        check_rankable(*labels, camera_filter=config.eval.camera_filter, where=f"{config.data.name}, {where}")
-    if parts := experiment.part_labels(config):
+        check_rankable(*labels, camera_filter=settings.evaluation.camera_filter, where=f"{settings.data.name}, {where}")
+    if parts := settings.part_labels():
         parts.check({split: open_split(prepared, split) for split in ("train", "query", "gallery")})
 
 
 def score_test(
-    config: ConfigDict, net: CACENet, state: TrainState, prepared: Prepared, step: int, file: Path
+    settings: Experiment, net: CACENet, state: TrainState, prepared: Prepared, step: int, file: Path
 ) -> dict[str, Any]:
-    """Scores the test split; process 0 prints the table and writes the file. Returns what it holds, in every process."""
+    """Score the test split; process 0 prints the table and writes the file. Return its content, in every process."""
     start = time.monotonic()
     result = score(
-        config, net, state, all_records(open_split(prepared, "query")), all_records(open_split(prepared, "gallery"))
+        settings, net, state, all_records(open_split(prepared, "query")), all_records(open_split(prepared, "gallery"))
     )
     result |= {
-        "data": config.data.name,
-        "options": config.data.options.to_dict(),
+        "data": settings.data.name,
+        "options": dict(settings.data.options),
         "step": step,
-        "mix": config.eval.mix,
+        "mix": settings.evaluation.mix,
         "seconds": broadcast_from_writer("seconds", time.monotonic() - start),
     }
     if is_writer():
-        print(f"\n{config.data.name}, test split, step {step}, {result['seconds']:.0f} s\n{table(result)}", flush=True)
+        print(
+            f"\n{settings.data.name}, test split, step {step}, {result['seconds']:.0f} s\n{table(result)}", flush=True
+        )
         write_json(file, result)
     return result

@@ -9,8 +9,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from cacenet_jax import experiment, optim
-from cacenet_jax.config import elsewhere, to_dict, validate
+from cacenet_jax import experiment
 from cacenet_jax.data.builders import Prepared, open_split, prepare
 from cacenet_jax.data.pipeline import training_batches
 from cacenet_jax.data.sampler import PKSampler, look_alikes
@@ -26,10 +25,14 @@ from cacenet_jax.distributed.device_map import (
 from cacenet_jax.distributed.processes import broadcast_from_writer, check_same, is_writer, writer_first
 from cacenet_jax.errors import UserError
 from cacenet_jax.evaluate import MIXES, check_splits, score, score_test
+from cacenet_jax.experiment import Data, Experiment
 from cacenet_jax.models.cacenet import CACENet
 from cacenet_jax.run import compilation, initialisation
 from cacenet_jax.run.checkpoints import Checkpoints
+from cacenet_jax.run.choices import to_dict, with_eval_dataset
+from cacenet_jax.run.completion import complete
 from cacenet_jax.run.metric_writer import MetricWriter, NullWriter, Progress
+from cacenet_jax.run.validation import validate
 from cacenet_jax.run.workdir import check_network, check_workdir, claim_workdir
 from cacenet_jax.train_step import TrainState, create_state, make_train_step
 
@@ -39,13 +42,10 @@ _PATIENCE_S = 10.0
 _SHOWN = ("loss", "identity", "triplet", "pair_identity", "pair_triplet", "evidence")
 
 
-def prepare_data(config: ConfigDict) -> Prepared:
-    """The prepared data set of a config, prepared now if it is the first time."""
-    data = config.data
+def prepare_data(data: Data) -> Prepared:
+    """Return the prepared data set, which is prepared now if it is the first time."""
     with writer_first("prepare"):
-        return prepare(
-            data.name, root=data.root, data_dir=data.dir, options=data.options.to_dict(), progress=is_writer()
-        )
+        return prepare(data.name, root=data.root, data_dir=data.dir, options=data.options, progress=is_writer())
 
 
 def check_same_config(config: ConfigDict) -> None:
@@ -55,9 +55,8 @@ def check_same_config(config: ConfigDict) -> None:
     check_same("config", {"jax": jax.__version__, "config": shared})
 
 
-def cut_training(config: ConfigDict, prepared: Prepared) -> TrainVal:
-    """The training split without the identities that are held out for validation."""
-    data = config.data
+def cut_training(data: Data, prepared: Prepared) -> TrainVal:
+    """Return the training split without the identities that are held out for validation."""
     return cut_validation(open_split(prepared, "train"), data.val_share, data.val_seed, data.val_group)
 
 
@@ -71,21 +70,20 @@ def check_finite(step: int, metrics: dict[str, float]) -> None:
         )
 
 
-def restore(config: ConfigDict, net: CACENet, checkpoints: Checkpoints) -> tuple[int, TrainState]:
-    """The step that config.eval.checkpoint names and its state; there is at least one checkpoint."""
-    best = checkpoints.best_step() if config.eval.checkpoint == "best" else None
+def restore(settings: Experiment, net: CACENet, checkpoints: Checkpoints) -> tuple[int, TrainState]:
+    """Return the step that `evaluation.checkpoint` names and its state; there is at least one checkpoint."""
+    best = checkpoints.best_step() if settings.evaluation.checkpoint == "best" else None
     step = checkpoints.agree_on_step(max(checkpoints.steps(), default=0) if best is None else best)
-    optimizer = optim.optimizer(config, 1)
-    shape = (config.data.height, config.data.width)
-    like = jax.eval_shape(lambda key: create_state(net, optimizer, key, shape), jax.random.key(0))
-    return step, checkpoints.load(step, like, replicated_sharding(global_mesh(config.devices)))
+    optimizer, image_size = settings.optimizer(1), settings.data.image_size
+    like = jax.eval_shape(lambda key: create_state(net, optimizer, key, image_size), jax.random.key(0))
+    return step, checkpoints.load(step, like, replicated_sharding(global_mesh(settings.devices)))
 
 
 def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     """Trains, evaluates and writes the results; continues where it stopped if the workdir holds the same run.
 
     Args:
-        config: every field of `cacenet_jax.config.paper`, as a file in configs/ gives them.
+        config: every field of `cacenet_jax.config.paper`, as a file in configs/ sets them.
         workdir: gets config.json, metrics.jsonl, tensorboard/, checkpoints/ and results.json.
 
     Returns:
@@ -95,44 +93,41 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
         UserError: an impossible value, broken data, a workdir of another run, or a loss that is not finite.
     """
     # -- The config and the devices -----------------------------------------------------------------------------------
-    workdir = Path(workdir)
+    workdir, config = Path(workdir).expanduser(), complete(config)
     validate(config)
     check_same_config(config)
     check_workdir(workdir, to_dict(config))
     is_new = not (workdir / "config.json").exists()
     if is_new:
         initialisation.check(config)
-    data = config.data
-    batch_size = data.num_ids * data.images_per_id
-    devices = pick_devices(config.devices)
+    settings = experiment.read(config)
+    data, batch_size = settings.data, settings.data.batch_size
+    devices = pick_devices(settings.devices)
     check_divisible(batch_size, len(devices))
-    device_map = DeviceMap(devices, config.parallel)
+    device_map = DeviceMap(devices, settings.parallel)
     device_map.connect()
 
     # -- The data -----------------------------------------------------------------------------------------------------
-    prepared = prepare_data(config)
-    cut = cut_training(config, prepared)
-    check_splits(config, prepared, cut)
+    prepared = prepare_data(data)
+    cut = cut_training(data, prepared)
+    check_splits(settings, prepared, cut)
     check_same("training data", cut.train.summary())
-    sampler = PKSampler(cut.train.labels, data.num_ids, data.images_per_id, config.seed)
+    sampler = PKSampler(cut.train.labels, data.num_ids, data.images_per_id, settings.seed)
     steps_per_epoch = sampler.steps_per_epoch
-    last_step = config.epochs * steps_per_epoch
-    checkpoint_every = config.checkpoint_every or steps_per_epoch
+    last_step = settings.epochs * steps_per_epoch
+    checkpoint_every = settings.checkpoint_every or steps_per_epoch
 
     # -- The network, the optimiser and the step ----------------------------------------------------------------------
-    net = experiment.model(config, cut.train.num_identities, AXIS)
-    optimizer = optim.optimizer(config, steps_per_epoch)
-    learning_rate = optim.schedule(config, steps_per_epoch)
-    init_key, augment_key = jax.random.split(jax.random.key(config.seed))
-    step_fn = make_train_step(
-        net, optimizer, experiment.loss_weights(config), experiment.augmentation(config), augment_key, axis_name=AXIS
-    )
+    net = settings.network.build(cut.train.num_identities, AXIS)
+    optimizer, learning_rate = settings.optimizer(steps_per_epoch), settings.learning_rate(steps_per_epoch)
+    init_key, augment_key = jax.random.split(jax.random.key(settings.seed))
+    step_fn = make_train_step(net, optimizer, settings.loss, settings.augmentation(), augment_key, axis_name=AXIS)
     mapped_step = compilation.warn_on_recompilation(device_map.map(step_fn))
-    state = create_state(net, optimizer, init_key, (data.height, data.width))
+    state = create_state(net, optimizer, init_key, data.image_size)
 
     # -- Where we stopped ---------------------------------------------------------------------------------------------
     if is_new:  # before the workdir is claimed, which would hold on to a wrong config.init_from
-        state = initialisation.begin(config, state, cut.train.summary())
+        state = initialisation.initialise(config, state, cut.train.summary())
     claim_workdir(workdir, to_dict(config), cut.train.summary())
     checkpoints = Checkpoints(workdir)
     first_step = checkpoints.agree_on_step(max(checkpoints.steps(), default=0))
@@ -140,7 +135,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
         state = checkpoints.load(first_step, state, replicated_sharding(device_map.mesh))
         _say(f"continuing {workdir} from step {first_step} of {last_step}")
     elif not is_new:  # it was stopped before its first checkpoint
-        state = initialisation.begin(config, state, cut.train.summary())
+        state = initialisation.initialise(config, state, cut.train.summary())
     state = device_map.replicate(state)
     if data.hard_pool:  # from what is frozen, so that a run that continues draws the same batches
         classifier = state.params["individual_head"]["classifier"]["kernel"].addressable_data(0)
@@ -159,13 +154,13 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     batches = training_batches(
         cut.train, sampler, height=data.height, width=data.width, first_step=first_step, last_step=last_step,
         workers=data.workers, process=jax.process_index(), processes=jax.process_count(),
-        parts=experiment.part_labels(config),
+        parts=settings.part_labels(),
     )  # fmt: skip
 
     def report(step: int, device_metrics: dict[str, jax.Array]) -> None:
         metrics = {name: float(value) for name, value in jax.device_get(device_metrics).items()}
         check_finite(step, metrics)
-        if step % config.log_every == 0 or step == last_step:
+        if step % settings.log_every == 0 or step == last_step:
             shown = {name: metrics[name] for name in _SHOWN if name in metrics}
             rate = progress.update(step, shown)
             writer.write(step, {**metrics, "learning_rate": float(learning_rate(step - 1)), "images_per_second": rate})
@@ -179,15 +174,15 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
             pending = (step, device_metrics)
             ends_epoch = step % steps_per_epoch == 0
             validates = (
-                data.val_share > 0 and config.eval_every > 0 and ends_epoch
-                and (step // steps_per_epoch) % config.eval_every == 0
+                data.val_share > 0 and settings.eval_every > 0 and ends_epoch
+                and (step // steps_per_epoch) % settings.eval_every == 0
             ) or (data.val_share > 0 and step == last_step)  # fmt: skip
             if validates or step % checkpoint_every == 0 or step == last_step:
                 report(*pending)  # a state with a broken number is never saved
                 pending = None
                 validation_map = None
                 if validates:
-                    result = score(config, net, device_map.to_global(state), cut.query, cut.gallery, mixes=MIXES)
+                    result = score(settings, net, device_map.to_global(state), cut.query, cut.gallery, mixes=MIXES)
                     rankings = [result[name] for name in ("individual", "conditional", "mixed") if name in result]
                     validation_map = broadcast_from_writer("validation", max(ranking["mAP"] for ranking in rankings))
                     _report_validation(writer, step, result)
@@ -200,25 +195,27 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
         checkpoints.close(_PATIENCE_S if failed else None)
 
     # -- The test split -----------------------------------------------------------------------------------------------
-    if config.eval.checkpoint == "best":
+    if settings.evaluation.checkpoint == "best":
         checkpoints = Checkpoints(workdir, create=False)
-        first_step, state = restore(config, net, checkpoints)
+        first_step, state = restore(settings, net, checkpoints)
         checkpoints.close()
     else:
         first_step, state = last_step, device_map.to_global(state)
-    return score_test(config, net, state, prepared, first_step, workdir / "results.json")
+    return score_test(settings, net, state, prepared, first_step, workdir / "results.json")
 
 
 class Trained(NamedTuple):
     """A trained network and the data of its config.
 
     Attributes:
+        settings: of the config.
         net: the network.
         step: of the checkpoint.
         state: of the network at that step.
         prepared: the data set of config.data.
     """
 
+    settings: Experiment
     net: CACENet
     step: int
     state: TrainState
@@ -236,19 +233,22 @@ def load(config: ConfigDict, workdir: str | Path) -> Trained:
         UserError: no checkpoint, one that does not fit the config, or broken data.
     """
     net, step, state = load_network(config, workdir)
-    prepared = prepare_data(config)
-    check_splits(config, prepared)
-    return Trained(net, step, state, prepared)
+    settings = experiment.read(complete(config))
+    prepared = prepare_data(settings.data)
+    check_splits(settings, prepared)
+    return Trained(settings, net, step, state, prepared)
 
 
 def load_network(config: ConfigDict, workdir: str | Path) -> tuple[CACENet, int, TrainState]:
     """The network, step and state that `load` gives, where no data set is needed; arguments and errors as there."""
+    workdir, config = Path(workdir).expanduser(), complete(config)
     validate(config)
     check_same_config(config)
-    checkpoints = Checkpoints(Path(workdir), create=False)
-    check_network(Path(workdir), to_dict(config))
-    net = experiment.model(config, checkpoints.num_identities())
-    step, state = restore(config, net, checkpoints)
+    checkpoints = Checkpoints(workdir, create=False)
+    settings = experiment.read(config)
+    net = settings.network.build(checkpoints.num_identities())
+    check_network(workdir, to_dict(config), net.scoring_fields)
+    step, state = restore(settings, net, checkpoints)
     checkpoints.close()
     return net, step, state
 
@@ -269,9 +269,9 @@ def evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
         UserError: no checkpoint, one that does not fit the config, or broken data.
     """
     file = f"results_{config.eval.data}.json" if config.eval.data else "results.json"
-    config = elsewhere(config)
-    trained = load(config, workdir)
-    return score_test(config, trained.net, trained.state, trained.prepared, trained.step, Path(workdir) / file)
+    trained = load(with_eval_dataset(config), workdir)
+    path = Path(workdir).expanduser() / file
+    return score_test(trained.settings, trained.net, trained.state, trained.prepared, trained.step, path)
 
 
 def _report_validation(writer: MetricWriter | NullWriter, step: int, result: dict[str, Any]) -> None:

@@ -6,6 +6,18 @@ trained on and the last epoch is reported, as in the paper.
     python -m cacenet_jax.main --config=configs/market1501.py --config.data.root=data --workdir=workdirs/market1501 \
         --config.pretrained=hub:timm/resnet50.tv_in1k
 
+`:released` is the recipe that the authors published later (their page: 90.00 mAP / 95.67 rank-1, individual features);
+docs/paper_notes.md, "The released recipe", says how it differs. It starts from ImageNet weights too, or is a checkpoint of
+theirs, which --mode=evaluate, visualize and export then take:
+
+    python -m cacenet_jax.main --config=configs/market1501.py:released --config.data.root=data \
+        --config.pretrained=hub:timm/resnet50.tv_in1k --workdir=workdirs/released
+    python -m cacenet_jax.main --mode=import --config=configs/market1501.py:released \
+        --config.pretrained=FILE.pth --workdir=workdirs/imported
+
+Their code: https://github.com/TencentYoutuResearch/PersonReID-YouReID
+A row of tables 1 to 3 is an argument too, `:normal`; cacenet_jax/reproduce/variants.py lists them.
+
 Measured with this package: nothing yet, it needs a GPU or TPU; add --config.model.dtype=bfloat16 there.
 Paper: https://arxiv.org/abs/2009.05250
 """
@@ -13,12 +25,12 @@ Paper: https://arxiv.org/abs/2009.05250
 from ml_collections import ConfigDict
 
 from cacenet_jax.config import paper
-from cacenet_jax.reproduce.rows import apply
+from cacenet_jax.reproduce.variants import apply
 
 
-def get_config(row: str = "full") -> ConfigDict:
+def get_config(variant: str = "full") -> ConfigDict:
     config = paper()
     config.data.name = "market1501"
     config.data.root = "data"
     config.data.options = ConfigDict({"check_counts": True})
-    return apply(config, row)
+    return apply(config, variant)

@@ -9,10 +9,10 @@ The recipe of configs/synthetic.py, chosen there and not on Market-1501. Measure
 from ml_collections import ConfigDict
 
 from cacenet_jax.config import paper
-from cacenet_jax.reproduce.rows import apply
+from cacenet_jax.reproduce.variants import apply
 
 
-def get_config(row: str = "full") -> ConfigDict:
+def get_config(variant: str = "full") -> ConfigDict:
     config = paper()
     config.epochs = 18
     config.log_every = 20
@@ -25,13 +25,11 @@ def get_config(row: str = "full") -> ConfigDict:
     config.augment.pad = 5
     config.model.backbone = "resnet_small"
     config.model.embed_dim = 256
-    config.model.filters = "untied"
-    config.model.affinity = "correlation"
-    config.model.clue_weight = 0.9
+    config.model.pair = ConfigDict({"filters": "untied", "keys": "correlation", "clue_weight": 0.9})
     config.optim.name = "adamw"
     config.optim.learning_rate = 1e-3
     config.optim.reference_batch = 32
     config.optim.weight_decay = 1e-2
     config.optim.warmup_epochs = 2.0
     config.eval.mix = 0.5
-    return apply(config, row)
+    return apply(config, variant)

@@ -3,27 +3,19 @@
     python -m cacenet_jax.main --mode=reproduce --table=all --config=configs/synthetic_ablation.py --workdir=workdirs/tables
     python -m cacenet_jax.main --config=configs/synthetic_ablation.py:normal --workdir=workdirs/normal    # one row
 
-cacenet_jax/reproduce/rows.py lists the rows. The full model is the paper's, on a small network and more test images than in
-configs/synthetic.py, so that the differences between rows are less noisy. Nothing is chosen here, so all training
+cacenet_jax/reproduce/variants.py lists the rows. The full model is the paper's, on a small network and more test images than
+in configs/synthetic.py, so that the differences between rows are less noisy. Nothing is chosen here, so all training
 identities are trained on and the last epoch is reported.
 """
 
 from ml_collections import ConfigDict
 
 from cacenet_jax.config import paper
-from cacenet_jax.reproduce.rows import apply
+from cacenet_jax.reproduce.variants import apply
 
 
-def get_config(row: str = "full") -> ConfigDict:
+def get_config(variant: str = "full") -> ConfigDict:
     config = paper()
-    # The full model: the paper's.
-    config.model.filters = "tied"
-    config.model.affinity = "raw"
-    config.model.clue_weight = 0.0
-    config.eval.top_k = 50
-    config.eval.mix = 0.5
-
-    # Data, network and schedule of every row.
     config.epochs = 14
     config.log_every = 20
     config.data.name = "synthetic_pedestrians"
@@ -33,11 +25,13 @@ def get_config(row: str = "full") -> ConfigDict:
     config.data.num_ids = 8
     config.augment.pad = 5
     config.model.backbone = "resnet_small"
-    config.model.width = 16
+    config.model.backbone_fields = ConfigDict({"width": 16})
     config.model.embed_dim = 128
     config.optim.name = "adamw"
     config.optim.learning_rate = 1e-3
     config.optim.reference_batch = 32
     config.optim.weight_decay = 1e-2
     config.optim.warmup_epochs = 2.0
-    return apply(config, row)
+    config.eval.top_k = 50
+    config.eval.mix = 0.5
+    return apply(config, variant)

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from cacenet_jax import experiment
-from cacenet_jax.config import released
+from cacenet_jax.config import paper
 from cacenet_jax.models.backbones.resnet import ResNet
+from cacenet_jax.reproduce.variants import apply
 from cacenet_jax.run.import_checkpoint import released_variables
 
 _FOLDER = Path(__file__).parent / "golden"
@@ -37,7 +38,7 @@ def state_dict():
 
 
 def golden_config(**model):
-    config = released()
+    config = apply(paper(), "released")
     config.data.height, config.data.width = maker().SHAPE[1:]
     config.model.embed_dim, config.model.dropout = maker().EMBED_DIM, 0.0
     config.model.update(model)
@@ -46,7 +47,7 @@ def golden_config(**model):
 
 def golden_network(dtype="float32", axis_name=None, **model):
     """The network of the golden file: the recipe's, with narrow stages."""
-    net = experiment.model(golden_config(backbone="resnet50", **model), maker().IDENTITIES, axis_name)
+    net = experiment.read(golden_config(backbone="resnet50", **model)).network.build(maker().IDENTITIES, axis_name)
     backbone = ResNet(
         stages=maker().STAGES, block="bottleneck", width=maker().WIDTH, non_local=True, dtype=dtype, axis_name=axis_name
     )

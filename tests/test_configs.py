@@ -7,10 +7,15 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from cacenet_jax import experiment, optim
-from cacenet_jax.config import differences, elsewhere, paper, to_dict, validate
+from cacenet_jax import experiment
+from cacenet_jax.config import paper
 from cacenet_jax.data.builders.prepare import builder_class
 from cacenet_jax.errors import UserError
+from cacenet_jax.run.choices import to_dict, with_eval_dataset
+from cacenet_jax.run.completion import complete
+from cacenet_jax.run.records import differences
+from cacenet_jax.run.validation import validate
+from cacenet_jax.run.workdir import write_json
 
 FILES = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
 PAPER = ("dukemtmc", "market1501", "msmt17", "occluded_duke")
@@ -24,22 +29,26 @@ def load(name, *arguments):
     return module.get_config(*arguments)
 
 
-@pytest.mark.parametrize("name", [file.stem for file in FILES])
-def test_config_is_valid_and_its_network_fits_its_images(name):
-    config = load(name)
+def second_stage(folder, first):
+    """The second stage of a config, whose workdir recorded it."""
+    write_json(folder / "config.json", to_dict(first))
+    config = load("second_stage")
+    config.init_from = str(folder)
+    return complete(config)
+
+
+@pytest.mark.parametrize("name", [*(file.stem for file in FILES), *(f"{name}:released" for name in PAPER)])
+def test_config_is_valid_and_its_network_fits_its_images(name, tmp_path):
+    name, *variant = name.split(":")
+    config = second_stage(tmp_path, load("synthetic")) if name == "second_stage" else load(name, *variant)
     validate(config)
     builder_class(config.data.name).complete_options(config.data.options.to_dict())
-    net = experiment.model(config, 10)
+    net = experiment.read(config).network.build(10)
     images = jax.ShapeDtypeStruct((2, config.data.height, config.data.width, 3), jnp.float32)
     key = jax.eval_shape(lambda: jax.random.key(0))
     shapes = jax.eval_shape(lambda key, x: net.init_with_output(key, x, train=False)[0], key, images)
     assert shapes[0].embedding.shape == (2, config.model.embed_dim)
-    if not config.model.pairs:
-        assert shapes[1] is None
-    elif config.model.pair_score == "evidence":
-        assert shapes[1].evidence.shape == (2, 2)
-    else:
-        assert shapes[1].conditional.embedding.shape == (2, 2, config.model.embed_dim)
+    assert (shapes[1] is None) == (config.model.pair_stage == "none")
 
 
 @pytest.mark.parametrize("name", PAPER)
@@ -48,37 +57,82 @@ def test_settings_of_the_paper(name):
     config = load(name)
     assert (config.data.height, config.data.width) == (384, 128)
     assert (config.data.num_ids, config.data.images_per_id, config.epochs) == (4, 4, 80)
-    assert config.model.backbone == "resnet50" and config.model.clue_weight == 0 and config.model.filters == "tied"
+    assert (config.model.backbone, config.model.backbone_fields.to_dict()) == ("resnet50", {})
+    assert (config.model.pair_stage, config.model.pair.to_dict()) == ("conditional", {})
     assert (config.optim.name, config.optim.weight_decay, config.augment.erase) == ("sgd", 5e-4, 0.5)
-    rate = optim.schedule(config, 808)
+    rate = experiment.read(config).learning_rate(808)
     assert rate(0) == 0 and rate(80 * 808) == pytest.approx(0, abs=1e-9)
     assert float(rate(5 * 808)) == pytest.approx(6.25e-3)
 
 
+def test_defaults_stand_once():
+    """Settings that have defaults of their own, for those who build them by hand, agree with the config's."""
+    settings = experiment.read(paper())
+    assert settings.optimiser == type(settings.optimiser)()
+    assert settings.loss == type(settings.loss)()
+    assert settings.augmentation() == type(settings.augmentation())()
+
+
 def test_the_baseline_differs_in_the_pair_stage_alone():
     full, baseline = load("synthetic").to_dict(), load("synthetic", "baseline").to_dict()
-    assert full["model"].pop("pairs") is True and baseline["model"].pop("pairs") is False
+    assert (full["model"].pop("pair_stage"), baseline["model"].pop("pair_stage")) == ("conditional", "none")
+    assert full["model"].pop("pair") and not baseline["model"].pop("pair")
     assert full == baseline
 
 
 def test_a_run_from_before_a_field_existed_is_the_run_of_its_default():
     recorded, current = to_dict(paper()), to_dict(paper())
-    del recorded["model"]["alignment"], recorded["data"]["parts"]
+    del recorded["model"]["relu"], recorded["data"]["parts"]
     assert differences(recorded, current) == []
-    current["model"]["alignment"] = "full"
-    assert differences(recorded, current) == ["model.alignment: 'attention' -> 'full'"]
+    current["model"]["pair"] = {"alignment": "attention"}  # the stage's default, spelt out
+    current["model"]["backbone_fields"] = {"last_stride": 1}
+    assert differences(recorded, current) == []
+    current["model"]["pair"] = {"alignment": "full"}
+    assert differences(recorded, current) == ["model.pair.alignment: 'attention' -> 'full'"]
     recorded["model"]["gone"] = 1
     assert "model.gone: 1 -> None" in differences(recorded, current)
+    current["model"] |= {"pair_stage": "evidence", "pair": {"channels": 8}}
+    assert "model.pair_stage: 'conditional' -> 'evidence'" in differences(recorded, current)
+    assert not [text for text in differences(recorded, current) if text.startswith("model.pair.")]
 
 
-@pytest.mark.parametrize("where, first", [("gpu", "market1501_lite0"), ("cpu", "market1501_lite0_cpu")])
-def test_the_second_stage_of_lite0_has_the_network_and_the_images_of_the_first(where, first):
-    second, first = load("market1501_lite0_plus", where), load(first)
-    for field in ("backbone", "backbone_fields", "width", "last_stride", "embed_dim"):
-        assert second.model[field] == first.model[field]
-    for field in ("name", "height", "width", "options"):
-        assert second.data[field] == first.data[field]
+@pytest.mark.parametrize(
+    "first", [("synthetic",), ("market1501_cpu",), ("market1501_lite0",), ("market1501_lite0", "cpu")], ids=str
+)
+def test_a_second_stage_has_the_network_and_the_images_of_the_first(first, tmp_path):
+    first = load(*first)
+    first.data.root, first.data.dir, first.data.val_share = "there", "kept/here", 0.25
+    second = second_stage(tmp_path, first)
     validate(second)
+    for field in ("backbone", "backbone_fields", "embed_dim", "pooling", "relu"):
+        assert second.model[field] == first.model[field], field
+    for field in ("name", "options", "root", "dir", "height", "width", "val_share", "val_seed", "val_group", "parts"):
+        assert second.data[field] == first.data[field], field
+    assert second.augment.pad == first.augment.pad
+    assert (second.model.pair_stage, second.model.frozen) == ("evidence", True)
+    assert to_dict(complete(second)) == to_dict(second)
+
+
+def test_a_second_stage_needs_its_first(tmp_path):
+    with pytest.raises(UserError, match=r"config.init_from: not given, expected the workdir of the first stage"):
+        complete(load("second_stage"))
+    config = load("second_stage")
+    config.init_from = str(tmp_path)
+    with pytest.raises(UserError, match=r"config.init_from: no config.json in .*train it first"):
+        complete(config)
+    (tmp_path / "config.json").write_text('{"model": {"pairs": true}}')
+    with pytest.raises(UserError, match=r"config.json: not a config of this version \(.*pairs"):
+        complete(config)
+
+
+def test_paths_in_the_home_folder(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    config = paper()
+    config.data.root, config.data.dir, config.data.parts = "~/data", "~", "~/parts"
+    config.init_from, config.pretrained = "~/first", "hub:a/b~c"
+    found = complete(config)
+    assert (found.data.root, found.data.dir, found.data.parts) == ("/home/me/data", "/home/me", "/home/me/parts")
+    assert (found.init_from, found.pretrained) == ("/home/me/first", "hub:a/b~c")
 
 
 @pytest.mark.parametrize(
@@ -95,9 +149,9 @@ def test_a_cross_domain_test_keeps_the_options_that_the_other_data_set_has_too(n
     config.eval.data = other
     if "check_counts" in config.data.options:
         config.data.options.check_counts = False
-    before, found = to_dict(config), elsewhere(config)
+    before, found = to_dict(config), with_eval_dataset(config)
     assert (found.data.name, found.data.options.to_dict()) == (other, options)
     assert to_dict(config) == before and found.data.height == config.data.height
     config.eval.data = "nowhere"
     with pytest.raises(UserError, match=r"data set 'nowhere' is unknown"):
-        elsewhere(config)
+        with_eval_dataset(config)

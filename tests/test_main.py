@@ -5,8 +5,6 @@ import os
 import pty
 import re
 import signal
-import subprocess
-import sys
 import termios
 import time
 from pathlib import Path
@@ -14,10 +12,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from command import PATIENCE, TINY
+from command import PATIENCE, ROOT, TINY
 
 from cacenet_jax.errors import UserError
+from cacenet_jax.main import MODES
 from cacenet_jax.retrieval.metrics import check_rankable, evaluate_ranking
+from cacenet_jax.run.choices import to_dict
 
 CONFIG = f"--config={TINY}"
 MARKET = (f"--config={TINY}:market1501", "--workdir=run", "--config.data.root=market", "--config.data.dir=prepared")
@@ -77,6 +77,14 @@ FLAGS = {
     "empty workdir": ((CONFIG, "--workdir="), ("--workdir: not given",)),
     "unknown flag": ((*SYNTHETIC, "--wrkdir=x"), ("wrkdir", "workdir", "--help")),
     "unknown mode": ((*SYNTHETIC, "--mode=fly"), ("--mode", "'fly'", "train, import, evaluate")),
+    "a mode of later": ((*SYNTHETIC, "--mode=search"), ("--mode", "'search'", "expected one of train, import")),
+    "no workdir to read": (("--mode=evaluate",), ("--workdir: not given",)),
+    "no run to read": (("--mode=evaluate", "--workdir=run"), ("--workdir: no config.json in run", "train it first")),
+    "import without config": (("--mode=import", "--workdir=run"), ("--config: not given",)),
+    "no value": ((*SYNTHETIC, "--config.model.pair.kind"), ("--config.model.pair.kind: no value",)),
+    "no first stage": (
+        (f"--config={ROOT}/configs/second_stage.py", "--workdir=run"), ("config.init_from: not given",),
+    ),
     "a word": ((*SYNTHETIC, "train"), ("'train'", "no flag")),
     "unknown field": (
         (*SYNTHETIC, "--config.optim.learnin_rate=1"), ("--config.optim.learnin_rate", "Did you mean", "learning_rate"),
@@ -113,6 +121,18 @@ def test_a_mistake_in_the_config_file(command, case):
 
 VALUES = {
     "K = 1": (("--config.data.images_per_id=1",), None, ("config.data.images_per_id", "1", "at least 2")),
+    "pair stage": (("--config.model.pair_stage=graph",), None, ("model.pair_stage", "graph", "conditional, released")),
+    "field of another stage": (
+        ("--config.model.pair.kind=normal", "--config.model.pair_stage=evidence"), None,
+        ("config.model.pair.kind", "'evidence' has no field kind", "channels", "set by the command line"),
+    ),
+    "field of a backbone": (
+        ("--config.model.backbone_fields.depth=3",), None, ("backbone_fields.depth", "resnet_tiny", "set by the command"),
+    ),
+    "option of another data set": (
+        ("--config.data.name=msmt17", "--config.data.options.seed=3"), None,
+        ("data.options.seed", "msmt17: unknown option 'seed'", "train_val", "set by the command line"),
+    ),
     "backbone": (("--config.model.backbone=vgg",), None, ("config.model.backbone", "vgg", "resnet50")),
     "too many devices": (("--config.devices=2",), None, ("config.devices", "2", "1 cpu device")),
     "devices that do not divide": (
@@ -178,6 +198,78 @@ def test_a_missing_data_set_says_what_was_looked_for_and_where_to_get_it(command
     check_error(command, (*MARKET, "--config.data.root="), "config.data.root", "get Market-1501 from")
 
 
+def test_several_mistakes_are_reported_together(command):
+    words = ("--config.epochs=0", "--config.eval.mix=2", "--config.model.pair.foo=1", "--config.data.options.nope=1")
+    done = command(*SYNTHETIC, *words)
+    fields = ("config.epochs: ", "config.eval.mix: ", "config.model.pair.foo: ", "config.data.options.nope: ")
+    lines = done.stderr.removeprefix("error: ").splitlines()
+    assert done.returncode == 2 and not (command.folder / "run").exists()
+    assert all(len([line for line in lines if line.startswith(field)]) == 1 for field in fields), done.stderr
+
+
+def test_a_field_of_a_choice_names_the_file_that_set_it(command):
+    (command.folder / "bad.py").write_text(CONFIG_FILE.format("config.model.pair.channels = 8"))
+    check_error(command, ("--config=bad.py", "--workdir=run"), "config.model.pair.channels", "(set by bad.py)")
+
+
+def parsed(monkeypatch, *words):
+    """A command line, parsed in this process with flags of its own."""
+    from absl import flags
+    from ml_collections import config_flags
+
+    from cacenet_jax.run import command_line
+
+    monkeypatch.setattr(flags, "FLAGS", flags.FlagValues())
+    values = {"flag_values": flags.FLAGS}
+    config_flags.DEFINE_config_file("config", None, "", sys_argv=command_line.CONFIG_WORDS, **values)
+    for name in ("mode", "workdir"):
+        flags.DEFINE_string(name, None, "", **values)
+    return command_line.parse(["main", *words])
+
+
+def test_fields_of_a_choice_are_set_whether_the_file_has_them_or_not(monkeypatch):
+    fields = (
+        "--config.model.pair.clue_weight=0", "--config.model.pair.kind", "normal",
+        "--config.model.backbone_fields.non_local=true", "--config.data.options.seed=3", "--config.seed=5",
+    )  # fmt: skip
+    command = parsed(monkeypatch, f"--config={ROOT}/configs/synthetic.py", *fields)
+    config = command.config
+    assert config.model.pair.to_dict() == {
+        "filters": "untied", "keys": "correlation", "clue_weight": 0, "kind": "normal",
+    }  # fmt: skip
+    assert config.model.backbone_fields.to_dict() == {"width": 24, "non_local": True}
+    assert (config.data.options.seed, config.data.options.images_per_id, config.seed) == (3, 12, 5)
+    assert command.overrides["model.pair.kind"] == "normal" and command.overrides["seed"] == 5
+    assert command.source("model.pair.kind") == "the command line"
+    assert command.source("model.pair.keys").endswith("configs/synthetic.py")
+
+
+def test_another_choice_does_not_keep_the_fields_of_the_file(monkeypatch):
+    words = (
+        "--config.data.name=reid_folder", "--config.model.pair.channels=8", "--config.model.pair_stage=evidence",
+        "--config.model.backbone=resnet18",
+    )  # fmt: skip
+    config = parsed(monkeypatch, f"--config={ROOT}/configs/synthetic.py", *words).config
+    assert (config.data.name, config.data.options.to_dict()) == ("reid_folder", {})
+    assert (config.model.pair_stage, config.model.pair.to_dict()) == ("evidence", {"channels": 8})
+    assert (config.model.backbone, config.model.backbone_fields.to_dict()) == ("resnet18", {})
+    same = parsed(monkeypatch, f"--config={ROOT}/configs/synthetic.py", "--config.model.pair_stage=conditional").config
+    assert same.model.pair.filters == "untied"  # no other choice
+
+
+def test_a_second_stage_takes_what_the_command_line_does_not_set(monkeypatch, tmp_path):
+    first = parsed(monkeypatch, f"--config={ROOT}/configs/synthetic.py").config
+    (tmp_path / "config.json").write_text(json.dumps(to_dict(first)))
+    words = (f"--config.init_from={tmp_path}", "--config.data.height=64", "--config.data.options.images_per_id=6")
+    config = parsed(monkeypatch, f"--config={ROOT}/configs/second_stage.py", *words).config
+    assert (config.data.name, config.data.height, config.data.width) == ("synthetic_pedestrians", 64, 64)
+    assert config.data.options.to_dict() == first.data.options.to_dict() | {"images_per_id": 6}
+    assert (config.model.backbone, config.model.backbone_fields.width) == ("resnet_small", 24)
+    recorded = parsed(monkeypatch, "--mode=evaluate", f"--workdir={tmp_path}", "--config.eval.top_k=7")
+    assert recorded.config.eval.top_k == 7 and recorded.config.model == first.model
+    assert recorded.source("model.pair.keys") == f"{tmp_path}/config.json"
+
+
 def test_debug_shows_where_it_went_wrong(command):
     done = command(*SYNTHETIC, "--mode=fly", "--debug")
     assert done.returncode == 2
@@ -187,11 +279,7 @@ def test_debug_shows_where_it_went_wrong(command):
 def test_help_lists_the_flags(command):
     done = command("--help")
     assert all(flag in done.stdout for flag in ("--config", "--workdir", "--mode", "--[no]debug"))
-    code = "import sys; sys.argv = ['bin/cacenet', '--help']; from cacenet_jax.main import main; main()"
-    words = [sys.executable, "-c", code]  # as the console command runs it
-    console = subprocess.run(words, env=command.environment(), capture_output=True, text=True, check=False)
-    assert console.returncode == done.returncode and "The command line of cacenet_jax" in console.stdout
-    assert "--[no]debug" in console.stdout and len(console.stdout.splitlines()) == len(done.stdout.splitlines())
+    assert all(f"\n  {mode} " in done.stdout for mode in MODES)
 
 
 def test_one_camera_is_fine_without_the_filter_and_a_large_top_k_is_cut(command):
@@ -217,8 +305,20 @@ def test_a_workdir_of_another_config_and_a_finished_one(command):
         "run/config.json", "another config", "loss.margin: 0.5 -> 0.3", "seed: 0 -> 5", "--workdir",
     )  # fmt: skip
     check_error(
-        command, (*words, "--mode=evaluate", "--config.model.kind=normal"), "model.kind: 'discrepancy' -> 'normal'"
+        command,
+        (*words, "--mode=evaluate", "--config.model.pair.kind=normal"),
+        "model.pair.kind: 'discrepancy' -> 'normal'",
     )
+    # Its config is in the workdir.
+    check_error(
+        command,
+        ("--mode=evaluate", "--workdir=run", "--config.model.pair.kind=normal"),
+        "model.pair.kind: 'discrepancy'",
+    )
+    done = command("--mode=evaluate", "--workdir=run", "--config.eval.top_k=3")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((command.folder / "run/results.json").read_text())["top_k"] == 3
+    assert command("--mode=evaluate", "--workdir=run").returncode == 0
     # The finished run: evaluated again, not trained again, and with the same numbers.
     before, results = tree(command.folder), json.loads((command.folder / "run/results.json").read_text())
     done = command(*words)

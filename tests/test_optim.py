@@ -9,42 +9,39 @@ import optax
 import pytest
 
 from cacenet_jax import optim
-from cacenet_jax.config import paper
 from cacenet_jax.errors import UserError
 
 
-def config_of(**fields):
-    config = paper()
-    config.epochs = 20
-    config.optim.warmup_epochs = 2.0
-    with config.unlocked():
-        config.optim.update(fields)
-    return config
+def settings_of(**fields):
+    return optim.Settings(**{"warmup_epochs": 2.0, **fields})
+
+
+def schedule_of(settings, batch_size=16, steps_per_epoch=10):
+    return optim.schedule(settings, batch_size, epochs=20, steps_per_epoch=steps_per_epoch)
 
 
 def constant_rate(**fields):
-    """A config whose learning rate is its peak at step 0 and stays there for the steps of a test."""
-    return config_of(warmup_epochs=0.0, **fields)
+    """Settings whose learning rate is its peak at step 0 and stays there for the steps of a test."""
+    return settings_of(warmup_epochs=0.0, **fields)
 
 
 @pytest.mark.parametrize("step", [0, 1, 10, 19, 20, 21, 110, 199, 200, 500])
 def test_schedule_has_the_papers_values(step):
     """Linear from 0 over 20 of 200 steps, then half a cosine to 0."""
-    found = optim.schedule(config_of(), steps_per_epoch=10)(step)
+    found = schedule_of(settings_of())(step)
     fall = min((step - 20) / 180, 1)
     expected = 6.25e-3 * (step / 20 if step < 20 else (1 + math.cos(math.pi * fall)) / 2)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-10)
 
 
-@pytest.mark.parametrize(("num_ids", "images_per_id", "factor"), [(4, 4, 1), (16, 4, 4), (2, 2, 0.25)])
-def test_peak_scales_linearly_with_the_batch(num_ids, images_per_id, factor):
-    config = config_of()
-    config.data.num_ids, config.data.images_per_id = num_ids, images_per_id
-    np.testing.assert_allclose(optim.schedule(config, 10)(20), 6.25e-3 * factor, rtol=1e-6)
+@pytest.mark.parametrize(("batch_size", "factor"), [(16, 1), (64, 4), (4, 0.25)])
+def test_peak_scales_linearly_with_the_batch(batch_size, factor):
+    rate = schedule_of(settings_of(), batch_size)
+    np.testing.assert_allclose(rate(20), 6.25e-3 * factor, rtol=1e-6)
 
 
 def test_without_warmup_the_first_step_has_the_peak():
-    np.testing.assert_allclose(optim.schedule(constant_rate(), 10)(0), 6.25e-3, rtol=1e-6)
+    np.testing.assert_allclose(schedule_of(constant_rate())(0), 6.25e-3, rtol=1e-6)
 
 
 PARAMS = {
@@ -54,8 +51,8 @@ PARAMS = {
 }
 
 
-def run(config, params, grads, steps_per_epoch=10**6):
-    optimizer = optim.optimizer(config, steps_per_epoch)
+def run(settings, params, grads, frozen=False):
+    optimizer = optim.optimizer(settings, schedule_of(settings, steps_per_epoch=10**6), frozen)
     params = jax.tree.map(jnp.asarray, params)
     state = optimizer.init(params)
     for grad in grads:
@@ -68,8 +65,8 @@ def run(config, params, grads, steps_per_epoch=10**6):
 def test_sgd_equals_the_torch_update(x64, attention_scale):
     """g <- g + decay p; buffer <- momentum buffer + g; p <- p - rate buffer; no decay of w and w'."""
     gradients, rate, decay = [0.3, -0.2, 0.5], 0.1, 0.01
-    config = constant_rate(learning_rate=rate, weight_decay=decay, attention_scale=attention_scale)
-    found = run(config, PARAMS, gradients)
+    settings = constant_rate(learning_rate=rate, weight_decay=decay, attention_scale=attention_scale)
+    found = run(settings, PARAMS, gradients)
 
     def by_hand(values, decay, rate):
         out = []
@@ -89,8 +86,8 @@ def test_sgd_equals_the_torch_update(x64, attention_scale):
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 def test_weight_decay_spares_the_attention_weights(name):
-    config = constant_rate(name=name, learning_rate=0.1, weight_decay=0.5)
-    found = run(config, PARAMS, [0.0])
+    settings = constant_rate(name=name, learning_rate=0.1, weight_decay=0.5)
+    found = run(settings, PARAMS, [0.0])
     np.testing.assert_allclose(found["conv"]["kernel"], PARAMS["conv"]["kernel"] * 0.95, rtol=1e-6)
     np.testing.assert_array_equal(found["intra_weight"], PARAMS["intra_weight"])
     np.testing.assert_array_equal(found["cross_weight"], PARAMS["cross_weight"])
@@ -111,17 +108,16 @@ def test_clipping_limits_the_norm_of_the_gradient(x64):
 
 def test_unknown_optimiser_names_both_sides():
     with pytest.raises(UserError, match=r"'lion'.*'sgd' or 'adamw'"):
-        optim.optimizer(config_of(name="lion"), 10)
+        optim.optimizer(settings_of(name="lion"), optax.constant_schedule(0.1))
 
 
 def test_a_frozen_network_is_neither_trained_nor_decayed():
-    config = constant_rate(name="adamw", learning_rate=0.1, weight_decay=0.5)
-    config.model.frozen = True
+    settings = constant_rate(name="adamw", learning_rate=0.1, weight_decay=0.5)
     params = {"backbone": PARAMS["conv"], "individual_head": PARAMS["conv"], "local_evidence": PARAMS["conv"]}
-    found = run(config, params, [1.0, -2.0])
+    found = run(settings, params, [1.0, -2.0], frozen=True)
     for name in ("backbone", "individual_head"):
         np.testing.assert_array_equal(found[name]["kernel"], PARAMS["conv"]["kernel"])
     assert (abs(found["local_evidence"]["kernel"] - PARAMS["conv"]["kernel"]) > 0.01).all()
-    state = optim.optimizer(config, 10).init(params)
+    state = optim.optimizer(settings, optax.constant_schedule(0.1), frozen=True).init(params)
     moments = [x.shape for x in jax.tree.leaves(state) if x.ndim]
     assert moments == [PARAMS["conv"]["kernel"].shape] * 2  # of local_evidence alone

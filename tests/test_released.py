@@ -7,22 +7,24 @@ import pytest
 from agreement import assert_same_float64, on_devices, on_one, start
 from tiny_training import tiny_config
 
-from cacenet_jax import losses
-from cacenet_jax.config import differences, paper, released, to_dict, validate
+from cacenet_jax import experiment, losses
+from cacenet_jax.config import paper
 from cacenet_jax.errors import UserError
 from cacenet_jax.models.heads import Embedded, EmbeddingHead
+from cacenet_jax.reproduce.variants import apply, changes
+from cacenet_jax.run.choices import override, to_dict
+from cacenet_jax.run.records import differences
+from cacenet_jax.run.validation import validate
 from cacenet_jax.train_step import LossWeights, loss_terms
 
-RECIPE = {
-    name: released().model[name] for name in ("filters", "affinity", "pooling", "shared_encoder", "relu", "dropout")
-}
+RECIPE = {"pair_stage": "released", "pooling": "gem", "relu": True, "dropout": 0.5}
 
 
 @pytest.mark.parametrize("memory", [1024.0, 5e-4], ids=["at once", "in blocks"])
 def test_devices_agree_with_dropout(x64, memory):
     """The masks follow the place of an image in the global batch; the grid's columns come from other devices."""
     config = tiny_config("float64", **RECIPE, pair_memory_mib=memory)
-    config.loss.label_smoothing, config.loss.rectified = 0.1, True
+    config.loss.label_smoothing = 0.1
     before, expected = start(config, "float64", True), on_one(config, "float64")
     assert_same_float64(on_devices(config, "pmap", 4, "float64"), expected, before)
 
@@ -70,38 +72,37 @@ def test_rectified_triplet_does_not_see_what_is_negative(x64):
 
 def test_recipe_is_the_paper_but_for_the_network_and_the_losses():
     """What the authors' configuration file shares with section 4.2 stays the paper's."""
-    changed = [line.split(":")[0] for line in differences(to_dict(paper()), to_dict(released()))]
-    assert changed == [
-        "loss.label_smoothing", "loss.pair_identity", "loss.rectified", "model.affinity", "model.dropout",
-        "model.filters", "model.non_local", "model.pooling", "model.relu", "model.shared_encoder",
-    ]  # fmt: skip
+    released = apply(paper(), "released")
+    changed = {line.split(":")[0] for line in differences(to_dict(paper()), to_dict(released))}
+    assert changed == set(changes("released"))
+    assert all(field.startswith(("model.", "loss.")) for field in changed)
+    settings = experiment.read(released)
+    assert settings.loss.rectified and not experiment.read(paper()).loss.rectified
+    net = settings.network.build(3)
+    assert net.backbone.non_local and net.shared_encoder and net.pooling == "gem"
 
 
 @pytest.mark.parametrize(
-    ("fields", "message"),
+    ("field", "value", "message"),
     [
-        ({"filters": "tied"}, r"config.model.affinity: found 'bottleneck', expected another than 'bottleneck'"),
-        ({"affinity": "raw"}, r"config.model.affinity: found 'raw', expected 'bottleneck' with model.filters=residual"),
-        ({"filters": "tied", "affinity": "raw"}, r"config.model.shared_encoder: found True, expected False with"),
         (
-            {"filters": "tied", "affinity": "raw", "shared_encoder": False},
-            r"config.model.pooling: found 'gem', expected 'mean' with model.filters=tied",
+            "pair.alignment",
+            "part",
+            r"config.model.pair.alignment: .*'released' has no field alignment; fields are .*shared",
         ),
-        ({"alignment": "part"}, r"config.model.alignment: found 'part', expected 'attention' with model.filters=res"),
-        ({"kind": "normal"}, r"config.model.kind: found 'normal', expected 'discrepancy' with model.filters=residual"),
-        ({"pair_score": "keypoints"}, r"config.model.pair_score: found 'keypoints', expected 'conditional' with"),
-        ({"clue_weight": 0.5}, r"config.model.clue_weight: found 0.5, expected 0 with model.pooling=gem"),
-        ({"dropout": 1.0}, r"config.model.dropout: found 1.0, expected 0 or more and less than 1"),
-        ({"pooling": "max"}, r"config.model.pooling: found 'max', expected one of mean, gem"),
+        ("pair.clue_weight", 0.5, r"config.model.pair.clue_weight: .*no field clue_weight"),
+        (
+            "pair_stage",
+            "attention",
+            r"config.model.pair_stage: no pair stage 'attention', expected one of conditional, ",
+        ),
+        ("dropout", 1.0, r"config.model.dropout: found 1.0, expected 0 or more and less than 1"),
+        ("pooling", "max", r"config.model.pooling: found 'max', expected one of mean, gem"),
     ],
-    ids=str,
 )
-def test_fields_that_do_not_go_together_are_refused(fields, message):
-    config = released()
+def test_impossible_fields_are_refused(field, value, message):
+    config = apply(paper(), "released")
     validate(config)
-    config.model.update(fields)
     with pytest.raises(UserError, match=message):
-        validate(config)
-    config = released()
-    config.model.pairs = False  # the baseline of the recipe
-    validate(config)
+        validate(override(config, {f"model.{field}": value}))
+    validate(override(config, {"model.pair_stage": "none"}))  # the baseline of the recipe

@@ -9,12 +9,12 @@ import jax
 import numpy as np
 import pytest
 
-from cacenet_jax import optim
-from cacenet_jax.config import to_dict, validate
-from cacenet_jax.distributed.device_map import global_mesh, replicated_sharding
+from cacenet_jax.distributed.device_map import global_mesh
 from cacenet_jax.errors import UserError
 from cacenet_jax.run.checkpoints import Checkpoints
-from cacenet_jax.run.initialisation import check_beginning
+from cacenet_jax.run.choices import override, to_dict
+from cacenet_jax.run.initialisation import check_source
+from cacenet_jax.run.validation import validate
 from cacenet_jax.train import train
 
 SPEC = importlib.util.spec_from_file_location("tiny", Path(__file__).parent / "configs" / "tiny.py")
@@ -24,14 +24,14 @@ SPEC.loader.exec_module(TINY)
 
 def first_config(folder):
     config = TINY.get_config()
-    config.data.dir, config.epochs, config.model.pairs = str(folder / "prepared"), 2, False
+    config.data.dir, config.epochs, config.model.pair_stage = str(folder / "prepared"), 2, "none"
     return config
 
 
 def second_config(folder):
     config = first_config(folder)
     config.epochs, config.checkpoint_every, config.init_from = 2, 5, str(folder / "first")
-    config.model.update({"pairs": True, "pair_score": "evidence", "evidence_channels": 8, "frozen": True})
+    config.model.update({"pair_stage": "evidence", "pair": {"channels": 8}, "frozen": True})
     config.data.num_ids, config.data.hard_pool, config.optim.weight_decay = 3, 4, 0.5
     return config
 
@@ -55,7 +55,7 @@ def test_what_is_frozen_stays_and_the_individual_ranking_with_it(folder):
     folder, before, after = folder
     first, second = arrays(folder / "first"), arrays(folder / "second")
     for collection in ("params", "batch_stats"):
-        for name in first[collection].keys() & set(optim.FROZEN):
+        for name in first[collection].keys() & set(INDIVIDUAL_PARAMETERS):
             jax.tree.map(np.testing.assert_array_equal, first[collection][name], second[collection][name])
     assert after["individual"] == before["individual"] and "conditional" in after
     judge = second["params"]["local_evidence"]["judge_bias"]
@@ -105,8 +105,8 @@ def test_a_network_of_another_shape_is_refused(folder):
 
 def test_a_network_of_other_maps_is_refused_before_the_workdir_is_claimed(folder):
     config = second_config(folder[0])
-    config.model.last_stride = 2  # no parameter's shape tells
-    with pytest.raises(UserError, match=r"another kind \(model.last_stride: 1 -> 2\)"):
+    config.model.backbone_fields.last_stride = 2  # no parameter's shape tells
+    with pytest.raises(UserError, match=r"another kind \(model.backbone_fields.last_stride: 1 -> 2\)"):
         train(config, folder[0] / "other")
     assert not (folder[0] / "other").exists()
 
@@ -114,14 +114,14 @@ def test_a_network_of_other_maps_is_refused_before_the_workdir_is_claimed(folder
 def test_a_network_that_knows_the_validation_identities_is_refused(folder):
     first, config = folder[0] / "first", second_config(folder[0])
     data = json.loads((first / "data.json").read_text())
-    check_beginning(first, to_dict(config), data)
+    check_source(first, to_dict(config), data)
     config.data.options.check_counts = True  # changes no record
-    check_beginning(first, to_dict(config), data)
+    check_source(first, to_dict(config), data)
     with pytest.raises(UserError, match=r"another kind \(training data: .*'sha256': 'others'"):
-        check_beginning(first, to_dict(config), {**data, "sha256": "others"})  # another cut of as many identities
+        check_source(first, to_dict(config), {**data, "sha256": "others"})  # another cut of as many identities
     config.data.options.seed = 5
     with pytest.raises(UserError, match=r"another kind \(data.options.seed: None -> 5\)"):
-        check_beginning(first, to_dict(config), data)
+        check_source(first, to_dict(config), data)
 
 
 @pytest.mark.parametrize(
@@ -131,12 +131,15 @@ def test_a_network_that_knows_the_validation_identities_is_refused(folder):
         ("model.frozen", False, "hard_pool: found 4, expected 0 without model.frozen"),
         ("data.hard_pool", 1, "hard_pool: found 1, expected at least num_ids - 1, 2"),
         ("eval.flip", False, "eval.flip: found False, expected True with model.frozen"),
-        ("model.clue_weight", 0.5, "clue_weight: found 0.5, expected 0 with model.pair_score=evidence"),
-        ("model.pairs", False, "frozen: found True, expected False without a pair stage"),
+        (
+            "model.pair.clue_weight",
+            0.5,
+            "clue_weight: pair stage 'evidence' has no field clue_weight; fields are channels",
+        ),
+        ("model.pair_stage", "none", "frozen: found True, expected False without a pair stage"),
     ],
 )
 def test_impossible_second_stages_are_named(tmp_path, field, value, message):
     config = second_config(tmp_path)
-    config.update_from_flattened_dict({field: value})
     with pytest.raises(UserError, match=message):
-        validate(config)
+        validate(override(config, {field: value}))

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from command import PATIENCE, TINY
 
-from cacenet_jax.config import paper, to_dict
+from cacenet_jax.config import paper
 from cacenet_jax.errors import UserError
 from cacenet_jax.run.checkpoints import Checkpoints
+from cacenet_jax.run.choices import to_dict
 from cacenet_jax.run.metric_writer import MetricWriter
 from cacenet_jax.run.workdir import claim_workdir
 from cacenet_jax.train import check_finite

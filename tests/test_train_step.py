@@ -8,7 +8,7 @@ import pytest
 from oracles import batch_hard, cross_entropy, mixup
 from tiny_training import LABELS, batch_of, network, state_of, step_of, tiny_config
 
-from cacenet_jax import experiment, optim
+from cacenet_jax import experiment
 from cacenet_jax.data.augment import Augment
 from cacenet_jax.data.batch import Batch
 from cacenet_jax.distributed.device_map import AXIS, DeviceMap, pick_devices
@@ -28,7 +28,7 @@ def norm(x):
 @pytest.mark.parametrize("clue_weight", [0.0, 0.3])
 def test_loss_terms_equal_the_loops_over_the_batch(x64, clue_weight):
     """Each term from the network's own outputs, weighted, and their sum; the gradient's norm and the accuracy."""
-    config = tiny_config("float64", clue_weight=clue_weight)
+    config = tiny_config("float64", pair={"clue_weight": clue_weight})
     config.loss.update({"identity": 0.5, "triplet": 2.0, "pair_identity": 3.0, "pair_triplet": 1.5, "alpha": 0.7})
     net, batch = network(config, one_block=True), batch_of("float64")
     state = state_of(net, optax.sgd(1.0), "float64")
@@ -74,12 +74,12 @@ def test_gradient_of_the_step_equals_finite_differences(x64):
 
 
 @pytest.mark.parametrize(
-    "fields", [{}, {"affinity": "standardised", "filters": "untied"}], ids=["paper", "standardised"]
+    "fields", [{}, {"pair": {"keys": "standardised", "filters": "untied"}}], ids=["paper", "standardised"]
 )
 def test_training_learns_eight_images_by_heart(fields):
     config = tiny_config(**fields)
     config.epochs, config.optim.warmup_epochs, config.optim.learning_rate = 60, 2.0, 0.1
-    optimizer = optim.optimizer(config, steps_per_epoch=1)
+    optimizer = experiment.read(config).optimizer(steps_per_epoch=1)
     state = state_of(network(config, one_block=True), optimizer)
     step, history = jax.jit(step_of(config, optimizer, one_block=True)), []
     for _ in range(60):
@@ -94,7 +94,7 @@ def test_training_learns_eight_images_by_heart(fields):
 @pytest.mark.parametrize(("keys", "dtype"), [("raw", "float32"), ("l2", "float32"), ("standardised", "bfloat16")])
 def test_no_nan_with_duplicate_images_and_dead_attention(keys, dtype):
     """Copies of an image under one and under two identities, black images, and a graph without any edge."""
-    config = tiny_config(dtype, affinity=keys)
+    config = tiny_config(dtype, pair={"keys": keys})
     state = state_of(network(config, one_block=True), optax.sgd(1.0))
     step, batch = jax.jit(step_of(config, one_block=True)), batch_of(duplicates=True)
     batch.images[6:] = 0
@@ -108,7 +108,7 @@ def test_no_nan_with_duplicate_images_and_dead_attention(keys, dtype):
 
 
 def test_the_same_step_draws_the_same_augmentation_and_the_next_another():
-    config = tiny_config(pairs=False)
+    config = tiny_config(pair_stage="none")
     pixels = batch_of()._replace(images=np.random.default_rng(0).integers(0, 256, (8, 32, 16, 3), np.uint8))
     state = state_of(network(config, one_block=True), optax.sgd(1.0))
     step = jax.jit(step_of(config, one_block=True, augmentation=Augment(pad=2)))
@@ -120,13 +120,13 @@ def test_the_same_step_draws_the_same_augmentation_and_the_next_another():
 def test_training_step_lowers_for_accelerators(platform, mode):
     """Forms that are chosen for a CPU are switched off, as they are where the step will run."""
     config = tiny_config("bfloat16")
-    axis_name = AXIS if mode == "shard_map" else None
-    net = experiment.model(config, 4, axis_name)
+    axis_name = AXIS if how == "shard_map" else None
+    settings = experiment.read(config)
+    net = settings.network.build(4, axis_name)
     net = net.clone(backbone=net.backbone.clone(matmul_1x1=False, cpu_stem=False))
-    optimizer = optim.optimizer(config, 10)
+    optimizer = settings.optimizer(10)
     state = state_of(net, optimizer)
-    losses, augmentation = experiment.loss_weights(config), experiment.augmentation(config)
-    step = make_train_step(net, optimizer, losses, augmentation, jax.random.key(0), axis_name)
+    step = make_train_step(net, optimizer, settings.loss, settings.augmentation(), jax.random.key(0), axis_name)
     batch = batch_of()._replace(images=np.zeros((8, 32, 16, 3), np.uint8))
     mapped = jax.jit(step) if mode == "jit" else DeviceMap(pick_devices(8), mode).map(step)
     exported = jax.export.export(mapped, platforms=[platform])(state, batch)
@@ -138,24 +138,24 @@ def test_training_step_lowers_for_accelerators(platform, mode):
 @pytest.mark.parametrize(
     "model",
     [
-        {"pair_score": "evidence", "evidence_channels": 4},
-        {"pair_score": "evidence", "evidence_channels": 4, "frozen": True},
-        {"pair_score": "keypoints"},
-        {"alignment": "similarity", "neighbours": 9},
-        {"alignment": "semantic"},
-        {"alignment": "individual"},
-        {"filters": "residual", "affinity": "bottleneck", "pooling": "gem", "shared_encoder": True, "dropout": 0.5},
+        {"pair_stage": "evidence", "pair": {"channels": 4}},
+        {"pair_stage": "evidence", "pair": {"channels": 4}, "frozen": True},
+        {"pair_stage": "keypoints"},
+        {"pair": {"alignment": "similarity", "neighbours": 9}},
+        {"pair": {"alignment": "semantic"}},
+        {"pair": {"alignment": "individual"}},
+        {"pair_stage": "released", "pooling": "gem", "dropout": 0.5},
     ],
     ids=lambda fields: "-".join(map(str, fields.values())),
 )
 def test_every_pair_stage_lowers_for_accelerators(model):
     config = tiny_config("bfloat16", **model)
-    net, optimizer, size = network(config, one_block=True), optim.optimizer(config, 10), (48, 16)
+    settings, size = experiment.read(config), (48, 16)
+    net, optimizer = network(config, one_block=True), settings.optimizer(10)
     state = jax.eval_shape(lambda: create_state(net, optimizer, jax.random.key(0), size))
     batch = Batch(*(jax.ShapeDtypeStruct(*of) for of in (((8, *size, net.image_channels), np.uint8), ((8,), np.int32))))
-    step = make_train_step(
-        net, optimizer, experiment.loss_weights(config), experiment.augmentation(config), jax.random.key(0)
-    )
+    step = make_train_step(net, optimizer, settings.loss, settings.augmentation(), jax.random.key(0))
     exported = jax.export.export(jax.jit(step), platforms=["cuda", "tpu"])(state, batch)
     assert exported.platforms == ("cuda", "tpu")
-    assert ("top_k" in exported.mlir_module()) == ("neighbours" in model)  # of 12 positions; up to 8 go without it
+    # Of 12 positions; up to 8 neighbours go without it.
+    assert ("top_k" in exported.mlir_module()) == ("neighbours" in model.get("pair", {}))

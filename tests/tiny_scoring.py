@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from tiny_retrieval import network
 
+from cacenet_jax import experiment
 from cacenet_jax.config import paper
 from cacenet_jax.data.builders import Records, Split
 from cacenet_jax.data.subsets import all_records
@@ -64,7 +65,7 @@ def run(config, net_fields=None, mixes=(0.2, 0.8), factor=1.0):
 
 
 def score_state(config, net, values, mixes=()):
-    return score(config, net, values, split(NUM_QUERY, 1), split(NUM_GALLERY, 2), mixes)
+    return score(experiment.read(config), net, values, split(NUM_QUERY, 1), split(NUM_GALLERY, 2), mixes)
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ def tiny_config(dtype="float32", **model):
 
 
 def network(config, axis_name=None, one_block=False):
-    net = experiment.model(config, 4, axis_name)
+    net = experiment.read(config).network.build(4, axis_name)
     return net.clone(backbone=OneBlock(dtype=net.dtype, axis_name=axis_name)) if one_block else net
 
 
@@ -71,5 +71,5 @@ def state_of(net, optimizer, dtype="float32", seed=0) -> TrainState:
 
 def step_of(config, optimizer=None, axis_name=None, one_block=False, augmentation=None):
     net = network(config, axis_name, one_block)
-    weights = experiment.loss_weights(config)
+    weights = experiment.read(config).loss
     return make_train_step(net, optimizer or optax.sgd(1.0), weights, augmentation, jax.random.key(1), axis_name)

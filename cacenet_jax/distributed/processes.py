@@ -19,6 +19,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
+from flax.traverse_util import flatten_dict
 
 from cacenet_jax.errors import UserError
 
@@ -96,7 +97,12 @@ def start(
     stop = threading.Event()
     watcher = threading.Thread(target=_watch, args=(stop,), name="watch the other processes", daemon=True)
     watcher.start()
-    atexit.register(lambda: (stop.set(), watcher.join()))  # before JAX disconnects from the coordinator
+
+    def end_watch() -> None:
+        stop.set()
+        watcher.join()
+
+    atexit.register(end_watch)  # before JAX disconnects from the coordinator
 
 
 def _exit_on_timeout(where: str, timeout: int) -> None:
@@ -152,7 +158,7 @@ def check_same(name: str, values: Mapping[str, Any]) -> None:
     """
     local = json.loads(json.dumps(values))
     writer = json.loads(exchange(name, json.dumps(local))[0])
-    ours, expected = dict(flatten(local)), dict(flatten(writer))
+    ours, expected = flatten_dict(local, sep="."), flatten_dict(writer, sep=".")
     for field in sorted(ours.keys() | expected.keys()):
         if ours.get(field) != expected.get(field):
             raise UserError(

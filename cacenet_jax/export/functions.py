@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, UInt8
-from ml_collections import ConfigDict
 
 from cacenet_jax.models.cacenet import CACENet
 from cacenet_jax.models.scoring import scoring
@@ -51,20 +50,21 @@ def general(net: CACENet) -> CACENet:
     return net.clone(backbone=net.backbone.clone(**dict.fromkeys(known, False)))
 
 
-def functions(config: ConfigDict, net: CACENet, variables: Any) -> Functions:
-    """The functions of a trained network.
+def functions(net: CACENet, variables: Any, image_size: tuple[int, int], flip: bool) -> Functions:
+    """Return the functions of a trained network.
 
     Terms are float32, whatever config.eval.map_dtype stores in an evaluation: readers elsewhere know no bfloat16.
 
     Args:
-        config: data.height, data.width and eval.flip are read.
         net: the network.
         variables: its parameters and statistics, arrays of any kind.
+        image_size: height and width of an image.
+        flip: whether the maps of an image and its mirror image are averaged.
     """
     variables = jax.tree.map(jnp.asarray, variables)
-    functions = scoring(net, config.eval.flip, "float32")
+    functions = scoring(net, flip, "float32")
     constants = functions.compose(variables) if functions.compose else None
-    image = (config.data.height, config.data.width, net.image_channels)
+    image = (*image_size, net.image_channels)
 
     def describe(images_BHWC: UInt8[Array, "B H W C"]) -> Any:
         return functions.describe((variables, constants), images_BHWC)
@@ -74,8 +74,8 @@ def functions(config: ConfigDict, net: CACENet, variables: Any) -> Functions:
     terms = {name: jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for name, x in _named(like).items()}
 
     def extractor(images_BHWC: UInt8[Array, "B H W C"]) -> Named:
-        found = describe(images_BHWC)
-        return {EMBEDDING: found.embedding} | _named(found.terms)
+        described = describe(images_BHWC)
+        return {EMBEDDING: described.embedding} | _named(described.terms)
 
     def pair_scorer(query: Named, candidates: Named) -> Array:
         one, others = (jax.tree.unflatten(structure, [given[name] for name in terms]) for given in (query, candidates))

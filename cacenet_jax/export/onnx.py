@@ -29,7 +29,6 @@ from flax.traverse_util import unflatten_dict
 from safetensors.numpy import load_file
 
 from cacenet_jax import experiment
-from cacenet_jax.config import paper
 from cacenet_jax.errors import UserError
 from cacenet_jax.export import check
 from cacenet_jax.export.folder import (
@@ -44,6 +43,7 @@ from cacenet_jax.export.folder import (
     read_manifest,
 )  # fmt: skip
 from cacenet_jax.export.functions import EMBEDDING, functions, general
+from cacenet_jax.run.completion import from_dict
 
 _PACKAGES = ("jax2onnx", "onnx", "onnxruntime", "jax", "flax")
 
@@ -69,12 +69,10 @@ def convert(folder: Path) -> list[str]:
             f"{folder}: found a network that computes in {dtype}, expected float32, as ONNX Runtime does on a CPU; export "
             "again with --config.model.dtype=float32"
         )
-    config = paper()  # a field that the recorded config lacks is younger than its network
-    with config.unlocked(), config.ignore_type():
-        config.update(manifest["config"])
-    net = general(experiment.model(config, manifest["num_identities"]))
+    settings = experiment.read(from_dict(manifest["config"], f"{folder}/manifest.json"))
+    net = general(settings.network.build(manifest["num_identities"]))
     variables = unflatten_dict(load_file(folder / WEIGHTS), sep="/")
-    network = functions(config, net, variables)
+    network = functions(net, variables, settings.data.image_size, settings.evaluation.flip)
     with np.load(folder / CHECK) as stored:
         values = dict(stored)
     terms = network.terms
@@ -181,7 +179,7 @@ def _signatures(inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Converts, and ends with one line and exit code 2 on a mistake that the user can mend."""
+    """Converts, and ends with one line and exit code 2 on a mistake that the user can correct."""
     words = [word for word in arguments if word != "--debug"]
     try:
         if len(words) != 1:

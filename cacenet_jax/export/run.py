@@ -11,14 +11,17 @@ from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 from safetensors.numpy import save
 
-from cacenet_jax import __version__
-from cacenet_jax.config import to_dict, validate
+from cacenet_jax import __version__, experiment
 from cacenet_jax.errors import UserError
+from cacenet_jax.experiment import Experiment
 from cacenet_jax.export import check, jax_artefacts
 from cacenet_jax.export.folder import CHECK, DISTANCE, OURS, WEIGHTS, describe_file, place
 from cacenet_jax.export.functions import Functions, functions, general
 from cacenet_jax.models.cacenet import CACENet
-from cacenet_jax.models.part_positions import NUM_LABELS
+from cacenet_jax.models.pair_stages.conditional.alignment import NUM_LABELS
+from cacenet_jax.run.choices import to_dict
+from cacenet_jax.run.completion import complete
+from cacenet_jax.run.validation import validate
 from cacenet_jax.train import load_network
 
 _CONVERT = "python -m cacenet_jax.export.onnx"
@@ -40,56 +43,65 @@ def export(config: ConfigDict, workdir: str | Path) -> Path:
         UserError: an impossible value, several processes, no checkpoint or one that does not fit the config, or an artefact
             that is not equal to the model: then nothing is written and an earlier export stays.
     """
+    workdir, config = Path(workdir).expanduser(), complete(config)
     validate(config)
-    platforms = jax_artefacts.parse_platforms(config.export.platforms)
+    settings = experiment.read(config)
+    platforms = jax_artefacts.parse_platforms(settings.export.platforms)
     if jax.process_count() > 1:
         raise UserError(f"--mode=export: found {jax.process_count()} processes, expected one; leave out --distributed")
     net, step, state = load_network(config, workdir)
     variables = jax.device_get({"params": state.params, "batch_stats": state.batch_stats})
-    folder = Path(workdir) / "export"
+    folder = workdir / "export"
     try:
         folder.mkdir(exist_ok=True)
         scratch = tempfile.TemporaryDirectory(dir=folder, prefix=".scratch.")
     except OSError as error:
-        found = f"no folder that can be written ({error.strerror})"
         raise UserError(
-            f"{folder}: found {found}, expected one; move away what is there, or make it writable"
+            f"{folder}: found no folder that can be written ({error.strerror}), expected one; move away what is "
+            "there, or make it writable"
         ) from error
     with scratch as made:
-        _export(config, net, variables, step, platforms, Path(made), folder)
+        facts = {"step": step, "num_identities": net.num_identities, "config": to_dict(config)}
+        _export(settings, net, variables, facts, platforms, Path(made), folder)
     return folder
 
 
 def _export(
-    config: ConfigDict, net: CACENet, variables: Any, step: int, platforms: tuple[str, ...], scratch: Path, folder: Path
+    settings: Experiment,
+    net: CACENet,
+    variables: Any,
+    facts: dict[str, Any],
+    platforms: tuple[str, ...],
+    scratch: Path,
+    folder: Path,
 ) -> None:
-    evaluated = functions(config, net, variables)  # as evaluation computes them on this machine
-    values = check_values(evaluated, config.export.check_images)
-    exported = functions(config, general(net), variables)
+    image_size, flip = settings.data.image_size, settings.evaluation.flip
+    evaluated = functions(net, variables, image_size, flip)  # as evaluation computes them on this machine
+    values = check_values(evaluated, settings.export.check_images)
+    exported = functions(general(net), variables, image_size, flip)
     artefacts = jax_artefacts.write(scratch, exported, platforms, values)
     if exported.pair_scorer is None:
-        print("no pair scorer: config.model.pairs is False, a network without the pair stage", flush=True)
-    for name, _, found in artefacts:
+        print("no pair scorer: config.model.pair_stage is none", flush=True)
+    for name, _, difference in artefacts:
         size = (scratch / name).stat().st_size / 2**20
-        print(f"{name}: {size:.1f} MiB for {', '.join(platforms)}; {check.told(found)}", flush=True)
-        check.require(name, found, config.model.dtype, exported.selections)
+        print(f"{name}: {size:.1f} MiB for {', '.join(platforms)}; {check.told(difference)}", flush=True)
+        check.require(name, difference, settings.network.dtype, exported.selections)
     flat = flatten_dict(variables, sep="/")
     # As bytes: what the package writes by itself is for its owner alone.
     (scratch / WEIGHTS).write_bytes(save({name: np.array(x, order="C") for name, x in flat.items()}))
     np.savez(scratch / CHECK, **values)
     more = {
-        name: {"platforms": platforms, **signature, "largest_difference": found} for name, signature, found in artefacts
+        name: {"platforms": platforms, **signature, "largest_difference": difference}
+        for name, signature, difference in artefacts
     }
     files = {name: describe_file(scratch / name) | more.get(name, {}) for name in (*more, WEIGHTS, CHECK)}
-    manifest = describe_network(config, net, evaluated) | {
-        "step": step,
-        "num_identities": net.num_identities,
-        "config": to_dict(config),
+    manifest = describe_network(settings, net, evaluated) | {
+        **facts,
         "versions": {"cacenet_jax": __version__, **{name: version(name) for name in _PACKAGES}},
         "files": files,
     }
     place(scratch, folder, tuple(files), manifest, OURS)
-    print(f"{folder}: {', '.join(files)}, manifest.json; step {step}", flush=True)
+    print(f"{folder}: {', '.join(files)}, manifest.json; step {facts['step']}", flush=True)
     print(f"for ONNX, in an environment of requirements-onnx.txt: {_CONVERT} {folder}", flush=True)
 
 
@@ -114,7 +126,7 @@ def check_values(model: Functions, count: int) -> dict[str, np.ndarray]:
     return values
 
 
-def describe_network(config: ConfigDict, net: CACENet, model: Functions) -> dict[str, Any]:
+def describe_network(settings: Experiment, net: CACENet, model: Functions) -> dict[str, Any]:
     """What a reader of the artefacts needs to know of the network, for the manifest."""
     height, width, channels = model.image
     mean, std = ([round(255 * x, 6) for x in given] for given in (net.backbone.pixel_mean, net.backbone.pixel_std))
@@ -127,14 +139,14 @@ def describe_network(config: ConfigDict, net: CACENet, model: Functions) -> dict
             "dtype": "uint8",
             "resized": "the whole image, bilinear, whatever its proportions",
             "normalised": {"where": "inside the artefact", "mean": mean, "std": std},
-            "averaged_with_mirror_image": config.eval.flip,
+            "averaged_with_mirror_image": settings.evaluation.flip,
         },
-        "embedding": {"size": config.model.embed_dim, "norm": 1},
+        "embedding": {"size": settings.network.embed_dim, "norm": 1},
         "distance": {
             "individual": "1 - embedding . embedding",
-            "pair": None if net.pair_stage is None else net.pair_stage.title,
-            "weight_of_pair_in_mixed": config.eval.mix if model.pair_scorer else None,
+            "pair": settings.network.pair_stage if model.pair_scorer else None,
+            "weight_of_pair_in_mixed": settings.evaluation.mix if model.pair_scorer else None,
         },
-        "dtype": config.model.dtype,
-        "bound": check.BOUNDS[config.model.dtype],
+        "dtype": settings.network.dtype,
+        "bound": check.BOUNDS[settings.network.dtype],
     }

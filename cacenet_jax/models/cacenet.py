@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Shaped
 
+from cacenet_jax.errors import UserError
 from cacenet_jax.models.heads import Embedded, EmbeddingHead, normalise
 from cacenet_jax.models.pair_stages.base import Individual, PairStage, PairView
 from cacenet_jax.models.part_positions import part_positions
@@ -75,6 +76,26 @@ class CACENet(nn.Module):
         if self.pair_stage is not None:
             nn.share_scope(self, self.pair_stage)
 
+    def validate(self) -> None:
+        """Check that the parts go together, of a network that need not be bound.
+
+        Raises:
+            UserError: the pair stage cannot work beside the pooling, or on a frozen network.
+        """
+        if self.pair_stage is None:
+            return
+        name = type(self.pair_stage).__name__
+        if self.pooling not in self.pair_stage.poolings:
+            raise UserError(
+                f"config.model.pooling: found {self.pooling!r}, expected {' or '.join(sorted(self.pair_stage.poolings))} "
+                f"with {name}; change it or config.model.pair_stage"
+            )
+        if self.frozen and not self.pair_stage.supports_frozen:
+            raise UserError(
+                f"config.model.frozen: found True, expected False with {name}, which shares parameters with the individual "
+                "head; change it or config.model.pair_stage"
+            )
+
     @property
     def image_channels(self) -> int:
         """Channels of an image: three colours and, where the pair stage needs it, the label of each pixel's body part."""
@@ -84,6 +105,11 @@ class CACENet(nn.Module):
     def selection_terms(self) -> frozenset[str]:
         """Names of the stored terms that hold a top-K selection."""
         return frozenset() if self.pair_stage is None else self.pair_stage.selection_terms
+
+    @property
+    def scoring_fields(self) -> frozenset[str]:
+        """Names of the pair stage's fields that an evaluation may choose anew."""
+        return frozenset() if self.pair_stage is None else self.pair_stage.scoring_fields
 
     def astype(self, dtype: Any) -> "CACENet":
         """Return the network after the backbone in another compute type."""

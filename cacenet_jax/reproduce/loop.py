@@ -8,13 +8,16 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from cacenet_jax.config import validate
+from cacenet_jax import experiment
 from cacenet_jax.distributed.processes import broadcast_from_writer, check_same, is_writer
 from cacenet_jax.errors import UserError
 from cacenet_jax.reproduce import plot, report, runs, sweep
 from cacenet_jax.reproduce.report import Cell, Line
 from cacenet_jax.reproduce.runs import FULL, Plan
 from cacenet_jax.reproduce.tables import SWEEP, TABLES
+from cacenet_jax.run.completion import complete
+from cacenet_jax.run.validation import validate
+from cacenet_jax.train import load
 
 # What loses one run and not the others: a mistake in its input, or a device that is too small for it.
 _OF_ONE_RUN = (UserError, jax.errors.JaxRuntimeError)
@@ -45,9 +48,9 @@ class Study:
         self.failed: dict[tuple[str, int], str] = {}
         for run, config in plan.configs.items():
             for seed in seeds:
-                found = runs.outcome(self.folder(run, seed), runs.with_seed(config, seed))
-                if found is not None:
-                    self.outcomes[run, seed] = found
+                outcome = runs.outcome(self.folder(run, seed), runs.with_seed(config, seed))
+                if outcome is not None:
+                    self.outcomes[run, seed] = outcome
         if SWEEP in tables:
             for seed in seeds:
                 self._read_sweep(seed)
@@ -58,9 +61,9 @@ class Study:
 
     def _read_sweep(self, seed: int) -> None:
         if (FULL, seed) in self.outcomes:
-            found = sweep.done(self.folder(FULL, seed), runs.with_seed(self.plan.configs[FULL], seed))
-            if found is not None:
-                self.sweeps[seed] = found
+            rows = sweep.done(self.folder(FULL, seed), experiment.read(self.plan.configs[FULL]).evaluation)
+            if rows is not None:
+                self.sweeps[seed] = rows
 
     def train(self, run: str, seed: int) -> bool:
         """One run to its end, and whether it was not done. Its error is kept; raised only where other processes wait."""
@@ -74,9 +77,9 @@ class Study:
             self._keep(run, seed, error)
             return True
         if is_writer():
-            found = runs.outcome(self.folder(run, seed), config)
-            assert found is not None, f"{run}, seed {seed} left no results"
-            self.outcomes[run, seed] = found
+            outcome = runs.outcome(self.folder(run, seed), config)
+            assert outcome is not None, f"{run}, seed {seed} left no results"
+            self.outcomes[run, seed] = outcome
         return True
 
     def sweep(self, seed: int) -> bool:
@@ -85,7 +88,8 @@ class Study:
         if todo:
             _say(f"\n== the top K of {FULL}, seed {seed}")
             try:
-                self.sweeps[seed] = sweep.sweep(runs.with_seed(self.plan.configs[FULL], seed), self.folder(FULL, seed))
+                trained = load(runs.with_seed(self.plan.configs[FULL], seed), self.folder(FULL, seed))
+                self.sweeps[seed] = sweep.sweep(trained, self.folder(FULL, seed))
             except _OF_ONE_RUN as error:
                 self._keep(SWEEP, seed, error)
         return todo
@@ -170,7 +174,7 @@ def reproduce(
         UserError: before anything is written, an impossible value, a folder with a run of another config, or data that
             none of the rows finds; at the end, the runs that failed.
     """
-    workdir = Path(workdir)
+    workdir, config = Path(workdir).expanduser(), complete(config)
     validate(config)
     plan = runs.make_plan(config, tables, config_file, overrides)
     study = Study(workdir, config_file, tables, plan, seeds)

@@ -13,12 +13,14 @@ import jax
 from ml_collections import ConfigDict
 
 from cacenet_jax import train
-from cacenet_jax.config import flatten, to_dict
 from cacenet_jax.data.builders.prepare import find_prepared
 from cacenet_jax.distributed.processes import is_writer
 from cacenet_jax.errors import UserError
-from cacenet_jax.reproduce import rows
-from cacenet_jax.reproduce.tables import SWEEP, TABLES
+from cacenet_jax.reproduce import variants
+from cacenet_jax.reproduce.tables import SWEEP, table_of
+from cacenet_jax.run.choices import flatten, override, to_dict
+from cacenet_jax.run.completion import complete
+from cacenet_jax.run.records import effective
 from cacenet_jax.run.workdir import check_workdir, write_json
 
 FULL = "full"  # the run that the sweep scores
@@ -71,7 +73,7 @@ def make_plan(
         UserError: a config of table 4 or 5 is missing.
     """
     # A run's name must not depend on what else is asked for, so every row of the study is named in one order.
-    catalogue = {row: rows.apply(config, row) for row in rows.ROWS}
+    catalogue = {row: variants.apply(config, row) for row in variants.rows()}
     names: dict[str, str] = {}
     for name, changed in catalogue.items():
         names.setdefault(_key(changed), name)
@@ -81,14 +83,14 @@ def make_plan(
         if number == SWEEP:
             configs[FULL] = catalogue[FULL]
             continue
-        for position, row in enumerate(TABLES[number].rows):
+        for position, row in enumerate(table_of(number).rows):
             if row.config is None:
                 chosen = catalogue[row.row]
             else:
                 chosen = _data_set(Path(config_file).parent / f"{row.config}.py", overrides or {})
                 names.setdefault(_key(chosen), row.config)
             run = names[_key(chosen)]
-            configs.setdefault(run, chosen)
+            configs.setdefault(run, catalogue.get(run, chosen))  # also where a row spells out a default
             run_of[number, position] = run
     # The full model first: every table and the sweep have it.
     order = sorted(configs, key=lambda run: run != FULL)
@@ -97,14 +99,15 @@ def make_plan(
 
 def training_order(plan: Plan, seeds: tuple[int, ...]) -> list[tuple[str, int]]:
     """Runs and seeds, one seed after the other; other data sets, which take much longer, after all of the first."""
-    ours = [run for run in plan.configs if run in rows.ROWS]
-    others = [run for run in plan.configs if run not in rows.ROWS]
-    return [(run, seed) for part in (ours, others) for seed in seeds for run in part]
+    known = variants.rows()
+    rows = [run for run in plan.configs if run in known]
+    others = [run for run in plan.configs if run not in known]
+    return [(run, seed) for part in (rows, others) for seed in seeds for run in part]
 
 
 def _key(config: ConfigDict) -> str:
-    """What two rows that are one config share."""
-    return json.dumps(to_dict(config), sort_keys=True)
+    """Return a text that two rows share where they are one experiment."""
+    return json.dumps(effective(to_dict(config)), sort_keys=True)
 
 
 def _data_set(path: Path, overrides: Mapping[str, Any]) -> ConfigDict:
@@ -117,16 +120,9 @@ def _data_set(path: Path, overrides: Mapping[str, Any]) -> ConfigDict:
     assert spec is not None and spec.loader is not None  # it ends in .py
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    config = module.get_config()
-    own = ("data.name", "data.options")
-    config.update_from_flattened_dict(
-        {
-            field: value
-            for field, value in overrides.items()
-            if not any(field == o or field.startswith(o + ".") for o in own)
-        }
-    )
-    return config
+    own = ("data.name", "data.options.")
+    given = {field: value for field, value in overrides.items() if not field.startswith(own)}
+    return complete(override(module.get_config(), given))
 
 
 def with_seed(config: ConfigDict, seed: int) -> ConfigDict:

@@ -7,17 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ml_collections import ConfigDict
 
-from cacenet_jax.config import to_dict
 from cacenet_jax.data.builders import open_split
 from cacenet_jax.data.subsets import all_records
 from cacenet_jax.distributed.processes import is_writer
 from cacenet_jax.evaluate import describe
+from cacenet_jax.experiment import Evaluation
 from cacenet_jax.reproduce.tables import SWEEP_TOP_K, SWEEP_WHOLE
 from cacenet_jax.retrieval.rankings import Rescore, evaluate
 from cacenet_jax.run.workdir import write_json
-from cacenet_jax.train import load
+from cacenet_jax.train import Trained
 
 FILE = "top_k.json"  # in the work dir of the run
 
@@ -44,41 +43,38 @@ def top_ks(num_gallery: int) -> list[int]:
     return sorted({*(k for k in SWEEP_TOP_K if k <= num_gallery), *whole_gallery})
 
 
-def done(folder: Path, config: ConfigDict) -> list[dict[str, Any]] | None:
-    """The sweep over a run, None where it was not made, or with other settings or another training."""
+def done(folder: Path, evaluation: Evaluation) -> list[dict[str, Any]] | None:
+    """Return the sweep over a run, None where it was not made, or with other settings or another training."""
     path, results = folder / FILE, folder / "results.json"
     if not path.exists() or not results.exists():
         return None
-    found = json.loads(path.read_text())
-    return found["rows"] if found["of"] == _identity(results, config) else None
+    written = json.loads(path.read_text())
+    return written["rows"] if written["of"] == _identity(results, evaluation) else None
 
 
-def _identity(results: Path, config: ConfigDict) -> dict[str, Any]:
+def _identity(results: Path, evaluation: Evaluation) -> dict[str, Any]:
     """What the numbers of a sweep depend on, beside the config of the run."""
     individual = json.loads(results.read_text())["individual"]
-    return {"individual": individual, "eval": {k: v for k, v in to_dict(config)["eval"].items() if k != "top_k"}}
+    settings = dataclasses.asdict(evaluation)
+    return {"individual": individual, "eval": {name: value for name, value in settings.items() if name != "top_k"}}
 
 
-def sweep(config: ConfigDict, folder: Path) -> list[dict[str, Any]]:
-    """Scores the checkpoint of a run for each of `top_ks` and writes them down.
+def sweep(trained: Trained, folder: Path) -> list[dict[str, Any]]:
+    """Score a trained network for each of `top_ks` and write the numbers to its work dir.
 
     Args:
-        config: of the run.
-        folder: its work dir.
+        trained: network and data, from `cacenet_jax.train.load`.
+        folder: work dir of the run.
 
     Returns:
         For each K: "top_k", the rankings that there are, "pairs" scored of a query, and seconds: "describe" (features of
         all images, measured once), "rescore" (of the pairs), "rank" (the rest) and "seconds" (their sum), without
         compilation.
-
-    Raises:
-        UserError: no checkpoint, or broken data.
     """
-    trained = load(config, folder)
     query, gallery = (all_records(open_split(trained.prepared, split)) for split in ("query", "gallery"))
     for _ in range(2):  # the first time compiles
         start = time.monotonic()
-        images = describe(config, trained.net, trained.state, query, gallery)
+        images = describe(trained.settings, trained.net, trained.state, query, gallery)
         described = time.monotonic() - start
     rows = []
     for top_k in top_ks(len(gallery.indices)):
@@ -86,13 +82,13 @@ def sweep(config: ConfigDict, folder: Path) -> list[dict[str, Any]]:
         settings = dataclasses.replace(images.settings, top_k=max(top_k, 1))
         for _ in range(2):
             start = time.monotonic()
-            found = evaluate(images.query, images.gallery, timed, settings)
+            result = evaluate(images.query, images.gallery, timed, settings)
             total = time.monotonic() - start
         rescored = timed.seconds if timed else 0.0
-        rankings = {name: found[name] for name in ("individual", "conditional", "mixed") if name in found}
+        rankings = {name: result[name] for name in ("individual", "conditional", "mixed") if name in result}
         seconds = {"describe": described, "rescore": rescored, "rank": total - rescored, "seconds": described + total}
         row: dict[str, Any] = {"top_k": top_k, "pairs": top_k}
         rows.append(row | rankings | seconds)
     if is_writer():
-        write_json(folder / FILE, {"of": _identity(folder / "results.json", config), "rows": rows})
+        write_json(folder / FILE, {"of": _identity(folder / "results.json", trained.settings.evaluation), "rows": rows})
     return rows

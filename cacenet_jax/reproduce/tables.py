@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from cacenet_jax.errors import UserError
-from cacenet_jax.reproduce.rows import ROWS
+from cacenet_jax.reproduce.variants import FULL, RECIPES, ROWS, registered_rows
 
 SWEEP = "topk"  # section 3.5: how many images are re-scored, which the paper does not tabulate
 SWEEP_TITLE = "Section 3.5: how many images of a query are re-scored, and what it costs"
@@ -30,14 +30,14 @@ class Row(NamedTuple):
 
     Attributes:
         label: the paper's words, shortened.
-        paper: the paper's numbers.
-        row: key of `cacenet_jax.reproduce.rows.ROWS`, applied to the config of the command line.
+        paper: the paper's numbers; None for a row that is not the paper's.
+        row: key of `cacenet_jax.reproduce.variants.ROWS`, applied to the config of the command line.
         config: or the config file in its folder, for rows that are data sets.
         note: what a reader should know, below the table.
     """
 
     label: str
-    paper: Score
+    paper: Score | None
     row: str = "full"
     config: str | None = None
     note: str = ""
@@ -108,6 +108,14 @@ TABLES: dict[str, Table] = {
 }  # fmt: skip
 
 
+def table_of(number: str) -> Table:
+    """Return a table; table 2 with a row for each alignment strategy that brings one, without numbers of the paper."""
+    table = TABLES[number]
+    if number != "2":
+        return table
+    return table._replace(rows=(*table.rows, *(Row(label, None, name) for name, label in registered_rows().items())))
+
+
 def parse_tables(text: str | None) -> tuple[str, ...]:
     """What --table names, in the paper's order: numbers, topk, or all.
 
@@ -145,18 +153,19 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     return tuple(int(word) for word in words)
 
 
-def check_rows_are_free(config: str, fields: Iterable[str]) -> None:
+def check_rows_are_free(file: str, argument: str, fields: Iterable[str]) -> None:
     """Raises UserError where the command line fixes what the rows of a table and --seeds choose.
 
     Args:
-        config: what --config got.
+        file: config file of --config.
+        argument: of that file.
         fields: dotted fields that were given.
     """
-    file, _, row = config.partition(":")
-    if row in ROWS and row != "full":
+    rows = {row.row for table in TABLES.values() for row in table.rows}
+    if argument != FULL and argument in {*RECIPES, *ROWS, *rows}:
         raise UserError(
-            f"--config: found row {row!r} with --mode=reproduce, expected the full model, of which every row is made; "
-            f"give --config={file}, or --mode=train for one row"
+            f"--config: found variant {argument!r} with --mode=reproduce, expected the full model, of which every row is "
+            f"made; give --config={file}, or --mode=train for one row"
         )
     if "seed" in fields:
-        raise UserError("--config.seed: found with --mode=reproduce, expected --seeds; for example --seeds=4,5")
+        raise UserError("--config.seed: given with --mode=reproduce, expected --seeds; for example --seeds=4,5")

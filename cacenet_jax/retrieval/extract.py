@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float, Int
 
-from cacenet_jax.models.cacenet import Described
+from cacenet_jax.models.scoring import Described
 
 # (variables, uint8 images (B, H, W, 3) of one device) -> features.
 Describe = Callable[[Any, Any], Described]
@@ -86,7 +86,7 @@ def extract(
     embeddings: list[np.ndarray] = []
     previous: tuple[int, Described] | None = None
 
-    def keep(step: int, features: Features) -> None:
+    def keep(step: int, features: Described) -> None:
         embeddings.append(np.asarray(features.embedding))
         if store is not None:
             store.put(step, features.terms)

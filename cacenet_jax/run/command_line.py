@@ -1,57 +1,142 @@
-"""Flags and the config file, every mistake in them told in one line. Imports no jax, so a typo is told at once."""
+"""Flags and the config that they describe, every mistake in them one line. Imports no jax: a typo must not wait for it."""
 
+import ast
 import os
 import re
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from absl import flags
+from ml_collections import ConfigDict
 
+from cacenet_jax.config import paper
 from cacenet_jax.errors import UserError
 from cacenet_jax.run import config_files
+from cacenet_jax.run.choices import CHOICES, is_free, lookup, override
+from cacenet_jax.run.completion import complete
 
+READ_WORKDIR = ("evaluate", "visualize", "export")  # modes that need no --config: a workdir has recorded it
+CONFIG_WORDS: list[str] = []  # the words in which --config looks for its fields, for its definition; `parse` fills it
+_RECORDED = str(Path(__file__).with_name("recorded.py"))
 _COORDINATOR = re.compile(r"(\[[0-9a-fA-F:]+\]|[^\s:/\[\]]+):(\d{1,5})")
 _PROCESSES = "--coordinator=HOST:PORT --num_processes=N --process_id=I"
 _FIELDS = "cacenet_jax/config.py lists the fields"
 
 
-def parse(argv: Sequence[str]) -> list[str]:
-    """Parses the flags of a command line and loads the config file that --config names.
+class CommandLine(NamedTuple):
+    """A command line that was parsed.
 
-    Returns:
-        The words that are no flags, the program first.
+    Attributes:
+        words: that are no flags, without the program.
+        config: of the run, complete; None where there is no --config and no workdir to read it from.
+        file: the config file, without its argument.
+        argument: of the config file, what follows the colon.
+        overrides: dotted fields that the command line sets, and their values.
+    """
+
+    words: list[str]
+    config: ConfigDict | None
+    file: str
+    argument: str
+    overrides: dict[str, Any]
+
+    def source(self, field: str) -> str:
+        """Return what set a dotted field: the command line or the config file."""
+        return "the command line" if field in self.overrides else self.file
+
+
+def parse(argv: Sequence[str]) -> CommandLine:
+    """Parses the flags of a command line and loads the config that it describes.
+
+    A choice that brings fields of its own (`cacenet_jax.run.choices`) and these fields are taken out before the others are
+    parsed: the config file need not have them.
+
+    Args:
+        argv: the program, then flags.
 
     Raises:
         UserError: a flag, a field or a value that cannot be, or a config file that does not load.
     """
-    argv = config_files.resolve_flag(argv)
-    path = config_path(argv)
-    if not path and (path == "" or any(word.startswith("--config.") for word in argv)):
-        raise UserError(
-            "--config: not given, expected --config=FILE before its fields; for example configs/synthetic.py"
-        )
-    if path and not os.path.isfile(path):
-        raise UserError(
-            f"--config: found no file {path!r}, expected a Python file or a config of the package: "
-            f"{', '.join(config_files.names())}"
-        )
+    path = None
     try:
-        return flags.FLAGS(argv)
+        argv = flags.FLAGS.read_flags_from_files(list(argv))
+        argv, free = _take_free(argv)
+        argv = config_files.resolve_flag(_with_recorded(argv))
+        path = _config_path(argv)
+        if not path and (path == "" or free or any(word.startswith("--config.") for word in argv)):
+            raise UserError(
+                "--config: not given, expected --config=FILE before its fields; for example configs/synthetic.py"
+            )
+        if path and not os.path.isfile(path):
+            raise UserError(f"--config: no file {path!r}, expected a Python file, for example configs/synthetic.py")
+        CONFIG_WORDS[:] = argv
+        words = flags.FLAGS(argv)[1:]
+        loaded = flags.FLAGS["config"]
+        if loaded.value is None:
+            return CommandLine(words, None, "", "", {})
+        file, _, argument = loaded.config_filename.partition(":")
+        overrides = loaded.override_values | free
+        config = complete(override(loaded.value, free))
+        return CommandLine(words, config, f"{argument}/config.json" if file == _RECORDED else file, argument, overrides)
     except UserError:
         raise
     except Exception as error:  # a config file is a program: it can fail in any way
         raise UserError(_explain(error, argv, path)) from error
 
 
-def config_path(argv: Sequence[str]) -> str | None:
-    """The file that --config names, without the argument after a colon; None without the flag."""
+def _flag(argv: Sequence[str], name: str) -> str | None:
+    """The value of a flag, as far as it can be read before the flags are parsed; None without the flag."""
+    value = None
     for position, word in enumerate(argv[1:], start=1):
-        name, equals, value = word.lstrip("-").partition("=")
-        if word.startswith("-") and name == "config":
+        flag, equals, text = word.lstrip("-").partition("=")
+        if word.startswith("-") and flag == name:
             following = argv[position + 1] if position + 1 < len(argv) else ""
-            return (value if equals else following).split(":")[0]
-    return None
+            value = text if equals else following
+    return value
+
+
+def _config_path(argv: Sequence[str]) -> str | None:
+    """The file that --config names, without the argument after a colon; None without the flag."""
+    value = _flag(argv, "config")
+    return None if value is None else value.split(":")[0]
+
+
+def _with_recorded(argv: list[str]) -> list[str]:
+    """A mode that uses a trained network reads the config of its workdir where no other is given."""
+    mode, workdir = _flag(argv, "mode"), _flag(argv, "workdir")
+    if mode not in READ_WORKDIR or not workdir or _flag(argv, "config") is not None:
+        return argv
+    return [argv[0], f"--config={_RECORDED}:{workdir}", *argv[1:]]
+
+
+def _take_free(argv: list[str]) -> tuple[list[str], dict[str, Any]]:
+    """Splits choices and their fields from the other words of a command line."""
+    others, free, words = argv[:1], {}, iter(argv[1:])
+    for word in words:
+        flag, equals, text = word.lstrip("-").partition("=")
+        field = flag.removeprefix("config.")
+        if not word.startswith("-") or field == flag or not (field in CHOICES or is_free(field)):
+            others.append(word)
+            continue
+        if not equals:
+            text = next(words, "")
+            if not text or text.startswith("--"):
+                raise UserError(f"--config.{field}: no value, expected --config.{field}=VALUE; give one")
+        free[field] = text if field in CHOICES else _value(text)
+    return others, free
+
+
+def _value(text: str) -> Any:
+    """The value of a field whose type the config does not know: as Python writes it, else a text."""
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return text
 
 
 def show_help_of(module: str, text: str | None) -> None:
@@ -70,9 +155,9 @@ def check_distributed(
 ) -> None:
     """Raises UserError where the flags that start several processes are given in part or cannot be."""
     given = {"--coordinator": coordinator, "--num_processes": num_processes, "--process_id": process_id}
-    found = " ".join(f"{name}={value}" for name, value in given.items() if value is not None)
-    if found and not distributed:
-        raise UserError(f"{found}: found without --distributed, expected both; add --distributed")
+    words = " ".join(f"{name}={value}" for name, value in given.items() if value is not None)
+    if words and not distributed:
+        raise UserError(f"{words}: given without --distributed, expected both; add --distributed")
     if timeout < 1:
         raise UserError(f"--distributed_timeout: found {timeout}, expected 1 second or more; raise it")
     missing = [name for name, value in given.items() if value is None]
@@ -80,8 +165,8 @@ def check_distributed(
         return
     if missing:
         raise UserError(
-            f"--distributed: found {found} without {' and '.join(missing)}, expected all three, {_PROCESSES}, or none "
-            "where TPU, Slurm or Kubernetes tells them"
+            f"--distributed: found {words} without {' and '.join(missing)}, expected all three, {_PROCESSES}, or none "
+            "where TPU, Slurm or Kubernetes provides them"
         )
     match = _COORDINATOR.fullmatch(coordinator or "")
     if not match or not 0 < int(match[2]) < 65536:
@@ -111,15 +196,24 @@ def _explain(error: Exception, argv: Sequence[str], path: str | None) -> str:
         return f"{path}: found no function get_config, expected one that returns a config, as in configs/synthetic.py"
     if isinstance(error, KeyError | AttributeError):  # "'name'", then perhaps "Did you mean"
         text = _text(error)
-        for typed in (word.split("=")[0] for word in argv[1:]):
-            if text.strip("'\"").split(" ")[0].strip("'\"") in typed.split("."):
-                hint = "".join(f"; {found}" for found in re.findall(r"Did you mean .*", text))
+        for typed in (word.split("=")[0] for word in argv[1:] if "config." in word):
+            if not _exists(typed.partition("config.")[2]):
+                hint = "".join(f"; {suggestion}" for suggestion in re.findall(r"Did you mean .*", text))
                 return f"{typed}: found no such field in the config, expected one that exists{hint}; {_FIELDS}"
     if isinstance(error, flags.UnrecognizedFlagError):
         return f"{_text(error)}; --help lists the flags, {_FIELDS}"
     if isinstance(error, flags.IllegalFlagValueError):
         return f"{_text(error)}; give a value of the flag's type"
     return f"{_text(error)}; {_FIELDS}"
+
+
+def _exists(field: str) -> bool:
+    """Whether a config has a dotted field."""
+    try:
+        lookup(paper(), field)
+    except (KeyError, AttributeError, TypeError):
+        return False
+    return True
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

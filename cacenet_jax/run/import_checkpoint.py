@@ -1,7 +1,7 @@
 """--mode=import: a checkpoint of the authors' release (PyTorch) becomes a workdir that can be evaluated.
 
-python -m cacenet_jax.main --mode=import --config=configs/market1501_released.py --config.pretrained=FILE --workdir=DIR
-python -m cacenet_jax.main --mode=evaluate --config=configs/market1501_released.py --workdir=DIR
+python -m cacenet_jax.main --mode=import --config=configs/market1501.py:released --config.pretrained=FILE --workdir=DIR
+python -m cacenet_jax.main --mode=evaluate --workdir=DIR --config.data.root=DIR
 
 The file names every layer of the whole network, perhaps behind `module.`; the number of identities is that of its
 classifier. Their repository: https://github.com/TencentYoutuResearch/PersonReID-YouReID
@@ -16,8 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from cacenet_jax import experiment, optim
-from cacenet_jax.config import to_dict, validate
+from cacenet_jax import experiment
 from cacenet_jax.distributed.device_map import global_mesh, replicated_sharding
 from cacenet_jax.errors import UserError
 from cacenet_jax.models.backbones import resnet
@@ -26,6 +25,9 @@ from cacenet_jax.pretrained.matching import match_weights
 from cacenet_jax.pretrained.reading import read
 from cacenet_jax.pretrained.sources import locate
 from cacenet_jax.run.checkpoints import Checkpoints
+from cacenet_jax.run.choices import to_dict
+from cacenet_jax.run.completion import complete
+from cacenet_jax.run.validation import validate
 from cacenet_jax.run.workdir import check_workdir, claim_workdir
 from cacenet_jax.train_step import TrainState
 
@@ -60,7 +62,7 @@ def released_name(path: Sequence[str]) -> str:
     if tuple(path) not in _LAYERS:
         raise UserError(
             f"--mode=import: found a network with {'/'.join(path)}, which the authors' release lacks, expected "
-            "the released recipe; take configs/market1501_released.py or a sibling"
+            "the released recipe; take configs/market1501.py:released or a sibling"
         )
     return _LAYERS[tuple(path)]
 
@@ -90,13 +92,13 @@ def identities(arrays: Mapping[str, np.ndarray], there: str) -> int:
     Raises:
         UserError: it has no classifier where the release has it.
     """
-    found = [x for name, x in arrays.items() if name.removeprefix("module.") == _CLASSIFIER and x.ndim == 2]
-    if not found:
+    kernels = [x for name, x in arrays.items() if name.removeprefix("module.") == _CLASSIFIER and x.ndim == 2]
+    if not kernels:
         raise UserError(
             f"config.pretrained: found {there} without {_CLASSIFIER}, expected a checkpoint of the authors' CACE-Net; "
             "weights of a backbone alone are taken by --mode=train"
         )
-    return len(found[0])
+    return len(kernels[0])
 
 
 def import_checkpoint(config: ConfigDict, workdir: str | Path) -> TrainState:
@@ -113,8 +115,13 @@ def import_checkpoint(config: ConfigDict, workdir: str | Path) -> TrainState:
     Raises:
         UserError: no file or one that does not fit, a workdir in use, or a config of another recipe.
     """
-    workdir = Path(workdir)
+    workdir, config = Path(workdir).expanduser(), complete(config)
     validate(config)
+    if config.model.pair_stage != "released":
+        raise UserError(
+            f"config.model.pair_stage: found {config.model.pair_stage!r} with --mode=import, expected the released recipe; "
+            "take configs/market1501.py:released or a sibling"
+        )
     if not config.pretrained:
         raise UserError(
             "config.pretrained: not given, expected the authors' checkpoint with --mode=import; name the file"
@@ -131,10 +138,11 @@ def import_checkpoint(config: ConfigDict, workdir: str | Path) -> TrainState:
             raise UserError(f"{workdir}: found a network there already, expected none; choose a new --workdir")
     path = locate(config.pretrained)
     arrays = read(path)
-    net = experiment.model(config, identities(arrays, str(path)))
+    settings = experiment.read(config)
+    net = settings.network.build(identities(arrays, str(path)))
     variables = jax.tree.map(jnp.asarray, released_variables(net, arrays, str(path)))
     params = variables["params"]
-    opt_state = optim.optimizer(config, 1).init(params)
+    opt_state = settings.optimizer(1).init(params)
     state = TrainState(jnp.asarray(_STEP, jnp.int32), params, variables["batch_stats"], opt_state)
     state = jax.device_put(state, replicated_sharding(global_mesh(config.devices)))
     claim_workdir(workdir, recorded, {"imported": path.name, "identities": net.num_identities})

@@ -1,6 +1,5 @@
-"""What a new run starts from: published weights of its backbone, or a network of ours that was trained before."""
+"""Initialisation of a run: published weights of its backbone, or the network of another workdir."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,22 +9,22 @@ import jax.numpy as jnp
 from flax import traverse_util
 from ml_collections import ConfigDict
 
-from cacenet_jax import experiment, optim
-from cacenet_jax.config import differences, flatten, paper, to_dict
+from cacenet_jax import experiment
 from cacenet_jax.distributed.device_map import global_mesh, replicated_sharding
 from cacenet_jax.distributed.processes import is_writer, writer_first
 from cacenet_jax.errors import UserError
+from cacenet_jax.models.cacenet import INDIVIDUAL_PARAMETERS
 from cacenet_jax.pretrained import backbone
 from cacenet_jax.pretrained.matching import MatchedWeights, Mismatches, listed
 from cacenet_jax.run.checkpoints import Checkpoints
+from cacenet_jax.run.choices import to_dict
+from cacenet_jax.run.records import differences, effective
 from cacenet_jax.run.workdir import recorded_config, recorded_data
 from cacenet_jax.train_step import TrainState
 
 # Fields that make another image, another map or another f(I) of it, also where no parameter's shape tells; beside
 # data.options.
-_OF_WHAT_IS_KEPT = (
-    "data.name", "model.backbone", "model.width", "model.last_stride", "model.backbone_fields", "model.pooling",
-)  # fmt: skip
+_OF_WHAT_IS_KEPT = ("model.backbone", "model.backbone_fields.", "model.pooling")
 # Of an individual head that encodes pairs too: a pair stage's own, that a network without that stage lacks.
 _PAIR_CLASSIFIER = "pair_classifier"
 _CHECKED = "data.options.check_counts"  # changes no record
@@ -42,20 +41,20 @@ def check(config: ConfigDict) -> None:
     if config.init_from:
         _need_checkpoints(Path(config.init_from))
     if config.pretrained:
-        like = backbone.shapes(experiment.model(config, 2).backbone, config.data.height, config.data.width)
+        like = backbone.shapes(experiment.read(config).network.build_backbone(), config.data.height, config.data.width)
         _read_weights(config, like)
 
 
-def begin(config: ConfigDict, state: TrainState, data: dict[str, Any]) -> TrainState:
-    """A freshly initialised state with what config.init_from or config.pretrained gives it; unchanged without them.
+def initialise(config: ConfigDict, state: TrainState, data: dict[str, Any]) -> TrainState:
+    """Return a freshly initialised state with the parameters of config.init_from or config.pretrained in it.
 
     Args:
         config: of this run.
         state: freshly initialised.
-        data: what is trained on, as `Subset.summary` gives it.
+        data: training data, a `Subset.summary`.
 
     Raises:
-        UserError: there is nothing, it does not fit, or it knows people whom this run must not know.
+        UserError: there is nothing, it does not fit, or it was trained on this run's validation identities.
     """
     if config.init_from:
         return _from_run(config, state, data)
@@ -69,7 +68,8 @@ def begin(config: ConfigDict, state: TrainState, data: dict[str, Any]) -> TrainS
 
 def _read_weights(config: ConfigDict, like: dict[str, Any]) -> MatchedWeights:
     with writer_first("pretrained"):  # one process downloads
-        return backbone.load(config.pretrained, experiment.model(config, 2).backbone, like, config.model.backbone)
+        network = experiment.read(config).network.build_backbone()
+        return backbone.load(config.pretrained, network, like, config.model.backbone)
 
 
 def _from_weights(config: ConfigDict, state: TrainState) -> TrainState:
@@ -92,7 +92,7 @@ def _grouped(names: list[str]) -> list[str]:
 # -- A network of ours ----------------------------------------------------------------------------------------------------
 
 
-def check_beginning(workdir: Path, config: dict[str, Any], data: dict[str, Any]) -> None:
+def check_source(workdir: Path, config: dict[str, Any], data: dict[str, Any]) -> None:
     """Checks that a run of this config, on this data, may begin from the network in a workdir.
 
     A frozen network must make this run's maps and embeddings and know this run's training identities as its classes. Any
@@ -110,8 +110,8 @@ def check_beginning(workdir: Path, config: dict[str, Any], data: dict[str, Any])
     _need_checkpoints(workdir)
     if config["model"]["frozen"]:
         other = _other_data(workdir, config, data)
-        found = differences(recorded_config(workdir) or {}, json.loads(json.dumps(config)))
-        other = [d for d in found if d.split(":")[0] in _OF_WHAT_IS_KEPT and not d.startswith("data.")] + other
+        changed = differences(recorded_config(workdir) or {}, config)
+        other = [d for d in changed if d.split(":")[0].startswith(_OF_WHAT_IS_KEPT)] + other
         if other:
             raise UserError(
                 f"config.init_from: found {workdir}, a network of another kind ({'; '.join(other)}), expected this run's "
@@ -137,7 +137,7 @@ def _need_checkpoints(workdir: Path) -> None:
 
 def _fields(workdir: Path) -> dict[str, Any]:
     """Dotted fields of the run in a workdir; what it does not record is the default."""
-    return dict(flatten(to_dict(paper()))) | dict(flatten(recorded_config(workdir) or {}))
+    return effective(recorded_config(workdir) or {})
 
 
 def _origin(name: str) -> str:
@@ -146,8 +146,7 @@ def _origin(name: str) -> str:
 
 def _other_data(workdir: Path, config: dict[str, Any], data: dict[str, Any]) -> list[str]:
     """How the training data of a workdir differ from this run's; empty where its classes are the same people."""
-    found = differences(recorded_config(workdir) or {}, json.loads(json.dumps(config)))
-    fields = [(d, d.split(":")[0]) for d in found]
+    fields = [(d, d.split(":")[0]) for d in differences(recorded_config(workdir) or {}, config)]
     other = [d for d, f in fields if f == "data.name" or (f.startswith("data.options.") and f != _CHECKED)]
     recorded = recorded_data(workdir)
     if recorded is not None and recorded != data:
@@ -188,7 +187,7 @@ def _take(ours: Any, theirs: Any, same_people: bool, frozen: bool) -> _Taken:
         name = "/".join(path)
         is_classifier = ("classifier" in path or _PAIR_CLASSIFIER in path) and not frozen
         if path[0] not in theirs:
-            if path[0] in (optim.FROZEN if frozen else ("backbone",)):
+            if path[0] in (INDIVIDUAL_PARAMETERS if frozen else ("backbone",)):
                 misfits.missing.append(name)
             continue
         if path not in theirs_flat and _PAIR_CLASSIFIER in path:
@@ -215,7 +214,7 @@ def _take(ours: Any, theirs: Any, same_people: bool, frozen: bool) -> _Taken:
 
 def _from_run(config: ConfigDict, state: TrainState, data: dict[str, Any]) -> TrainState:
     folder, plain = Path(config.init_from), to_dict(config)
-    check_beginning(folder, plain, data)
+    check_source(folder, plain, data)
     checkpoints = Checkpoints(folder, create=False)
     if not checkpoints.steps():
         raise UserError(f"config.init_from: found no checkpoint in {folder}, expected one; train that network first")
@@ -227,8 +226,7 @@ def _from_run(config: ConfigDict, state: TrainState, data: dict[str, Any]) -> Tr
     statistics = _take(state.batch_stats, batch_stats, same_people, config.model.frozen)
     misfits = Mismatches(*(one + other for one, other in zip(taken.misfits, statistics.misfits, strict=True)))
     if misfits.summary():
-        found = differences(recorded_config(folder) or {}, json.loads(json.dumps(plain)))
-        fields = [d for d in found if d.startswith("model.")]
+        fields = [d for d in differences(recorded_config(folder) or {}, plain) if d.startswith("model.")]
         because = f"; its config differs in {'; '.join(fields)}" if fields else ""
         raise UserError(
             f"config.init_from: found {folder}, which does not fit this network ({misfits.summary()}{because}), expected "

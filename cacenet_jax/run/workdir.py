@@ -4,17 +4,18 @@ import json
 import os
 import time
 import uuid
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from cacenet_jax.config import differences
 from cacenet_jax.distributed.processes import barrier, exchange, is_writer
 from cacenet_jax.errors import UserError
+from cacenet_jax.run.records import differences
 
 SHARED_S = 60.0  # longest delay after which a network file system shows a new file
 
-# Fields of config.model that evaluation may change: no parameter depends on them.
-_MAY_CHANGE_AFTER_TRAINING = ("model.pair_memory_mib", "model.dtype", "model.clue_weight")
+# Fields of config.model that change no parameter's meaning: evaluation may choose them anew.
+_MAY_CHANGE_AFTER_TRAINING = ("model.pair_memory_mib", "model.dtype")
 
 
 def check_workdir(workdir: Path, config: dict[str, Any]) -> None:
@@ -25,19 +26,31 @@ def check_workdir(workdir: Path, config: dict[str, Any]) -> None:
     """
     existing = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
-        kind = "a folder that cannot be written" if existing.is_dir() else "a file"
-        raise UserError(f"--workdir={workdir}: found {kind}, {existing}, expected a folder; choose another --workdir")
+        obstacle = "a folder that cannot be written" if existing.is_dir() else "a file"
+        raise UserError(
+            f"--workdir={workdir}: found {obstacle}, {existing}, expected a folder; choose another --workdir"
+        )
     recorded = recorded_config(workdir)
     if recorded is not None:
-        _check_unchanged(workdir, differences(recorded, json.loads(json.dumps(config))))
+        _check_unchanged(workdir, differences(recorded, config))
     elif (workdir / "checkpoints").exists():
         raise UserError(f"{workdir}: found checkpoints without config.json, expected both; choose a new --workdir")
 
 
-def check_network(workdir: Path, config: dict[str, Any]) -> None:
-    """Raise UserError if this config describes another network than the one trained in a workdir."""
-    changed = differences(recorded_config(workdir) or {}, json.loads(json.dumps(config)))
-    network = [d for d in changed if d.startswith("model.") and d.split(":")[0] not in _MAY_CHANGE_AFTER_TRAINING]
+def check_network(workdir: Path, config: dict[str, Any], scoring_fields: Collection[str] = ()) -> None:
+    """Check that this config describes the network that was trained in a workdir.
+
+    Args:
+        workdir: folder of the run.
+        config: the config.
+        scoring_fields: fields of config.model.pair that evaluation may choose anew (`PairStage.scoring_fields`).
+
+    Raises:
+        UserError: it describes another one.
+    """
+    may_change = {*_MAY_CHANGE_AFTER_TRAINING, *(f"model.pair.{field}" for field in scoring_fields)}
+    changed = differences(recorded_config(workdir) or {}, config)
+    network = [d for d in changed if d.startswith("model.") and d.split(":")[0] not in may_change]
     _check_unchanged(workdir, network)
 
 

@@ -1,15 +1,14 @@
-"""One query with everything that is shown of it: its lists, its maps and its correspondences."""
+"""One query with its lists, its maps and its correspondences."""
 
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import Int, UInt8
-from ml_collections import ConfigDict
 
-from cacenet_jax import experiment
 from cacenet_jax.data.pipeline import evaluation_batches
 from cacenet_jax.data.subsets import Subset
+from cacenet_jax.experiment import Experiment
 from cacenet_jax.models.cacenet import CACENet
 from cacenet_jax.retrieval.rankings import RankedLists
 from cacenet_jax.visualize import correspondences, maps, ranked_lists
@@ -35,10 +34,10 @@ class Rankings(NamedTuple):
 
 
 class Source(NamedTuple):
-    """What cases are drawn from.
+    """A ranked test split and the network that ranked it: all that a case needs.
 
     Attributes:
-        config: data, model, eval and visualize are read.
+        settings: data, network, evaluation and visualization are read.
         net: a network with the pair stage.
         variables: its parameters and statistics.
         query: query images.
@@ -46,7 +45,7 @@ class Source(NamedTuple):
         rankings: of all queries.
     """
 
-    config: ConfigDict
+    settings: Experiment
     net: CACENet
     variables: Any
     query: Subset
@@ -56,18 +55,18 @@ class Source(NamedTuple):
 
 def draw(source: Source, q: int) -> Case:
     """All figures of query number q."""
-    config, query, gallery, rankings = source.config, source.query, source.gallery, source.rankings
+    settings, query, gallery, rankings = source.settings, source.query, source.gallery, source.rankings
     pid, camid = int(query.pids[q]), int(query.camids[q])
     before_L, after_L = (ranking.order_QL[q] for ranking in (rankings.before, rankings.after))
     shown_lists = [_list(source, q, "individual", rankings.before), _list(source, q, rankings.name, rankings.after)]
-    compared_G = compared(before_L, gallery.pids, gallery.camids, pid, camid, config.eval.camera_filter)
+    compared_G = compared(before_L, gallery.pids, gallery.camids, pid, camid, settings.evaluation.camera_filter)
     right_G = gallery.pids[compared_G] == pid
     captions = [f"rank {_rank(before_L, g)} \u2192 {_rank(after_L, g)}" for g in compared_G.tolist()]
 
-    images_nHWC = np.concatenate([read(config, query, np.array([q])), read(config, gallery, compared_G)])
+    images_nHWC = np.concatenate([read(settings, query, np.array([q])), read(settings, gallery, compared_G)])
     query_HW3, gallery_GHW3 = images_nHWC[0, ..., :3], images_nHWC[1:, ..., :3]
-    seen = look(source.net, source.variables, images_nHWC, config.eval.flip)
-    take = lambda i: jax.tree.map(lambda x: x[i], seen)
+    seen = look(source.net, source.variables, images_nHWC, settings.evaluation.flip)
+    take = lambda i: jax.tree.map(lambda x: x[i], seen.terms)
     one, *others = (take(i) for i in range(len(images_nHWC)))
     together = [compare(source.net, source.variables, one, other) for other in others]
     maps_nhwD = np.asarray(seen.maps_nhwD)
@@ -80,7 +79,7 @@ def draw(source: Source, q: int) -> Case:
         maps_png = png(maps.figure(query_HW3, own_hw, gallery_GHW3, given_Ghw, right_G, captions))
 
     nodes_nND = maps_nhwD.reshape(len(maps_nhwD), -1, maps_nhwD.shape[-1])
-    count = config.visualize.lines
+    count = settings.visualization.lines
     pairs = []
     for g in (*np.flatnonzero(right_G)[:1], *np.flatnonzero(~right_G)[:2]):
         similar_NM = correspondences.most_similar(np.asarray(cosine(nodes_nND[0], nodes_nND[g + 1])))
@@ -93,11 +92,11 @@ def draw(source: Source, q: int) -> Case:
     return Case(name, camid, query_HW3, shown_lists, grid, maps_png, lines_png, lists_png)
 
 
-def read(config: ConfigDict, subset: Subset, positions: Int[np.ndarray, "n"]) -> UInt8[np.ndarray, "n H W C"]:
-    """Images of a subset at the network's size, with part labels as a fourth channel where the network needs them."""
+def read(settings: Experiment, subset: Subset, positions: Int[np.ndarray, "n"]) -> UInt8[np.ndarray, "n H W C"]:
+    """Return images of a subset at the network's size, with part labels as a fourth channel where the network needs them."""
     some = subset._replace(indices=subset.indices[positions])
-    size = {"height": config.data.height, "width": config.data.width, "batch_size": len(positions)}
-    return next(evaluation_batches(some, **size, parts=experiment.part_labels(config)))[0]
+    size = {"height": settings.data.height, "width": settings.data.width, "batch_size": len(positions)}
+    return next(evaluation_batches(some, **size, parts=settings.part_labels()))[0]
 
 
 def compared(
@@ -133,9 +132,9 @@ def compared(
 
 
 def _list(source: Source, q: int, name: str, ranking: RankedLists) -> ranked_lists.ShownList:
-    first_L = ranking.order_QL[q, : source.config.visualize.ranks]
+    first_L = ranking.order_QL[q, : source.settings.visualization.ranks]
     first_L = first_L[first_L >= 0]
-    pictures = list(read(source.config, source.gallery, first_L)[..., :3])
+    pictures = list(read(source.settings, source.gallery, first_L)[..., :3])
     right_L = source.gallery.pids[first_L] == source.query.pids[q]
     return ranked_lists.ShownList(name, float(ranking.statistics.ap[q]), pictures, right_L)
 

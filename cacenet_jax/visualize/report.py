@@ -11,10 +11,12 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from cacenet_jax.config import NO_PAIR_STAGE
 from cacenet_jax.errors import UserError
+from cacenet_jax.experiment import Experiment
 from cacenet_jax.train import load
 from cacenet_jax.visualize import page
-from cacenet_jax.visualize.browse import rank_by
+from cacenet_jax.visualize.browse import rank
 from cacenet_jax.visualize.cases import Rankings, Source, draw
 from cacenet_jax.visualize.ranked_lists import changed
 
@@ -32,10 +34,10 @@ def visualize(config: ConfigDict, workdir: str | Path) -> Path:
     Raises:
         UserError: a network without the pair stage, several processes, or as in `cacenet_jax.train.load`.
     """
-    if not config.model.pairs:
+    if config.model.pair_stage == NO_PAIR_STAGE:
         raise UserError(
-            "config.model.pairs: found False, expected True: the figures show what a network makes of two images together; "
-            "name the workdir and the config of a network with the pair stage"
+            "config.model.pair_stage: found none, expected a pair stage: the figures compare two images by it; name the "
+            "workdir of a network that has one"
         )
     if config.eval.data:
         raise UserError(
@@ -47,14 +49,15 @@ def visualize(config: ConfigDict, workdir: str | Path) -> Path:
             f"--mode=visualize: found {jax.process_count()} processes, expected one; leave out --distributed"
         )
     trained = load(config, workdir)
-    folder = _folder(Path(workdir))
-    _, query, gallery, found = rank_by(config, trained, max(config.visualize.ranks, config.eval.top_k))
-    name = "mixed" if config.eval.mix > 0 else "conditional"
-    rankings = Rankings(found["individual"], found[name], name)
+    settings, workdir = trained.settings, Path(workdir).expanduser()
+    folder = _folder(workdir)
+    _, query, gallery, lists = rank(trained, max(settings.visualization.ranks, settings.evaluation.top_k))
+    name = "mixed" if settings.evaluation.mix > 0 else "conditional"
+    rankings = Rankings(lists["individual"], lists[name], name)
     before, after = rankings.before.statistics.ap, rankings.after.statistics.ap
-    chosen, change = changed(before, after, config.visualize.num_queries)
+    chosen, change = changed(before, after, settings.visualization.num_queries)
     variables = jax.device_get({"params": trained.state.params, "batch_stats": trained.state.batch_stats})
-    source = Source(config, trained.net, variables, query, gallery, rankings)
+    source = Source(settings, trained.net, variables, query, gallery, rankings)
     cases = [draw(source, q) for q in chosen.tolist()]
 
     for old in folder.glob("figure[456]_*.png"):
@@ -68,20 +71,20 @@ def visualize(config: ConfigDict, workdir: str | Path) -> Path:
     for picture, data in pictures.items():
         (folder / picture).write_bytes(data)
     path = folder / "report.html"
-    facts = _facts(config, trained.step, name, len(gallery.indices), trained.net.pair_stage.title)
-    path.write_text(page.html(cases, change, facts, _results(Path(workdir))), "utf-8")
+    facts = _facts(settings, trained.step, name, len(gallery.indices), trained.net.pair_stage.title)
+    path.write_text(page.html(cases, change, facts, _results(workdir)), "utf-8")
     size = path.stat().st_size / 1024
     print(f"{path}: {size:.0f} KiB, self-contained; beside it {len(pictures)} figures as PNG", flush=True)
     return path
 
 
-def _facts(config: ConfigDict, step: int, ranking: str, num_gallery: int, title: str) -> page.Facts:
-    settings = config.eval
-    how = "how much the two differ when looked at together"
+def _facts(settings: Experiment, step: int, ranking: str, num_gallery: int, title: str) -> page.Facts:
+    evaluation = settings.evaluation
+    distance = "how much the two differ when looked at together"
     if ranking == "mixed":
-        how = f"the individual distance and, with weight {settings.mix:g}, how much the two differ when looked at together"
-    top_k = min(settings.top_k, num_gallery)
-    return page.Facts(config.data.name, step, ranking, how, top_k, settings.camera_filter, title)
+        distance = f"the individual distance and, with weight {evaluation.mix:g}, {distance}"
+    top_k = min(evaluation.top_k, num_gallery)
+    return page.Facts(settings.data.name, step, ranking, distance, top_k, evaluation.camera_filter, title)
 
 
 def _folder(workdir: Path) -> Path:

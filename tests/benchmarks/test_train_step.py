@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from benchmarks import problem, profiling, step_parts, train_step
-from cacenet_jax import experiment, optim
+from cacenet_jax import experiment
 from cacenet_jax.config import paper
 from cacenet_jax.models.cacenet import CACENet
 from cacenet_jax.train_step import loss_terms
@@ -24,12 +24,13 @@ OPTIONS = ["--backbone=resnet_tiny", "--batch=8", "--height=32", "--width=16", "
 
 def test_the_problem_is_what_the_papers_config_builds():
     config = paper()
-    net = experiment.model(config, problem.IDENTITIES, "data")
+    settings = experiment.read(config)
+    net = settings.network.build(problem.IDENTITIES, "data")
     ours = problem.network(problem.Size(), "data")
     for field in CACENet.__dataclass_fields__.keys() - {"parent", "name"}:
         assert getattr(ours, field) == getattr(net, field), field
-    assert experiment.loss_weights(config) == problem.WEIGHTS
-    assert experiment.augmentation(config) == problem.AUGMENT
+    assert settings.loss == problem.WEIGHTS
+    assert settings.augmentation() == problem.AUGMENT
     size = problem.Size()
     assert (size.height, size.width) == (config.data.height, config.data.width)
     assert size.batch == config.data.num_ids * config.data.images_per_id
@@ -38,7 +39,7 @@ def test_the_problem_is_what_the_papers_config_builds():
 def test_the_optimiser_is_the_papers():
     params = {"intra_weight": jnp.ones(3), "head": {"kernel": jnp.full((2, 2), 2.0)}}
     grads = jax.tree.map(lambda x: 0.1 * x + 1, params)
-    theirs, ours = optim.optimizer(paper(), steps_per_epoch=808), problem.optimizer()
+    theirs, ours = experiment.read(paper()).optimizer(steps_per_epoch=808), problem.optimizer()
     states = theirs.init(params), ours.init(params)
     for _ in range(3):
         expected, first = theirs.update(grads, states[0], params)

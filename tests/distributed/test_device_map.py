@@ -66,8 +66,10 @@ def test_devices_agree_in_float32(reference, mode, count):
 
 
 def test_devices_agree_with_batch_normed_keys_and_clues_in_blocks(x64):
-    """Columns of the grid come from other devices, in blocks whose size does not divide their number."""
-    config = tiny_config("float64", affinity="correlation", filters="untied", clue_weight=0.3, pair_memory_mib=0.12)
+    """The grid's columns come from other devices, in blocks that do not divide them."""
+    config = tiny_config(
+        "float64", pair={"keys": "correlation", "filters": "untied", "clue_weight": 0.3}, pair_memory_mib=0.12
+    )
     before = start(config, "float64", True)
     assert_same_float64(on_devices(config, "pmap", 4, "float64"), on_one(config, "float64"), before)
 
@@ -75,19 +77,19 @@ def test_devices_agree_with_batch_normed_keys_and_clues_in_blocks(x64):
 @pytest.mark.parametrize(
     "model",
     [
-        {"pair_score": "keypoints"},
-        {"pair_score": "evidence", "evidence_channels": 4, "pair_memory_mib": 0.12},
-        {"pair_score": "evidence", "evidence_channels": 4, "frozen": True},
-        {"alignment": "similarity", "neighbours": 2},
-        {"alignment": "semantic"},
+        {"pair_stage": "keypoints"},
+        {"pair_stage": "evidence", "pair": {"channels": 4}, "pair_memory_mib": 0.12},
+        {"pair_stage": "evidence", "pair": {"channels": 4}, "frozen": True},
+        {"pair": {"alignment": "similarity", "neighbours": 2}},
+        {"pair": {"alignment": "semantic"}},
         # The grid of attention with a cross block of zeros.
-        pytest.param({"alignment": "individual"}, marks=pytest.mark.slow),
+        pytest.param({"pair": {"alignment": "individual"}}, marks=pytest.mark.slow),
     ],
     ids=lambda fields: "-".join(map(str, fields.values())),
 )
 def test_devices_agree_with_every_alignment(x64, model):
     config, batch = tiny_config("float64", **model), batch_of("float64")
-    if config.model.alignment == "semantic":
+    if model.get("pair") == {"alignment": "semantic"}:
         labels = np.random.default_rng(1).integers(0, 3, (*batch.images.shape[:3], 1)).astype(np.float64)
         batch = Batch(np.concatenate([batch.images, labels], axis=-1), batch.labels)
     expected = on_one(config, "float64", batch=batch)
@@ -97,7 +99,7 @@ def test_devices_agree_with_every_alignment(x64, model):
 def test_devices_agree_on_the_augmentation():
     """An image's flip, crop and erasing depend on its index in the global batch alone."""
     pixels = np.random.default_rng(0).integers(0, 256, (8, 32, 16, 3), np.uint8)
-    batch, settings, config = Batch(pixels, batch_of().labels), Augment(pad=2), tiny_config(pairs=False)
+    batch, settings, config = Batch(pixels, batch_of().labels), Augment(pad=2), tiny_config(pair_stage="none")
     expected = on_one(config, batch=batch, augmentation=settings)
     result = on_devices(config, "pmap", 4, batch=batch, augmentation=settings)
     assert_same(result, expected, start(config, "float32", True), 1e-5)

@@ -23,8 +23,8 @@ def tiny(**fields):
     config = module.get_config()
     for name, value in fields.items():
         section, _, field = name.rpartition("__")
-        config[section or "model"][field] = value
-    net = experiment.model(config, 8)
+        config[section or "model"].update({field: value})
+    net = experiment.read(config).network.build(8)
     state = jax.device_get(
         create_state(net, optax.identity(), jax.random.key(0), (config.data.height, config.data.width))
     )
@@ -49,7 +49,7 @@ def export_tiny():
             patch.setattr(run, "load_network", lambda config, workdir: (net, STEP, state))
             folder = run.export(config, workdir)
         variables = {"params": state.params, "batch_stats": state.batch_stats}
-        return folder, net, run.functions(config, net, variables)
+        return folder, net, run.functions(net, variables, (config.data.height, config.data.width), config.eval.flip)
 
     return export
 
@@ -57,4 +57,4 @@ def export_tiny():
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory, export_tiny):
     """One export for the tests that read it."""
-    return export_tiny(tmp_path_factory.mktemp("export") / "run", clue_weight=0.5)
+    return export_tiny(tmp_path_factory.mktemp("export") / "run", pair={"clue_weight": 0.5})

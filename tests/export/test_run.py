@@ -39,7 +39,9 @@ def test_the_manifest_says_what_is_there(exported):
     images = manifest["images"]
     assert (images["height"], images["width"], images["channels"]) == (32, 16, ["red", "green", "blue"])
     np.testing.assert_allclose(images["normalised"]["mean"], [123.675, 116.28, 103.53])
-    assert manifest["config"]["model"]["clue_weight"] == 0.5 and manifest["versions"]["jax"] == jax.__version__
+    assert (
+        manifest["config"]["model"]["pair"] == {"clue_weight": 0.5} and manifest["versions"]["jax"] == jax.__version__
+    )
     outputs = listed["extractor.jaxexport"]["outputs"]
     assert outputs["embedding"] == {"shape": ["b", 16], "dtype": "float32"}
     terms = {name: x for name, x in outputs.items() if name != "embedding"}
@@ -74,7 +76,7 @@ def test_artefacts_are_of_three_platforms_and_of_any_number_of_images(exported):
 def test_an_artefact_has_no_form_of_a_cpu(name):
     config = paper()
     config.model.backbone = name
-    net = experiment.model(config, 8)
+    net = experiment.read(config).network.build(8)
     plain = {field.name: field.default for field in dataclasses.fields(net.backbone) if isinstance(field.default, bool)}
     chosen = lambda net: {name for name, default in plain.items() if getattr(net.backbone, name) != default}
     forms = {name for name in chosen(net) if "cpu" in name or "matmul" in name}
@@ -87,29 +89,29 @@ def test_without_the_pair_stage_there_is_no_scorer_and_an_earlier_one_goes(tmp_p
     (workdir / "export").mkdir(parents=True)
     for name in ("pair_scorer.jaxexport", "pair_scorer.onnx", "extractor.onnx", "mine.txt"):
         (workdir / "export" / name).write_text("old")
-    folder, _, model = export_tiny(workdir, pairs=False)
+    folder, _, model = export_tiny(workdir, pair_stage="none")
     assert model.pair_scorer is None and model.terms == {}
     left = sorted(path.name for path in folder.iterdir())
     assert left == ["check.npz", "extractor.jaxexport", "manifest.json", "mine.txt", "weights.safetensors"]
-    assert "no pair scorer: config.model.pairs is False" in capsys.readouterr().out
+    assert "no pair scorer: config.model.pair_stage is none" in capsys.readouterr().out
 
 
 def test_what_is_not_the_model_is_not_written_and_an_earlier_export_stays(tmp_path, export_tiny, monkeypatch):
     workdir = tmp_path / "run"
-    folder, _, _ = export_tiny(workdir, pairs=False)
+    folder, _, _ = export_tiny(workdir, pair_stage="none")
     before = contents(folder)
     real = run.functions
     made = []
 
-    def other(config, net, variables):
+    def other(net, variables, *settings):
         made.append(net)
-        return real(config, net, jax.tree.map(lambda x: x * (1 + 1e-3 * (len(made) > 1)), variables))
+        return real(net, jax.tree.map(lambda x: x * (1 + 1e-3 * (len(made) > 1)), variables), *settings)
 
     monkeypatch.setattr(run, "functions", other)
     with pytest.raises(
         UserError, match=r"extractor.jaxexport: found embedding \S+ from the model's, expected at most 1e-05"
     ):
-        export_tiny(workdir, pairs=False)
+        export_tiny(workdir, pair_stage="none")
     assert len(made) == 2 and contents(folder) == before
 
 
@@ -134,7 +136,7 @@ def test_a_folder_that_cannot_be_written(tmp_path, export_tiny):
     (tmp_path / "run").mkdir()
     (tmp_path / "run/export").write_text("a file")
     with pytest.raises(UserError, match="run/export: found no folder that can be written"):
-        export_tiny(tmp_path / "run", pairs=False)
+        export_tiny(tmp_path / "run", pair_stage="none")
 
 
 def test_a_workdir_without_a_checkpoint_is_told_in_a_line(command):
@@ -162,20 +164,20 @@ def test_a_folder_that_does_not_fit_its_manifest_is_refused(exported, tmp_path):
 
 
 VARIANTS = {
-    "keypoints": {"pair_score": "keypoints"},
-    "evidence": {"pair_score": "evidence", "evidence_channels": 8},
-    "normal, untied, correlation": {"kind": "normal", "filters": "untied", "affinity": "correlation"},
+    "keypoints": {"pair_stage": "keypoints"},
+    "evidence": {"pair_stage": "evidence", "pair": {"channels": 8}},
+    "normal, untied, correlation": {"pair": {"kind": "normal", "filters": "untied", "keys": "correlation"}},
     "released": {
-        "filters": "residual", "affinity": "bottleneck", "pooling": "gem", "shared_encoder": True, "relu": True,
-        "dropout": 0.5, "non_local": True, "backbone": "resnet18", "width": 8,
+        "pair_stage": "released", "pooling": "gem", "relu": True, "dropout": 0.5, "backbone": "resnet18",
+        "backbone_fields": {"non_local": True, "width": 8},
     },
-    "top 2": {"alignment": "similarity", "neighbours": 2},
-    "top 9": {"alignment": "similarity", "neighbours": 9, "data__height": 64, "data__width": 64},
-    "semantic": {"alignment": "semantic"},
-    "part": {"alignment": "part"},
-    "none": {"alignment": "none"},
-    "full": {"alignment": "full"},
-    "individual": {"alignment": "individual"},
+    "top 2": {"pair": {"alignment": "similarity", "neighbours": 2}},
+    "top 9": {"pair": {"alignment": "similarity", "neighbours": 9}, "data__height": 64, "data__width": 64},
+    "semantic": {"pair": {"alignment": "semantic"}},
+    "part": {"pair": {"alignment": "part"}},
+    "none": {"pair": {"alignment": "none"}},
+    "full": {"pair": {"alignment": "full"}},
+    "individual": {"pair": {"alignment": "individual"}},
     "bfloat16": {"dtype": "bfloat16"},
     "without the flip": {"eval__flip": False},
 }  # fmt: skip

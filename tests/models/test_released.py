@@ -52,7 +52,7 @@ def test_test_mode_is_pytorchs(dtype):
 def test_training_mode_is_pytorchs(dtype):
     """Outputs, losses, gradients and running statistics of one step."""
     net, variables, images = setup(dtype)
-    labels, weights = jnp.asarray(maker().LABELS), experiment.loss_weights(golden_config())
+    labels, weights = jnp.asarray(maker().LABELS), experiment.read(golden_config()).loss
     names = {released_name(path): path for path in traverse_util.flatten_dict(variables["params"])}
 
     def loss(params):

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from cacenet_jax.config import paper, validate
+from cacenet_jax.config import paper
 from cacenet_jax.errors import UserError
 from cacenet_jax.pretrained import sources
+from cacenet_jax.run.validation import validate
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 

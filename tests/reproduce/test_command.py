@@ -13,7 +13,7 @@ TINY = (
     "--config.optim.warmup_epochs=1", "--config.log_every=1", "--config.data.options.num_train_ids=8",
     "--config.data.options.num_test_ids=4", "--config.data.options.images_per_id=6", "--config.data.height=32",
     "--config.data.width=16", "--config.data.num_ids=4", "--config.data.images_per_id=2",
-    "--config.model.backbone=resnet_tiny", "--config.model.width=8", "--config.model.embed_dim=16",
+    "--config.model.backbone=resnet_tiny", "--config.model.backbone_fields.width=8", "--config.model.embed_dim=16",
     "--config.eval.top_k=8", "--config.data.root=nowhere",
 )  # fmt: skip
 
@@ -22,9 +22,9 @@ MISTAKES = {
     "unknown table": ((*TINY, "--table=7"), ("--table: found '7'",)),
     "seeds": ((*TINY, "--table=1", "--seeds=0"), ("--seeds: found '0'", "0,4,7")),
     "config.seed": ((*TINY, "--table=1", "--config.seed=2"), ("--config.seed", "--seeds")),
-    "a row": ((f"--config={ABLATION}:normal", *TINY[1:], "--table=1"), ("--config: found row 'normal'", "--mode=train")),
-    "unknown row": ((f"--config={ABLATION}:fly", "--workdir=study"), ("row 'fly'", "individual_gcn", "the colon")),
-    "another mode": ((f"--config={ABLATION}", "--workdir=study", "--table=1"), ("--table: found with --mode=train",)),
+    "a row": ((f"--config={ABLATION}:normal", *TINY[1:], "--table=1"), ("--config: found variant 'normal'", "--mode=train")),
+    "unknown row": ((f"--config={ABLATION}:fly", "--workdir=study"), ("variant 'fly'", "individual_gcn", "the colon")),
+    "another mode": ((f"--config={ABLATION}", "--workdir=study", "--table=1"), ("--table: given with --mode=train",)),
     "no data": ((*TINY, "--table=5"), ("nowhere: no data set found", "withdrawn")),
 }  # fmt: skip
 

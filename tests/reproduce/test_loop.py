@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from cacenet_jax.config import paper, to_dict
+from cacenet_jax import experiment
+from cacenet_jax.config import paper
 from cacenet_jax.errors import UserError
 from cacenet_jax.reproduce import loop, sweep
+from cacenet_jax.run.choices import to_dict
 
 FILE = str(Path(__file__).parents[2] / "configs/synthetic_ablation.py")
 TABLE_1 = ["full", "individual", "clues", "individual_gcn", "normal"]
@@ -36,7 +38,7 @@ class Trainer:
         (folder / "config.json").write_text(json.dumps(to_dict(config)))
         if error := self.on.get((run, seed)):
             raise error
-        names = ("individual", "conditional", "mixed") if config.model.pairs else ("individual",)
+        names = ("individual", "conditional", "mixed") if config.model.pair_stage != "none" else ("individual",)
         found = {name: RANKING for name in names} | {
             "mix": config.eval.mix, "top_k": config.eval.top_k, "num_query": 10, "num_gallery": 200, "num_valid": 10,
             "step": 7, "seconds": 1.0, "data": config.data.name, "options": config.data.options.to_dict(),
@@ -163,15 +165,16 @@ def test_where_no_row_has_data_nothing_is_written(tmp_path, trainer):
 def test_the_sweep_follows_the_full_model_and_is_made_once(tmp_path, trainer, monkeypatch):
     made = []
 
-    def made_up(config, folder):
-        made.append(config.seed)
+    def made_up(settings, folder):
+        made.append(settings.seed)
         costs = {"seconds": 3.0, "describe": 2.0, "rescore": 0.5, "rank": 0.5}
         rows = [{"top_k": k, "pairs": k, "individual": RANKING, **costs} for k in (0, 10)]
         (folder / sweep.FILE).write_text(
-            json.dumps({"of": sweep._identity(folder / "results.json", config), "rows": rows})
+            json.dumps({"of": sweep._identity(folder / "results.json", settings.evaluation), "rows": rows})
         )
         return rows
 
+    monkeypatch.setattr("cacenet_jax.reproduce.loop.load", lambda config, folder: experiment.read(config))
     monkeypatch.setattr("cacenet_jax.reproduce.sweep.sweep", made_up)
     run(tmp_path, "topk")
     assert trainer.ran == [("full", 0), ("full", 1)] and made == [0, 1]

@@ -32,7 +32,7 @@ def lines():
     baseline = [Cell(0, results(0.40), 61.0), Cell(1, results(0.42), 62.0)]
     ours = [Cell(0, results(0.41, 0.45), 71.0, {"degree": 2.5}), Cell(1, results(0.43, 0.46), None)]
     return [
-        Line("individual", "x.py:individual", ["model.pairs=False"], baseline),
+        Line("individual", "x.py:individual", ["model.pair_stage=none"], baseline),
         Line("full", "x.py:full", [], ours),
         Line("normal", "x.py:normal", ["model.kind=normal"], [Cell(1, results(0.40, 0.39))], "seed 0 failed: no luck"),
     ]
@@ -107,7 +107,7 @@ def test_csv_has_a_line_for_each_run():
     ]  # fmt: skip
     first, ours = found[0], found[2]
     assert (first["individual_mAP"], first["mixed_mAP"], first["seconds"]) == ("0.4", "", "61.0")
-    assert first["changes"] == "model.pairs=False" and ours["changes"] == ""
+    assert first["changes"] == "model.pair_stage=none" and ours["changes"] == ""
     assert (ours["mixed_mAP"], ours["conditional_rank5"], ours["degree"]) == ("0.45", "0.8", "2.5")
     assert (ours["paper_mAP"], ours["paper_rank1"], found[3]["seconds"]) == ("0.745", "0.83", "")
     assert (ours["evaluation_seconds"], ours["top_k"], ours["num_valid"]) == ("4.5", "50", "1319")

@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
-from cacenet_jax.config import paper, to_dict
+from cacenet_jax.config import paper
 from cacenet_jax.errors import UserError
 from cacenet_jax.reproduce import runs
-from cacenet_jax.reproduce.rows import ROWS
 from cacenet_jax.reproduce.tables import TABLES, parse_tables
+from cacenet_jax.reproduce.variants import ROWS
+from cacenet_jax.run.choices import to_dict
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 FILE = CONFIGS / "synthetic_ablation.py"

@@ -1,12 +1,14 @@
 """The sweep over K: what the evaluator says for each K, and what it cost."""
 
+import dataclasses
 import json
-from types import SimpleNamespace
 
 import pytest
 from tiny_scoring import NUM_GALLERY, NUM_QUERY, score_state, split, state, tiny_config
 
+from cacenet_jax import experiment
 from cacenet_jax.reproduce import sweep
+from cacenet_jax.train import Trained
 
 
 def test_which_k():
@@ -25,11 +27,10 @@ def folder(tmp_path):
 
 def test_each_k_is_what_the_evaluator_says(folder, monkeypatch):
     net, values = state()
-    monkeypatch.setattr(sweep, "load", lambda config, folder: SimpleNamespace(net=net, state=values, prepared=None))
     monkeypatch.setattr(sweep, "open_split", lambda prepared, name: {"query": NUM_QUERY, "gallery": NUM_GALLERY}[name])
     monkeypatch.setattr(sweep, "whole", lambda count: split(count, {NUM_QUERY: 1, NUM_GALLERY: 2}[count]))
-    config = tiny_config(folder)
-    rows = sweep.sweep(config, folder)
+    settings = experiment.read(tiny_config(folder))
+    rows = sweep.sweep(Trained(settings, net, 0, values, None), folder)
     assert [row["top_k"] for row in rows] == [0, 10, 20, 50] == [row["pairs"] for row in rows]
     for row in rows:
         names = ["individual"] if row["top_k"] == 0 else ["individual", "conditional", "mixed"]
@@ -39,17 +40,17 @@ def test_each_k_is_what_the_evaluator_says(folder, monkeypatch):
         assert row["seconds"] == pytest.approx(row["describe"] + row["rescore"] + row["rank"])
         assert (row["rescore"] > 0) == (row["top_k"] > 0) and row["describe"] > 0
     assert rows[1]["mixed"] != rows[3]["mixed"]  # K matters here
-    assert sweep.done(folder, config) == rows
+    assert sweep.done(folder, settings.evaluation) == rows
 
 
 @pytest.mark.parametrize(
     ("field", "value", "kept"), [("top_k", 5, True), ("mix", 0.3, False), ("camera_filter", False, False)]
 )
 def test_a_sweep_that_was_made_otherwise_is_made_again(folder, field, value, kept):
-    config = tiny_config(folder)
-    identity = sweep._identity(folder / "results.json", config)
-    assert sweep.done(folder, config) is None
+    evaluation = experiment.read(tiny_config(folder)).evaluation
+    identity = sweep._identity(folder / "results.json", evaluation)
+    assert sweep.done(folder, evaluation) is None
     (folder / sweep.FILE).write_text(json.dumps({"of": identity, "rows": [{"top_k": 0}]}))
-    assert (sweep.done(folder, tiny_config(folder, **{field: value})) is not None) == kept
+    assert (sweep.done(folder, dataclasses.replace(evaluation, **{field: value})) is not None) == kept
     (folder / "results.json").write_text(json.dumps({"individual": {"mAP": 0.6}}))
-    assert sweep.done(folder, config) is None  # of another network
+    assert sweep.done(folder, evaluation) is None  # of another network

@@ -3,8 +3,8 @@
 import pytest
 
 from cacenet_jax.errors import UserError
-from cacenet_jax.reproduce.rows import ROWS
 from cacenet_jax.reproduce.tables import SWEEP, TABLES, check_rows_are_free, parse_seeds, parse_tables
+from cacenet_jax.reproduce.variants import ROWS
 
 # Tables 1 to 5 as they are printed (arXiv 2009.05250): of 4 and 5 the rows of CACE-Net.
 PRINTED = {
@@ -90,10 +90,10 @@ def test_no_seeds(text):
 
 
 def test_rows_and_seed_belong_to_the_mode():
-    check_rows_are_free("configs/x.py", ["epochs"])
-    check_rows_are_free("configs/x.py:full", [])
-    check_rows_are_free("configs/tiny.py:market1501", [])  # an argument of another kind
-    with pytest.raises(UserError, match=r"--config: found row 'normal'.*--config=configs/x.py, "):
-        check_rows_are_free("configs/x.py:normal", [])
-    with pytest.raises(UserError, match=r"--config.seed: found .*--seeds"):
-        check_rows_are_free("configs/x.py", ["seed"])
+    check_rows_are_free("configs/x.py", "", ["epochs"])
+    check_rows_are_free("configs/x.py", "full", [])
+    check_rows_are_free("configs/tiny.py", "market1501", [])  # an argument of another kind
+    with pytest.raises(UserError, match=r"--config: found variant 'normal'.*--config=configs/x.py, "):
+        check_rows_are_free("configs/x.py", "normal", [])
+    with pytest.raises(UserError, match=r"--config.seed: given .*--seeds"):
+        check_rows_are_free("configs/x.py", "", ["seed"])

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 from flax import traverse_util
+from ml_collections import ConfigDict
 from released import golden_config, golden_network, maker, state_dict
 from safetensors.numpy import save_file
 
@@ -13,12 +14,13 @@ from cacenet_jax import experiment
 from cacenet_jax.distributed.device_map import global_mesh, replicated_sharding
 from cacenet_jax.errors import UserError
 from cacenet_jax.run.checkpoints import Checkpoints
+from cacenet_jax.run.choices import override
 from cacenet_jax.run.import_checkpoint import identities, import_checkpoint, released_name, released_variables
 
 
 def test_names_of_the_whole_network_are_those_of_the_release():
     """ResNet-50 with non-local blocks: what a state dict of the authors holds, counters aside."""
-    net = experiment.model(golden_config(backbone="resnet50"), 751)
+    net = experiment.read(golden_config(backbone="resnet50")).network.build(751)
     images = jax.ShapeDtypeStruct((1, 64, 32, 3), np.float32)
     like = jax.eval_shape(lambda x: net.init(jax.random.key(0), x, train=False), images)
     found = {released_name(path) for tree in like.values() for path in traverse_util.flatten_dict(tree)}
@@ -68,10 +70,14 @@ def test_files_and_configs_of_another_kind_are_refused():
     with pytest.raises(UserError, match=r"found FILE without fc_layer.2.weight, expected a checkpoint"):
         identities(backbone, "FILE")
     with pytest.raises(UserError, match=r"a network with conditional_head/.*expected the released recipe"):
-        released_variables(golden_network(shared_encoder=False), state_dict(), "FILE")
+        released_variables(golden_network(pair={"shared_encoder": False}), state_dict(), "FILE")
+    other = golden_config()
+    other.model.pair_stage, other.model.pair = "conditional", ConfigDict()
+    with pytest.raises(UserError, match=r"pair_stage: found 'conditional' with --mode=import, expected the released"):
+        import_checkpoint(other, "nowhere")
     with pytest.raises(UserError, match=r"config.pretrained: not given"):
         import_checkpoint(golden_config(), "nowhere")
-    other = golden_config(backbone="efficientnet_lite0", non_local=False)
+    other = override(golden_config(), {"model.backbone": "efficientnet_lite0"})
     other.pretrained = "FILE.pth"
     with pytest.raises(UserError, match=r"found 'efficientnet_lite0' with --mode=import, expected a ResNet"):
         import_checkpoint(other, "nowhere")
@@ -79,7 +85,7 @@ def test_files_and_configs_of_another_kind_are_refused():
 
 def test_import_writes_a_workdir_that_is_loaded_again(tmp_path, monkeypatch, capsys):
     net = golden_network()
-    monkeypatch.setattr(experiment, "model", lambda config, num_identities: net)  # stages that no name has
+    monkeypatch.setattr(experiment.Network, "build", lambda network, num_identities: net)  # stages that no name has
     save_file(
         {f"module.{name}": x.astype(np.float32) for name, x in state_dict().items()}, tmp_path / "net.safetensors"
     )

@@ -9,15 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import traverse_util
+from ml_collections import ConfigDict
 from safetensors.numpy import save_file
 
-from cacenet_jax import experiment, optim
-from cacenet_jax.config import to_dict
-from cacenet_jax.distributed.device_map import global_mesh, replicated_sharding
+from cacenet_jax import experiment
+from cacenet_jax.distributed.device_map import global_mesh
 from cacenet_jax.errors import UserError
 from cacenet_jax.models.backbones import resnet
 from cacenet_jax.run import initialisation
 from cacenet_jax.run.checkpoints import Checkpoints
+from cacenet_jax.run.choices import override, to_dict
 from cacenet_jax.run.workdir import claim_workdir
 from cacenet_jax.train import train
 from cacenet_jax.train_step import create_state
@@ -31,15 +32,15 @@ SIX = {"images": 36, "identities": 6, "sha256": "b"}
 
 def config_of(**fields):
     config = TINY.get_config()
-    config.model.pairs = False
-    config.update_from_flattened_dict(fields)
-    return config
+    config.model.pair_stage = "none"
+    return override(config, fields)
 
 
 def state_of(config, identities, seed=0):
     """A network and random numbers for all that a fresh state of it holds; compiles nothing."""
-    net, rng = experiment.model(config, identities), np.random.default_rng(seed)
-    shapes = jax.eval_shape(lambda key: create_state(net, optim.optimizer(config, 1), key, (32, 16)), jax.random.key(0))
+    settings, rng = experiment.read(config), np.random.default_rng(seed)
+    net, optimizer = settings.network.build(identities), settings.optimizer(1)
+    shapes = jax.eval_shape(lambda key: create_state(net, optimizer, key, (32, 16)), jax.random.key(0))
     return net, jax.tree.map(lambda x: jnp.asarray(rng.uniform(0.2, 0.4, x.shape), x.dtype), shapes)
 
 
@@ -79,7 +80,7 @@ def test_a_backbone_starts_from_published_weights_and_the_rest_as_without_them(w
     source, variables = weights
     config = config_of(pretrained=source)
     net, state = state_of(config, 8)
-    begun = initialisation.begin(config, state, EIGHT)
+    begun = initialisation.initialise(config, state, EIGHT)
     images = jax.random.normal(jax.random.key(1), (2, 32, 16, 3))
     maps = jax.jit(lambda v: net.apply(v, images, train=False, method="maps"))
     alone = jax.jit(lambda v: resnet.build("resnet_tiny").apply(v, images, train=False))(variables)
@@ -126,9 +127,12 @@ def test_weights_that_do_not_fit_end_a_run_before_anything_is_prepared(weights, 
 def test_fine_tuning_with_other_identities_starts_their_classifiers_anew(tmp_path, capsys):
     theirs = workdir_of(tmp_path / "first", config_of(), EIGHT)
     config = config_of(init_from=str(tmp_path / "first"))
-    config.model.pairs, config.model.last_stride = True, 2  # what has no parameter may differ
+    config.model.pair_stage, config.model.backbone_fields.last_stride = (
+        "conditional",
+        2,
+    )  # what has no parameter may differ
     _, state = state_of(config, 6)
-    begun = initialisation.begin(config, state, SIX)
+    begun = initialisation.initialise(config, state, SIX)
     assert_equal(begun.params["backbone"], theirs.params["backbone"])
     assert_equal(begun.batch_stats["backbone"], theirs.batch_stats["backbone"])
     head, fresh = begun.params["individual_head"], state.params["individual_head"]
@@ -145,17 +149,14 @@ def test_a_classifier_is_taken_only_if_its_classes_are_the_same_people(tmp_path,
     theirs = workdir_of(tmp_path / "first", config_of(), EIGHT)
     config = config_of(init_from=str(tmp_path / "first"))
     _, state = state_of(config, 8)
-    begun = initialisation.begin(config, state, EIGHT if same else EIGHT | {"sha256": "others"})
+    begun = initialisation.initialise(config, state, EIGHT if same else EIGHT | {"sha256": "others"})
     expected = theirs if same else state
     classifier = lambda state: state.params["individual_head"]["classifier"]
     assert_equal(classifier(begun), classifier(expected))
     assert np.abs(classifier(theirs)["kernel"] - classifier(state)["kernel"]).max() > 1e-3
 
 
-RELEASED = {
-    "model.pairs": True, "model.filters": "residual", "model.affinity": "bottleneck", "model.pooling": "gem",
-    "model.shared_encoder": True,
-}  # fmt: skip
+RELEASED = {"model.pair_stage": "released", "model.pooling": "gem"}
 
 
 @pytest.mark.parametrize("adds", [True, False])
@@ -164,7 +165,7 @@ def test_the_pair_classifier_of_a_shared_encoder_comes_and_goes_with_the_pair_st
     theirs = workdir_of(tmp_path / "first", config_of(**(without if adds else both)), EIGHT)
     config = config_of(init_from=str(tmp_path / "first"), **(both if adds else without))
     _, state = state_of(config, 8)
-    begun = initialisation.begin(config, state, EIGHT)
+    begun = initialisation.initialise(config, state, EIGHT)
     head = begun.params["individual_head"]
     for layer in ("conv", "bn", "classifier"):
         assert_equal(head[layer], theirs.params["individual_head"][layer])
@@ -179,7 +180,7 @@ def test_everything_that_does_not_fit_is_told_at_once(tmp_path):
     config = config_of(init_from=str(tmp_path / "first"))
     config.model.backbone, config.model.embed_dim = "resnet_small", 8
     with pytest.raises(UserError) as caught:
-        initialisation.begin(config, state_of(config, 6)[1], SIX)
+        initialisation.initialise(config, state_of(config, 6)[1], SIX)
     first, *lines = str(caught.value).splitlines()
     assert "; its config differs in model.backbone: 'resnet_tiny' -> 'resnet_small'; model.embed_dim: 16 -> 8)" in first
     assert len(lines) == 1 and ": backbone/" in lines[0]
@@ -188,17 +189,16 @@ def test_everything_that_does_not_fit_is_told_at_once(tmp_path):
 
 def recorded(folder, data, **fields):
     """A workdir whose config and data are all that is looked at."""
-    config = config_of()
-    config.data.options = {}
-    config.update_from_flattened_dict(fields)
+    config = config_of(**fields)
+    config.data.options = ConfigDict()
     claim_workdir(folder, to_dict(config), data)
     (folder / "checkpoints").mkdir()
 
 
 def check(folder, data=SIX, **fields):
     config = config_of(**{"data.val_share": 0.2} | fields)
-    config.data.options = {}
-    initialisation.check_beginning(folder, to_dict(config), data)
+    config.data.options = ConfigDict()
+    initialisation.check_source(folder, to_dict(config), data)
 
 
 def test_a_network_that_may_know_the_validation_identities_is_refused(tmp_path):
@@ -226,7 +226,7 @@ def test_what_a_network_itself_began_from_counts(tmp_path):
 
 def test_a_frozen_network_pools_as_it_was_trained_to(tmp_path):
     recorded(tmp_path / "first", EIGHT, **{"model.pooling": "gem"})
-    frozen = {"model.pairs": True, "model.frozen": True, "model.pair_score": "evidence"}
+    frozen = {"model.pair_stage": "evidence", "model.frozen": True}
     with pytest.raises(UserError, match=r"of another kind \(model.pooling: 'gem' -> 'mean'\)"):
         check(tmp_path / "first", EIGHT, **frozen)
     check(tmp_path / "first", EIGHT, **frozen, **{"model.pooling": "gem"})

@@ -7,6 +7,7 @@ import pytest
 from command import TINY
 from matplotlib.colors import to_hex
 
+from cacenet_jax import experiment
 from cacenet_jax.data.builders import open_split
 from cacenet_jax.data.subsets import all_records
 from cacenet_jax.errors import UserError
@@ -22,7 +23,8 @@ def ranked(tmp_path_factory):
     """Tiny people, ranked by embeddings and pair distances that are random."""
     config = run_path(str(TINY))["get_config"]()
     config.data.dir = str(tmp_path_factory.mktemp("prepared"))
-    prepared = prepare_data(config)
+    settings = experiment.read(config)
+    prepared = prepare_data(settings.data)
     rng = np.random.default_rng(0)
 
     def labelled(name):
@@ -34,11 +36,10 @@ def ranked(tmp_path_factory):
     pair_QG = rng.random((len(query.pids), len(gallery.pids))).astype(np.float32)
     rescore = lambda order_QK: np.take_along_axis(pair_QG, order_QK, axis=1)
     with pytest.MonkeyPatch.context() as patch:
-        trained = Trained(None, 0, None, prepared)
-        patch.setattr(browse, "load", lambda config, workdir: trained)
+        trained = Trained(settings, None, 0, None, prepared)
         everything = Settings(top_k=len(gallery.pids), mix=0.5)
         patch.setattr(browse, "describe", lambda *arguments: Rankable(query, gallery, rescore, everything))
-        return browse.rank(config, "run", length=5), 1 - query.embedding @ gallery.embedding.T, pair_QG
+        return browse.rank(trained, length=5), 1 - query.embedding @ gallery.embedding.T, pair_QG
 
 
 def panels(drawn):
@@ -54,7 +55,7 @@ def test_list_holds_the_nearest_images_in_their_order(ranked, q):
     weights = {"individual": 0.0, "conditional": 1.0, "mixed": 0.5}
     assert list(ranked.lists) == list(weights)
     query, gallery = ranked.query, ranked.gallery
-    decode = lambda subset, i: browse.read(ranked.config, subset, np.array([i]))[0]
+    decode = lambda subset, i: browse.read(ranked.settings, subset, np.array([i]))[0]
     for name, weight in weights.items():
         distance = weight * pair_QG[q] + (1 - weight) * individual_QG[q]
         seen = [

@@ -12,11 +12,11 @@ from browser import parsed
 from command import TINY
 
 from cacenet_jax import experiment
-from cacenet_jax.config import paper, validate
+from cacenet_jax.config import paper
 from cacenet_jax.data.builders import open_split
-from cacenet_jax.data.subsets import all_records
 from cacenet_jax.errors import UserError
 from cacenet_jax.evaluate import score
+from cacenet_jax.run.validation import validate
 from cacenet_jax.train import Trained, prepare_data
 from cacenet_jax.train_step import create_state
 from cacenet_jax.visualize import report
@@ -41,13 +41,15 @@ def untrained(tmp_path, data_dir, monkeypatch):
         config = module.get_config()
         config.data.dir = data_dir
         config.model.update(fields)
-        net = experiment.model(config, 8)
+        settings = experiment.read(config)
+        net = settings.network.build(8)
         state = create_state(net, optax.sgd(1.0), jax.random.key(0), (config.data.height, config.data.width))
-        trained = Trained(net, 12, state, prepare_data(config))
-        monkeypatch.setattr(report, "load", lambda config, workdir: trained)
-        splits = (all_records(open_split(trained.prepared, split)) for split in ("query", "gallery"))
+        trained = Trained(settings, net, 12, state, prepare_data(settings.data))
+        load = lambda config, workdir: trained._replace(settings=experiment.read(config))
+        monkeypatch.setattr(report, "load", load)
+        splits = (whole(open_split(trained.prepared, split)) for split in ("query", "gallery"))
         (tmp_path / "run").mkdir()
-        results = score(config, net, state, *splits)
+        results = score(settings, net, state, *splits)
         (tmp_path / "run/results.json").write_text(json.dumps(results))
         return config, tmp_path / "run", results
 
@@ -86,7 +88,7 @@ def test_figures_and_page_of_the_conditional_distance(untrained, tmp_path, capsy
 
 @pytest.mark.slow
 def test_key_points_have_no_conditional_map(untrained):
-    config, workdir, results = untrained(pair_score="keypoints")
+    config, workdir, results = untrained(pair_stage="keypoints")
     config.visualize.num_queries = 1
     report.visualize(config, workdir)
     shown = check(workdir / "figures", results, ["5_1", "6_1"], 1, 10)
@@ -107,7 +109,10 @@ def test_a_trained_workdir_gets_figures_and_a_page(command):
 @pytest.mark.parametrize(
     "word, told",
     [
-        ("--config.model.pairs=False", "config.model.pairs: found False, expected True"),  # nothing to show
+        (
+            "--config.model.pair_stage=none",
+            "config.model.pair_stage: found none, expected a pair stage",
+        ),  # nothing to show
         ("--config.eval.data=market1501", "config.eval.data: found 'market1501', expected none"),
     ],
 )

@@ -6,7 +6,6 @@ config.model.backbone="my_package.my_module:MyBackbone", or by a name that a lin
     backbones.register("mine", MyBackbone)
 """
 
-import ast
 import dataclasses
 import importlib
 from collections.abc import Callable, Iterable, Sequence
@@ -24,9 +23,8 @@ from cacenet_jax.models.backbones import efficientnet_lite, resnet
 class Backbone(Protocol):
     """A Linen module from normalised images to maps.
 
-    Its fields are what a config or `build` may set. It needs `dtype` (of computation), `axis_name` (the device axis over
-    which batch norm takes its statistics, or None) and `last_stride` (stride of its last stage), which every config sets;
-    a field `width` takes `config.model.width`, and `config.model.backbone_fields` sets any other. A property
+    It needs the fields `dtype` (of computation) and `axis_name` (the device axis over which batch norm takes its
+    statistics, or None), which every network sets; `config.model.backbone_fields` or `build` may set any other. A property
     `unused_weights` may say how names of published weights start that are of no use to it: its classifier's, say.
     """
 
@@ -73,9 +71,7 @@ class Recipe(NamedTuple):
 
 
 _MEMBERS = ("channels", "stride", "pixel_mean", "pixel_std", "map_size", "torch_name")
-_GIVEN = ("dtype", "axis_name", "last_stride")  # what every config sets
-# Fields of some backbones that a config has fields for, and what leaves them out.
-_OWN = {"width": 0, "non_local": False}
+_GIVEN = ("dtype", "axis_name")  # fields that every network sets
 NAMES: dict[str, Recipe] = {}
 
 
@@ -88,7 +84,7 @@ def register(name: str, module: type, make: Callable[..., Any] | None = None) ->
         make: makes it from some of its fields; None for the class itself.
 
     Raises:
-        UserError: the class lacks a field that every config sets.
+        UserError: the class lacks a field that every network sets.
     """
     fields = _fields(module)
     if missing := [field for field in _GIVEN if field not in fields]:
@@ -139,43 +135,20 @@ def _import(name: str) -> None:
     if not (module and colon and kind):
         raise UserError(f"{start}one of {', '.join(NAMES)}, or MODULE:CLASS; choose one of them")
     try:
-        found = getattr(importlib.import_module(module), kind)
+        backbone = getattr(importlib.import_module(module), kind)
     except (ImportError, AttributeError) as error:
-        raise UserError(f"{start}a class that can be imported ({error}); mend the name or set PYTHONPATH") from error
-    if not (isinstance(found, type) and issubclass(found, nn.Module)):
-        raise UserError(f"{start}a class that derives from flax.linen.Module, and {kind} is none; mend the name")
-    register(name, found)
+        raise UserError(f"{start}a class that can be imported ({error}); correct the name or set PYTHONPATH") from error
+    if not (isinstance(backbone, type) and issubclass(backbone, nn.Module)):
+        raise UserError(f"{start}a class that derives from flax.linen.Module, and {kind} is none; correct the name")
+    register(name, backbone)
 
 
-def configured(settings: Any) -> dict[str, Any]:
-    """The fields of the backbone that `config.model` sets, besides its type and its device axis.
-
-    Raises:
-        UserError: config.model.backbone_fields is no list of fields, or holds one that the config has a field for.
-    """
-    text = settings.backbone_fields
-    fields = {"last_stride": settings.last_stride} | _parse(text)
-    for field, unset in _OWN.items():
-        if settings[field] != unset:
-            fields[field] = settings[field]
-    return fields
-
-
-def _parse(text: str) -> dict[str, Any]:
-    """The fields of a text such as "head=False,drop_connect=0.2"."""
-    start = f"config.model.backbone_fields: found {text!r}, expected "
-    try:
-        call = ast.parse(f"fields({text})", mode="eval").body
-        if not isinstance(call, ast.Call) or call.args or None in [keyword.arg for keyword in call.keywords]:
-            raise ValueError("something without a name")
-        found = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
-    except (SyntaxError, ValueError, TypeError) as error:  # TypeError: a dictionary with a list for a key
-        raise UserError(f"{start}NAME=VALUE,NAME=VALUE with values as Python writes them; change it") from error
-    if elsewhere := sorted(set(found) & {*_GIVEN, *_OWN}):
-        known = {"dtype": "config.model.dtype", "axis_name": "config.devices"}
-        remedy = ", ".join(known.get(field, f"config.model.{field}") for field in elsewhere)
-        raise UserError(f"{start}no {', '.join(elsewhere)}; set {remedy}")
-    return found
+def defaults(name: str) -> dict[str, Any]:
+    """Return the fields of a backbone's class that have defaults. Raises UserError for an unknown name."""
+    check(name, ())
+    module = NAMES[name].module
+    given = {field.name: field.default for field in dataclasses.fields(module) if field.name in _fields(module)}
+    return {field: default for field, default in given.items() if default is not dataclasses.MISSING}
 
 
 def _fields(module: type) -> list[str]:

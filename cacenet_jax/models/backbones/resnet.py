@@ -253,8 +253,8 @@ def build(name: str, **fields: Any) -> ResNet:
         raise UserError(f"backbone {name!r} has no field {found}; fields are {expected}")
     if fields.get("non_local") and min(STAGES[name].stages[1:]) < 2:
         raise UserError(
-            f"config.model.non_local: found True with backbone {name!r}, expected stages of two blocks or more; "
-            "set it to False or choose resnet18 or larger"
+            f"config.model.backbone_fields.non_local: found True with backbone {name!r}, expected stages of two blocks or "
+            "more; set it to False or choose resnet18 or larger"
         )
     on_cpu = jax.default_backend() == "cpu"
     return ResNet(**(STAGES[name]._asdict() | {"matmul_1x1": on_cpu, "cpu_stem": on_cpu} | fields))

@@ -7,7 +7,7 @@ any class that derives from `PairStage` by its place, `config.model.pair_stage=M
 
 import dataclasses
 import importlib
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import Any
 
 from cacenet_jax.errors import UserError
@@ -43,19 +43,19 @@ def fields(name: str) -> dict[str, Any]:
     return {field.name: field.default for field in dataclasses.fields(STAGES.resolve(name)) if field.name not in given}
 
 
-def check(name: str, given: Iterable[str]) -> None:
-    """Check the name of a stage and the names of its fields.
+def check(name: str, given: Mapping[str, Any]) -> None:
+    """Check the name of a stage, and the names and values of its fields.
 
     Raises:
-        UserError: there is no such stage, or it lacks one of the fields.
+        UserError: there is no such stage, it lacks one of the fields, or it refuses a value.
     """
     known = fields(name)
     if unknown := sorted(set(given) - set(known)):
         expected = ", ".join(sorted(known)) or "none"
         raise UserError(
-            f"config.model.pair: found {', '.join(unknown)} for the pair stage {name!r}, expected fields of it "
-            f"({expected}); leave it out"
+            f"pair stage {name!r} has no field {', '.join(unknown)}, expected one of its fields ({expected}); leave it out"
         )
+    STAGES.resolve(name)(channels=1, embed_dim=1, num_identities=1, **given).validate()
 
 
 def build(name: str, **given: Any) -> PairStage:
@@ -69,7 +69,5 @@ def build(name: str, **given: Any) -> PairStage:
         UserError: as in `check`, or a value that the stage refuses.
     """
     common = {field.name for field in dataclasses.fields(PairStage)}
-    check(name, set(given) - common)
-    stage = STAGES.resolve(name)(**given)
-    stage.validate()
-    return stage
+    check(name, {field: value for field, value in given.items() if field not in common})
+    return STAGES.resolve(name)(**given)

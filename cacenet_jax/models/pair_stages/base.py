@@ -108,6 +108,11 @@ class PairStage(nn.Module, kw_only=True):
         return True
 
     @property
+    def scoring_fields(self) -> frozenset[str]:
+        """Names of fields that change no parameter's meaning, so that an evaluation may choose them anew."""
+        return frozenset()
+
+    @property
     def shares_encoder(self) -> bool:
         """True if the individual head also encodes pairs and so has a second classifier."""
         return False

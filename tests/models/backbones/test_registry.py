@@ -13,11 +13,11 @@ import pytest
 import tiny_training
 
 from cacenet_jax import experiment
-from cacenet_jax.config import validate
 from cacenet_jax.data.batch import Batch
 from cacenet_jax.errors import UserError
 from cacenet_jax.models import backbones
 from cacenet_jax.models.scoring import feature_maps
+from cacenet_jax.run.validation import validate
 
 
 class Patches(nn.Module):
@@ -60,8 +60,8 @@ def patches(monkeypatch):
     backbones.register("patches", Patches)
 
 
-def config_of(backbone, **model):
-    return tiny_training.tiny_config(backbone=backbone, **model)
+def config_of(backbone, **fields):
+    return tiny_training.tiny_config(backbone=backbone, backbone_fields=fields)
 
 
 def test_all_have_what_the_interface_asks_for():
@@ -74,14 +74,14 @@ def test_all_have_what_the_interface_asks_for():
 
 
 def test_one_of_the_users_own_trains_and_describes(patches):
-    config = config_of("patches", width=5, backbone_fields="")
+    config = config_of("patches", width=5)
     validate(config)
-    net = experiment.model(config, 4)
+    net = experiment.read(config).network.build(4)
     assert isinstance(net.backbone, Patches) and net.backbone.channels == 5
     optimizer = optax.sgd(0.1)
     state = tiny_training.state_of(net, optimizer)
     images = np.random.default_rng(0).integers(0, 256, (8, *tiny_training.SHAPE, 3), np.uint8)
-    step = jax.jit(tiny_training.step_of(config, optimizer, augmentation=experiment.augmentation(config)))
+    step = jax.jit(tiny_training.step_of(config, optimizer, augmentation=experiment.read(config).augmentation()))
     new, metrics = step(state, Batch(images, tiny_training.LABELS))
     assert np.isfinite(metrics["loss"]) and metrics["grad_norm"] > 0
     before, after = state.params["backbone"]["Conv_0"]["kernel"], new.params["backbone"]["Conv_0"]["kernel"]
@@ -94,40 +94,32 @@ def test_one_of_the_users_own_trains_and_describes(patches):
 
 
 def test_training_sees_the_pixels_that_the_backbone_asks_for(patches):
-    assert experiment.augmentation(config_of("patches")).mean == (0.5, 0.5, 0.5)
-    assert experiment.augmentation(config_of("efficientnet_lite0")).std == pytest.approx((128 / 255,) * 3)
-    assert experiment.augmentation(config_of("resnet18")).mean == (0.485, 0.456, 0.406)
+    augmentation_of = lambda name: experiment.read(config_of(name)).augmentation()
+    assert augmentation_of("patches").mean == (0.5, 0.5, 0.5)
+    assert augmentation_of("efficientnet_lite0").std == pytest.approx((128 / 255,) * 3)
+    assert augmentation_of("resnet18").mean == (0.485, 0.456, 0.406)
 
 
 @pytest.mark.parametrize(
-    ("model", "message"),
+    ("name", "fields", "message"),
     [
-        (
-            {"backbone": "efficientnet_lite0", "width": 8},
-            "'efficientnet_lite0' has no field width; fields are .*head",
-        ),
-        ({"backbone": "efficientnet_lite0", "non_local": True}, "'efficientnet_lite0' has no field non_local"),
-        ({"backbone": "resnet18", "backbone_fields": "head=False"}, "'resnet18' has no field head"),
-        ({"backbone": "resnet18", "backbone_fields": "head"}, "backbone_fields: found 'head', expected NAME=VALUE"),
-        ({"backbone": "resnet18", "backbone_fields": "ibn=open('x')"}, "expected NAME=VALUE"),
-        ({"backbone": "resnet18", "backbone_fields": "ibn={[]: 1}"}, "expected NAME=VALUE"),
-        (
-            {"backbone": "resnet18", "backbone_fields": "last_stride=2"},
-            "expected no last_stride; set config.model.last_stride",
-        ),
-        ({"backbone": "resnet18", "backbone_fields": "axis_name='i'"}, "expected no axis_name; set config.devices"),
+        ("efficientnet_lite0", {"width": 8}, "'efficientnet_lite0' has no field width; fields are .*head"),
+        ("efficientnet_lite0", {"non_local": True}, "'efficientnet_lite0' has no field non_local"),
+        ("resnet18", {"head": False}, "model.backbone_fields.head: backbone 'resnet18' has no field head"),
+        ("resnet18", {"axis_name": "i"}, "sets axis_name of its backbone; leave it out and set config.devices"),
+        ("resnet18", {"dtype": "bfloat16"}, "leave it out and set config.model.dtype"),
     ],
 )
-def test_fields_that_cannot_be_are_refused_in_a_line(model, message):
+def test_fields_that_cannot_be_are_refused_in_a_line(name, fields, message):
     with pytest.raises(UserError, match=message) as error:
-        validate(tiny_training.tiny_config(**model))
+        validate(config_of(name, **fields))
     assert "\n" not in str(error.value)
 
 
 def test_fields_of_a_config_reach_the_backbone():
-    config = config_of("efficientnet_lite1", backbone_fields="head=False, drop_connect=0.1", last_stride=2)
+    config = config_of("efficientnet_lite1", head=False, drop_connect=0.1, last_stride=2)
     validate(config)
-    backbone = experiment.model(config, 4).backbone
+    backbone = experiment.read(config).network.build(4).backbone
     assert (backbone.head, backbone.drop_connect, backbone.last_stride, backbone.channels) == (False, 0.1, 2, 320)
 
 
@@ -141,7 +133,7 @@ def test_a_class_is_found_where_it_can_be_imported(monkeypatch):
     monkeypatch.setitem(sys.modules, "my_networks", types.SimpleNamespace(Patches=Patches, number=3))
     config = config_of("my_networks:Patches", width=7)
     validate(config)
-    assert experiment.model(config, 4).backbone == Patches(width=7)
+    assert experiment.read(config).network.build_backbone() == Patches(width=7)
     for name, message in {
         "my_networks:Other": "expected a class that can be imported",
         "no_such_module:Patches": "No module named 'no_such_module'",
@@ -158,7 +150,7 @@ def test_a_class_that_is_no_backbone_is_refused_with_what_it_lacks(monkeypatch):
     class Bare(nn.Module):
         dtype: type = jnp.float32
 
-    with pytest.raises(UserError, match="expected axis_name, last_stride too"):
+    with pytest.raises(UserError, match="expected axis_name too"):
         backbones.register("bare", Bare)
 
     class Half(nn.Module):
@@ -171,13 +163,13 @@ def test_a_class_that_is_no_backbone_is_refused_with_what_it_lacks(monkeypatch):
         backbones.build("half")
 
 
-@pytest.mark.parametrize("drop", ["1.0", "-0.1", "'a'"])
+@pytest.mark.parametrize("drop", [1.0, -0.1, "a"])
 def test_a_share_of_blocks_that_cannot_be_left_out_is_refused(drop):
-    config = config_of("efficientnet_lite0", backbone_fields=f"drop_connect={drop}")
+    config = config_of("efficientnet_lite0", drop_connect=drop)
     with pytest.raises(
         UserError, match=r"found drop_connect=.*, expected 0 or more and less than 1; change config.model"
     ):
-        experiment.model(config, 4)
+        experiment.read(config).network.build(4)
 
 
 def test_drop_connect_draws_anew_in_each_step(monkeypatch):
@@ -194,9 +186,9 @@ def test_drop_connect_draws_anew_in_each_step(monkeypatch):
             return maps_BHWC
 
     backbones.register("drawing", Drawing)
-    seen.model.pairs = False
+    seen.model.pair_stage = "none"
     optimizer = optax.sgd(0.0)
-    state = tiny_training.state_of(experiment.model(seen, 4), optimizer)
+    state = tiny_training.state_of(experiment.read(seen).network.build(4), optimizer)
     step = jax.jit(tiny_training.step_of(seen, optimizer))
     losses = [float(step(state.replace(step=np.asarray(i)), tiny_training.batch_of())[1]["loss"]) for i in (0, 0, 1)]
     assert losses[0] == losses[1] != losses[2]

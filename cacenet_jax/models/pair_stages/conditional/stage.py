@@ -138,6 +138,11 @@ class ConditionalStage(EmbeddingPairStage, AffinityStage, kw_only=True):
         return frozenset({"mean"})
 
     @property
+    def scoring_fields(self) -> frozenset[str]:
+        """The share of the clue distance."""
+        return frozenset({"clue_weight"})
+
+    @property
     def learned_blocks(self) -> tuple[Block, ...]:
         """Blocks of the graph whose weights the alignment learns."""
         return self.strategy.learned

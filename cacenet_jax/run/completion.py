@@ -1,0 +1,104 @@
+"""What a config leaves to files: paths in the home folder, and the data and network of a first stage.
+
+A second stage trains on the network of another workdir (config.init_from). Its config leaves data.name or model.backbone
+empty (None) and takes them, with what belongs to them, from the config.json of that workdir. Imports no jax.
+"""
+
+import copy
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from cacenet_jax.config import paper
+from cacenet_jax.errors import UserError
+from cacenet_jax.run.choices import CHOICES, flatten, lookup, override
+
+PATHS = ("init_from", "pretrained", "data.root", "data.dir", "data.parts")
+# Fields that a second stage may leave empty, and those that are taken with a choice alone: another data set has others.
+_TAKEN = (
+    "data.dir", "data.height", "data.width", "data.val_share", "data.val_seed", "data.val_group", "augment.pad",
+    "model.embed_dim", "model.pooling", "model.relu",
+)  # fmt: skip
+_TAKEN_WITH = {"data.name": ("data.root", "data.parts"), "model.backbone": ()}
+
+
+def leave_to_first_stage(config: ConfigDict) -> ConfigDict:
+    """Return a copy of a config whose data and network are empty, for `complete` to take them from config.init_from."""
+    config = copy.deepcopy(config)
+    for field in (*_TAKEN_WITH, *_TAKEN):
+        group, _, name = field.partition(".")
+        config[group][name] = placeholder(type(config[group][name]))  # keeps its type, for the command line
+    return config
+
+
+def complete(config: ConfigDict) -> ConfigDict:
+    """Return a copy of a config with home folders in place of `~` and the fields of its first stage filled in.
+
+    A field that has a value keeps it, so that a complete config comes back as it is.
+
+    Raises:
+        UserError: config.init_from is not given, or no workdir, where the config leaves data or network to it.
+    """
+    paths = {field: lookup(config, field) for field in PATHS}
+    config = override(config, {f: os.path.expanduser(path) for f, path in paths.items() if path and path[0] == "~"})
+    wanted = [field for field in (*_TAKEN_WITH, *_TAKEN) if lookup(config, field) is None]
+    if not wanted:
+        return config
+    if not config.init_from:
+        raise UserError(
+            "config.init_from: not given, expected the workdir of the first stage, whose data and network this config "
+            "takes; add --config.init_from=WORKDIR"
+        )
+    first = read_config(Path(config.init_from), "config.init_from")
+    for choice in set(wanted) & set(_TAKEN_WITH):
+        fields = CHOICES[choice]
+        own = lookup(first, fields).to_dict() | lookup(config, fields).to_dict()
+        config = override(config, {choice: lookup(first, choice)} | {f"{fields}.{name}": own[name] for name in own})
+        wanted += [field for field in _TAKEN_WITH[choice] if lookup(config, field) is None]
+    return override(config, {field: lookup(first, field) for field in wanted})
+
+
+def read_config(workdir: Path, field: str) -> ConfigDict:
+    """Return the config that a run recorded in its workdir.
+
+    Args:
+        workdir: of the run.
+        field: flag or field that names the workdir, for errors.
+
+    Raises:
+        UserError: there is no config.json, or one that holds no config of this version.
+    """
+    path = workdir / "config.json"
+    try:
+        recorded = json.loads(path.read_text())
+    except OSError as error:
+        raise UserError(
+            f"{field}: no config.json in {workdir} ({error.strerror}), expected the workdir of a run; train it first, or "
+            "correct the path"
+        ) from error
+    except ValueError as error:
+        raise UserError(f"{path}: no JSON ({error}), expected what a run recorded; choose another workdir") from error
+    return from_dict(recorded, str(path))
+
+
+def from_dict(recorded: dict[str, Any], origin: str) -> ConfigDict:
+    """Return the config that a nested dictionary recorded.
+
+    Args:
+        recorded: as `cacenet_jax.run.choices.to_dict` makes it; fields that it lacks have their defaults.
+        origin: file that it comes from, for errors.
+
+    Raises:
+        UserError: a field that this version does not have, or a value of another type.
+    """
+    try:
+        return override(paper(), dict(flatten(recorded)))
+    except (KeyError, AttributeError, TypeError) as error:
+        reason = " ".join(str(error).split("Other fields present")[0].split())
+        raise UserError(
+            f"{origin}: not a config of this version ({reason}), expected fields of cacenet_jax/config.py; train again"
+        ) from error
