@@ -255,7 +255,9 @@ class ConditionalStage(EmbeddingPairStage, AffinityStage, kw_only=True):
         """Mix-up identity loss (equation 8) and batch-hard triplet loss of the pair distances."""
         if grid.clues is None:
             return self.embedding_losses(grid.conditional, labels, weights)
-        combine = lambda metric_RC: safe_sqrt(self._mixed(metric_RC**2, 2 * grid.clues))
+        share, clues_RC = self.clue_weight, grid.clues
+        # sqrt(2 d) of the mixed distance d.
+        combine = lambda metric_RC: safe_sqrt((1 - share) * metric_RC**2 + 2 * share * clues_RC)
         return self.embedding_losses(grid.conditional, labels, weights, combine)
 
     def diagnostics(self, grid: ConditionalGrid) -> dict[str, Array]:
