@@ -1,12 +1,43 @@
 """Named choices of a config field, which MODULE:NAME extends without touching this package."""
 
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Generic, TypeVar
 
 from cacenet_jax.errors import UserError
 
 T = TypeVar("T")
+
+
+def import_named(
+    name: str, *, field: str, known: Iterable[str], kind: str, accepts: Callable[[Any], bool], expected: str
+) -> Any:
+    """Import the value that MODULE:NAME names.
+
+    Args:
+        name: MODULE:NAME.
+        field: config field that holds it, for errors.
+        known: names that need no import, for errors.
+        kind: noun for the value, "class" or "function".
+        accepts: predicate for a valid value.
+        expected: description of a valid value.
+
+    Raises:
+        UserError: there is none, or it is of another kind.
+    """
+    start = f"{field}: found {name!r}, expected "
+    module, colon, attribute = name.partition(":")
+    if not (module and colon and attribute):
+        raise UserError(f"{start}one of {', '.join(known)}, or MODULE:{kind.upper()}; choose one of them")
+    try:
+        value = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UserError(
+            f"{start}a {kind} that can be imported ({error}); correct the name or set PYTHONPATH"
+        ) from error
+    if not accepts(value):
+        raise UserError(f"{start}{expected}, and {attribute} is none; correct the name")
+    return value
 
 
 class Registry(Generic[T]):
@@ -57,16 +88,7 @@ class Registry(Generic[T]):
         """
         if name in self._values:
             return self._values[name]
-        start = f"{self.field}: found {name!r}, expected "
-        module, colon, attribute = name.partition(":")
-        if not (module and colon and attribute):
-            raise UserError(f"{start}one of {', '.join(self)}, or MODULE:{self.kind.upper()}; choose one of them")
-        try:
-            value = getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError) as error:
-            raise UserError(
-                f"{start}a {self.kind} that can be imported ({error}); correct the name or set PYTHONPATH"
-            ) from error
-        if not self._accepts(value):
-            raise UserError(f"{start}{self._expected}, and {attribute} is none; correct the name")
+        value = import_named(
+            name, field=self.field, known=self, kind=self.kind, accepts=self._accepts, expected=self._expected
+        )
         return self.register(name, value)

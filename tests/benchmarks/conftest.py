@@ -12,9 +12,6 @@ class Block(OneBlock):
     width: int = 6
     cpu_stem: bool = False
 
-    def map_size(self, height, width):
-        return height // 8, width // 8
-
 
 @pytest.fixture
 def one_block(monkeypatch):

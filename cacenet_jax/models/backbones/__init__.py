@@ -1,4 +1,4 @@
-"""The backbones that a config can name, and what a backbone is: any network that makes feature maps (paper, section 3.2).
+"""Backbones, networks from images to feature maps (paper, section 3.2): their interface and their registry.
 
 One of your own is a Linen module with the members of `Backbone`. A config names it by where it can be imported from,
 config.model.backbone="my_package.my_module:MyBackbone", or by a name that a line of Python gives it first:
@@ -7,7 +7,6 @@ config.model.backbone="my_package.my_module:MyBackbone", or by a name that a lin
 """
 
 import dataclasses
-import importlib
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -17,6 +16,7 @@ from jaxtyping import Array, Float
 
 from cacenet_jax.errors import UserError
 from cacenet_jax.models.backbones import efficientnet_lite, resnet
+from cacenet_jax.models.registry import import_named
 
 
 @runtime_checkable
@@ -25,7 +25,7 @@ class Backbone(Protocol):
 
     It needs the fields `dtype` (of computation) and `axis_name` (the device axis over which batch norm takes its
     statistics, or None), which every network sets; `config.model.backbone_fields` or `build` may set any other. A property
-    `unused_weights` may say how names of published weights start that are of no use to it: its classifier's, say.
+    `unused_weights` may list prefixes of published weights that it ignores, such as a classifier's.
     """
 
     @property
@@ -33,19 +33,12 @@ class Backbone(Protocol):
         """D, channels of the map."""
 
     @property
-    def stride(self) -> int:
-        """Pixels between neighbouring positions of the map."""
-
-    @property
     def pixel_mean(self) -> tuple[float, float, float]:
-        """What is subtracted from red, green and blue, in units of 255."""
+        """Mean of red, green and blue, in units of 255."""
 
     @property
     def pixel_std(self) -> tuple[float, float, float]:
-        """What the difference is divided by, in units of 255."""
-
-    def map_size(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width of the map of an image of height x width pixels."""
+        """Standard deviation of red, green and blue, in units of 255."""
 
     def torch_name(self, path: str | Sequence[str]) -> str:
         """Name of a parameter or running statistic in published weights (config.pretrained).
@@ -55,33 +48,33 @@ class Backbone(Protocol):
         """
 
     def __call__(self, x_BHWC: Float[Array, "B H W C"], *, train: bool = False) -> Float[Array, "B h w D"]:
-        """Maps of images; values that are nowhere negative suit raw affinities, whose sign a ReLU takes away."""
+        """Compute maps; raw affinities want values that are not negative, because a ReLU follows."""
 
 
 class Recipe(NamedTuple):
-    """How a name becomes a backbone.
+    """A named backbone.
 
     Attributes:
         module: its class, whose fields a caller may set.
-        make: makes it from some of these fields.
+        make: function of some of these fields that builds it.
     """
 
     module: type
     make: Callable[..., Any]
 
 
-_MEMBERS = ("channels", "stride", "pixel_mean", "pixel_std", "map_size", "torch_name")
+_MEMBERS = ("channels", "pixel_mean", "pixel_std", "torch_name")
 _GIVEN = ("dtype", "axis_name")  # fields that every network sets
 NAMES: dict[str, Recipe] = {}
 
 
 def register(name: str, module: type, make: Callable[..., Any] | None = None) -> None:
-    """Adds a backbone, or replaces one.
+    """Add a backbone, or replace one.
 
     Args:
-        name: what config.model.backbone calls it.
+        name: value of config.model.backbone.
         module: its class, a Linen module with the members of `Backbone`.
-        make: makes it from some of its fields; None for the class itself.
+        make: function of some of its fields that builds it; None for the class itself.
 
     Raises:
         UserError: the class lacks a field that every network sets.
@@ -96,7 +89,7 @@ def register(name: str, module: type, make: Callable[..., Any] | None = None) ->
 
 
 def build(name: str, **fields: Any) -> Any:
-    """Makes a backbone, in the forms that are fast on the device in use.
+    """Build a backbone, in the forms that are fast on the device in use.
 
     Args:
         name: a key of `NAMES`, or MODULE:CLASS.
@@ -106,7 +99,7 @@ def build(name: str, **fields: Any) -> Any:
         The module, a `Backbone`.
 
     Raises:
-        UserError: no such name or field, or what was made is no `Backbone`.
+        UserError: there is no such name or field, or the module is no `Backbone`.
     """
     check(name, fields)
     backbone = NAMES[name].make(**fields)
@@ -120,26 +113,28 @@ def build(name: str, **fields: Any) -> Any:
 
 
 def check(name: str, fields: Iterable[str]) -> None:
-    """Raises UserError, one line, where there is no such backbone or it lacks one of the fields; imports MODULE:CLASS."""
+    """Check the names of a backbone and of its fields; import MODULE:CLASS.
+
+    Raises:
+        UserError: there is no such backbone, or it lacks one of the fields.
+    """
     if name not in NAMES:
         _import(name)
     known = _fields(NAMES[name].module)
     if unknown := sorted(set(fields) - set(known)):
-        found, expected = ", ".join(unknown), ", ".join(sorted(known))
-        raise UserError(f"backbone {name!r} has no field {found}; fields are {expected}; leave it out")
+        unknown_fields, expected = ", ".join(unknown), ", ".join(sorted(known))
+        raise UserError(f"backbone {name!r} has no field {unknown_fields}; fields are {expected}; leave it out")
 
 
 def _import(name: str) -> None:
-    start = f"config.model.backbone: found {name!r}, expected "
-    module, colon, kind = name.partition(":")
-    if not (module and colon and kind):
-        raise UserError(f"{start}one of {', '.join(NAMES)}, or MODULE:CLASS; choose one of them")
-    try:
-        backbone = getattr(importlib.import_module(module), kind)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"{start}a class that can be imported ({error}); correct the name or set PYTHONPATH") from error
-    if not (isinstance(backbone, type) and issubclass(backbone, nn.Module)):
-        raise UserError(f"{start}a class that derives from flax.linen.Module, and {kind} is none; correct the name")
+    backbone = import_named(
+        name,
+        field="config.model.backbone",
+        known=NAMES,
+        kind="class",
+        accepts=lambda value: isinstance(value, type) and issubclass(value, nn.Module),
+        expected="a class that derives from flax.linen.Module",
+    )
     register(name, backbone)
 
 

@@ -157,15 +157,6 @@ class EfficientNetLite(nn.Module):
         last = max(i for i, stage in enumerate(self.stages) if stage.stride != 1)
         return tuple(self.last_stride if i == last else stage.stride for i, stage in enumerate(self.stages))
 
-    @property
-    def stride(self) -> int:
-        """Pixels between neighbouring positions of the map."""
-        return 2 * math.prod(self.strides)
-
-    def map_size(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width of the map of a height x width image; every layer rounds up."""
-        return -(-height // self.stride), -(-width // self.stride)
-
     @nn.compact
     def __call__(self, x_BHWC: Float[Array, "B H W C"], *, train: bool = False) -> Float[Array, "B h w D"]:
         """Compute the feature map.
@@ -175,7 +166,7 @@ class EfficientNetLite(nn.Module):
             train: use, and update, batch statistics (collection `batch_stats`) instead of the running ones.
 
         Returns:
-            The map, shape (B, *map_size(H, W), channels), of type `dtype`.
+            The map, shape (B, h, w, channels), of type `dtype`.
         """
 
         def norm(name: str) -> nn.Module:

@@ -12,7 +12,6 @@ for n = B * H * W values a channel (1.0003 at B = 16 in the last stage). Flax mo
 """
 
 import dataclasses
-import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -167,15 +166,6 @@ class ResNet(nn.Module):
         """The stride of each stage."""
         return (1, *(2,) * (len(self.stages) - 2), self.last_stride)
 
-    @property
-    def stride(self) -> int:
-        """Pixels between neighbouring positions of the map."""
-        return 4 * math.prod(self.strides)
-
-    def map_size(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width of the map of a height x width image; every layer rounds up."""
-        return -(-height // self.stride), -(-width // self.stride)
-
     def _non_local(self, stage: int) -> tuple[int, ...]:
         """The blocks of a stage that have a non-local block after them."""
         return (self.stages[stage] - 2,) if self.non_local and stage > 0 else ()
@@ -189,7 +179,7 @@ class ResNet(nn.Module):
             train: Use, and update, batch statistics (collection `batch_stats`) instead of the running ones.
 
         Returns:
-            The output of layer4 after its ReLU, shape (B, *map_size(H, W), channels), of type `dtype`.
+            The output of layer4 after its ReLU, shape (B, h, w, channels), of type `dtype`.
         """
         conv = partial(nn.Conv, use_bias=False, dtype=self.dtype, kernel_init=kaiming_fan_out)
         norm = partial(nn.BatchNorm, use_running_average=not train, momentum=0.9, epsilon=1e-5)

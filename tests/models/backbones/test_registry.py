@@ -35,20 +35,13 @@ class Patches(nn.Module):
     def channels(self):
         return self.width
 
-    @property
-    def stride(self):
-        return 8 * self.last_stride
-
-    def map_size(self, height, width):
-        return height // self.stride, width // self.stride
-
     @staticmethod
     def torch_name(path):
         raise ValueError(f"{path!r} has no published weights")
 
     @nn.compact
     def __call__(self, x_BHWC, *, train=False):
-        size = (self.stride, self.stride)
+        size = (8 * self.last_stride, 8 * self.last_stride)
         x_BHWC = nn.Conv(self.width, size, strides=size, padding="VALID", use_bias=False, dtype=self.dtype)(x_BHWC)
         norm = nn.BatchNorm(use_running_average=not train, momentum=0.9, dtype=self.dtype, axis_name=self.axis_name)
         return nn.relu(norm(x_BHWC))
@@ -69,7 +62,6 @@ def test_all_have_what_the_interface_asks_for():
     for name in backbones.NAMES:
         backbone = backbones.build(name, last_stride=2)
         assert isinstance(backbone, backbones.Backbone)
-        assert backbone.map_size(256, 128) == (256 // backbone.stride, 128 // backbone.stride)
         assert len(backbone.pixel_mean) == len(backbone.pixel_std) == 3
 
 
@@ -202,4 +194,4 @@ def test_class_of_the_page_is_a_backbone(monkeypatch):
     backbones.register("example", names["Patches"])
     backbone = backbones.build("example", width=5, last_stride=2, dtype=jnp.float32, axis_name=None)
     shape = jax.eval_shape(lambda: backbone.init_with_output(jax.random.key(0), jnp.zeros((2, 64, 32, 3)))[0]).shape
-    assert shape == (2, *backbone.map_size(64, 32), backbone.channels) == (2, 4, 2, 5)
+    assert shape == (2, 4, 2, backbone.channels) == (2, 4, 2, 5)

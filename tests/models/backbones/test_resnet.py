@@ -93,8 +93,7 @@ def test_map_shape_is_what_the_module_promises(name, last_stride, height, width,
     images = jax.ShapeDtypeStruct((4, height, width, 3), jnp.float32)
     maps, _ = jax.eval_shape(lambda x: model.init_with_output(jax.random.key(0), x), images)
     assert maps.shape == (4, *expected)
-    assert (*model.map_size(height, width), model.channels) == expected
-    assert model.stride == 16 * last_stride
+    assert model.channels == expected[-1]
 
 
 @pytest.mark.parametrize("name", ["resnet50", "resnet18", "resnet18_ibn_a"])
