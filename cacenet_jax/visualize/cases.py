@@ -66,7 +66,7 @@ def draw(source: Source, q: int) -> Case:
     images_nHWC = np.concatenate([read(settings, query, np.array([q])), read(settings, gallery, compared_G)])
     query_HW3, gallery_GHW3 = images_nHWC[0, ..., :3], images_nHWC[1:, ..., :3]
     seen = look(source.net, source.variables, images_nHWC, settings.evaluation.flip)
-    take = lambda i: jax.tree.map(lambda x: x[i], seen.terms)
+    take = lambda i: jax.tree.map(lambda x: x[i], seen)
     one, *others = (take(i) for i in range(len(images_nHWC)))
     together = [compare(source.net, source.variables, one, other) for other in others]
     maps_nhwD = np.asarray(seen.maps_nhwD)
