@@ -315,22 +315,22 @@ class Retriever:
 def _from_workdir(folder: Path) -> _Network:
     """Load the checkpoint of a run with the settings of its config.json."""
     # Here: an export needs neither checkpoints nor what reads data sets.
-    from ml_collections import ConfigDict
-
-    from cacenet_jax.run.workdir import recorded_config
+    from cacenet_jax import experiment
+    from cacenet_jax.run.completion import read_config
     from cacenet_jax.train import load_network
 
-    config = ConfigDict(recorded_config(folder))
+    config = read_config(folder, "workdir")
     config.devices = 0  # of this machine, not of the one that trained
     net, _, state = load_network(config, folder)
     _check_channels(net.image_channels, folder)
-    settings, size = config.eval, (config.data.height, config.data.width)
-    functions = scoring(net, settings.flip, settings.map_dtype)
+    settings = experiment.read(config)
+    evaluation = settings.evaluation
+    functions = scoring(net, evaluation.flip, evaluation.map_dtype)
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     constants = functions.compose(variables) if functions.compose else None
     return _Network(
-        functions.describe, (variables, constants), functions.distance, constants, size, settings.top_k, settings.mix,
-        settings.batch_size, settings.memory_gib,
+        functions.describe, (variables, constants), functions.distance, constants, settings.data.image_size,
+        evaluation.top_k, evaluation.mix, evaluation.batch_size, evaluation.memory_gib,
     )  # fmt: skip
 
 

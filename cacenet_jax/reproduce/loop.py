@@ -14,7 +14,7 @@ from cacenet_jax.errors import UserError
 from cacenet_jax.reproduce import plot, report, runs, sweep
 from cacenet_jax.reproduce.report import Cell, Line
 from cacenet_jax.reproduce.runs import FULL, Plan
-from cacenet_jax.reproduce.tables import SWEEP, TABLES
+from cacenet_jax.reproduce.tables import SWEEP, table_of
 from cacenet_jax.run.completion import complete
 from cacenet_jax.run.validation import validate
 from cacenet_jax.train import load
@@ -123,19 +123,20 @@ class Study:
                     self._write_sweep()
             elif run is None or run in self._runs_of(number):
                 lines = self._lines(number)
-                name, table = TABLES[number].name, TABLES[number]
+                table = table_of(number)
+                name = table.name
                 _write(self.workdir / f"{name}.md", report.markdown(table, lines, len(self.seeds)))
                 _write(self.workdir / f"{name}.csv", report.csv_text(table, lines))
                 plot.plot_table(table, lines, self.workdir / f"{name}.png")
 
     def _runs_of(self, number: str) -> list[str]:
-        return [self.plan.run_of[number, position] for position in range(len(TABLES[number].rows))]
+        return [self.plan.run_of[number, position] for position in range(len(table_of(number).rows))]
 
     def _lines(self, number: str) -> list[Line]:
         here = Path(self.config_file)
         commands = (
             f"{here.with_name(row.config + '.py')}" if row.config else f"{here}:{row.row}"
-            for row in TABLES[number].rows
+            for row in table_of(number).rows
         )
         return [self.line(run, command) for run, command in zip(self._runs_of(number), commands, strict=True)]
 

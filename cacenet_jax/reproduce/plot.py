@@ -38,20 +38,19 @@ def plot_table(table: Table, lines: Sequence[Line], path: Path) -> None:
             where = {"xycoords": ("axes fraction", "data"), "ha": "center", "va": "center"}
             text = "data absent or failed" if line.missing else "no run yet"
             panels[0].annotate(text, (0.5, position), color="0.4", backgroundcolor="white", **where)
-    paper = [row.paper.mAP for row in table.rows]
+    paper = {place: row.paper.mAP for place, row in enumerate(table.rows) if row.paper}
     panels[0].set_xlabel("mAP, per cent")
     panels[0].set_title("Each ranking, ours" if table.one_data_set else "Ours and the paper's")
     if table.one_data_set:
-        first = table.rows[0].paper.mAP
         for position, line in enumerate(lines[1:], start=1):
             name = compared(line.cells[0].results) if line.cells else "mixed"
             _points(panels[1], list(gains(line, lines[0], name, "mAP").values()), position - 0.1, name)
-        panels[1].plot([value - first for value in paper[1:]], [i + 0.2 for i in range(1, len(paper))], **_PAPER)
+        panels[1].plot([paper[i] - paper[0] for i in paper if i], [i + 0.2 for i in paper if i], **_PAPER)
         panels[1].axvline(0, color="0.5", linewidth=1)
         panels[1].set_xlabel("mAP, points over the first row of the same seed")
         panels[1].set_title(f"Gain, and the paper's on {table.data}")
     else:
-        panels[0].plot(paper, range(len(paper)), **_PAPER)
+        panels[0].plot(list(paper.values()), list(paper), **_PAPER)
     panels[0].set_yticks(range(len(table.rows)), [row.label for row in table.rows])
     panels[0].set_ylim(len(table.rows) - 0.5, -0.5)
     for axes in panels:

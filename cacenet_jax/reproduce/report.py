@@ -78,8 +78,8 @@ def _pair(mean_average: Mapping[int, float], rank1: Mapping[int, float], sign: s
     return f"{spread(mean_average.values(), sign)} / {spread(rank1.values(), sign)}"
 
 
-def _of_paper(paper: Score, sign: str = "") -> str:
-    return f"{paper.mAP:{sign}.2f} / {paper.rank1:{sign}.2f}"
+def _of_paper(paper: Score | None, sign: str = "") -> str:
+    return "-" if paper is None else f"{paper.mAP:{sign}.2f} / {paper.rank1:{sign}.2f}"
 
 
 def _grid(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
@@ -134,12 +134,11 @@ def markdown(table: Table, lines: Sequence[Line], num_seeds: int) -> str:
 
 
 def _gains(table: Table, lines: Sequence[Line]) -> list[str]:
-    base = table.rows[0].paper
     body = []
     for row, line in zip(table.rows[1:], lines[1:], strict=True):
         of = lambda name, metric, line=line: gains(line, lines[0], name, metric)
         cells = [_pair(of(name, "mAP"), of(name, "rank1"), "+") for name in RANKINGS]
-        paper = Score(row.paper.mAP - base.mAP, row.paper.rank1 - base.rank1)
+        paper = row.paper and Score(*(mine - first for mine, first in zip(row.paper, table.rows[0].paper, strict=True)))
         body.append((row.label, *cells, _of_paper(paper, "+")))
     return _grid(("Row", *RANKINGS, "paper"), body)
 
@@ -153,7 +152,8 @@ def _orders(table: Table, lines: Sequence[Line]) -> list[str]:
     seeds = set.intersection(*map(set, known.values())) if known else set()
     means = {label: statistics.mean(values[seed] for seed in seeds) for label, values in known.items() if seeds}
     ours = " < ".join(f"{label} {means[label]:.2f}" for label in sorted(means, key=lambda label: means[label]))
-    paper = " < ".join(f"{row.label} {row.paper.mAP:.2f}" for row in sorted(table.rows, key=lambda row: row.paper.mAP))
+    published = sorted((row.paper.mAP, row.label) for row in table.rows if row.paper)
+    paper = " < ".join(f"{label} {mAP:.2f}" for mAP, label in published)
     of = f" (seeds {', '.join(map(str, sorted(seeds)))})" if seeds else ""
     return [f"Order by mAP, ours{of}: {ours or 'nothing yet'}.", "", f"Order by mAP, paper: {paper}."]
 
@@ -178,7 +178,8 @@ def csv_text(table: Table, lines: Sequence[Line]) -> str:
             values = [found.get(name, {}).get(metric) for name in RANKINGS for metric in _METRICS]
             values += [found.get(name) for name in plain] + [cell.seconds, found.get("seconds")]
             values += [cell.health.get(name) for name in _HEALTH]
-            values += [round(row.paper.mAP / 100, 6), round(row.paper.rank1 / 100, 6), found["data"]]
+            values += [round(value / 100, 6) for value in row.paper] if row.paper else [None, None]
+            values += [found["data"]]
             body.append([table.number, row.label, line.run, cell.seed, *values, "; ".join(line.changes)])
     return _csv(head, body)
 

@@ -3,6 +3,9 @@
 import pytest
 
 from cacenet_jax.errors import UserError
+from cacenet_jax.models.pair_stages.conditional import alignment
+from cacenet_jax.reproduce import plot, report, tables, variants
+from cacenet_jax.reproduce.report import Line
 from cacenet_jax.reproduce.tables import SWEEP, TABLES, check_rows_are_free, parse_seeds, parse_tables
 from cacenet_jax.reproduce.variants import ROWS
 
@@ -97,3 +100,21 @@ def test_rows_and_seed_belong_to_the_mode():
         check_rows_are_free("configs/x.py", "normal", [])
     with pytest.raises(UserError, match=r"--config.seed: given .*--seeds"):
         check_rows_are_free("configs/x.py", "", ["seed"])
+
+
+def test_a_strategy_of_ones_own_brings_its_row(monkeypatch, tmp_path):
+    """Table 2 grows by it, without numbers of the paper; its name is a variant of every config."""
+    monkeypatch.setattr(alignment.STRATEGIES, "_values", dict(alignment.STRATEGIES._values))
+    alignment.STRATEGIES.register("mine", alignment.Strategy("mine", alignment.full_keys, row="Mine"))
+    assert variants.changes("mine") == {"model.pair.alignment": "mine"}
+    table = tables.table_of("2")
+    assert (
+        table.rows[:-1] == tables.TABLES["2"].rows and table.rows[-1].label == "Mine" and table.rows[-1].paper is None
+    )
+    assert tables.table_of("1") == tables.TABLES["1"]
+    lines = [Line(row.row, f"x.py:{row.row}", [], []) for row in table.rows]
+    text = report.markdown(table, lines, 1)
+    assert "| Mine | `x.py:mine` | 0 of 1 | - | - | - | - |" in text
+    assert "Mine" not in text.split("Order by mAP, paper")[1]
+    plot.plot_table(table, lines, tmp_path / "table.png")
+    assert (tmp_path / "table.png").read_bytes().startswith(b"\x89PNG")
