@@ -39,7 +39,7 @@ from benchmarks.timing import Report, verdict
 from cacenet_jax.models.attention import correspondence
 from cacenet_jax.models.graph import inverse_sqrt_degree
 from cacenet_jax.models.pair_stages.conditional.batch_grid import coefficients, encoded_grid
-from cacenet_jax.models.pair_stages.conditional.memory_plan import Plan, plan
+from cacenet_jax.models.pair_stages.conditional.memory_plan import Plan, make_plan
 
 MIN_SPEED, MIN_MEMORY, MAX_GRAM, MAX_DIFFERENCE = 30.0, 40.0, 1.5, 1e-10
 BATCHES = (16, 32, 64, 128, 256)
@@ -105,7 +105,7 @@ def problem(args: argparse.Namespace, images: int, dtype: Any) -> list[jax.Array
 
 def planned(args: argparse.Namespace, images: int, dtype: Any) -> Plan:
     """Return the network's memory plan for this grid."""
-    return plan(images, images, args.nodes, args.channels, args.pair_memory_mib, jnp.dtype(dtype).itemsize)
+    return make_plan(images, images, args.nodes, args.channels, args.pair_memory_mib, jnp.dtype(dtype).itemsize)
 
 
 def agreement(report: Report, args: argparse.Namespace) -> float:

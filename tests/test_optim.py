@@ -44,6 +44,7 @@ def test_without_warmup_the_first_step_has_the_peak():
     np.testing.assert_allclose(schedule_of(constant_rate())(0), 6.25e-3, rtol=1e-6)
 
 
+KEPT, ATTENTION = ("backbone", "individual_head"), ("intra_weight", "cross_weight")
 PARAMS = {
     "conv": {"kernel": np.array([1.0, -2.0])},
     "intra_weight": np.array([3.0]),
@@ -51,8 +52,8 @@ PARAMS = {
 }
 
 
-def run(settings, params, grads, frozen=False):
-    optimizer = optim.optimizer(settings, schedule_of(settings, steps_per_epoch=10**6), frozen)
+def run(settings, params, grads, kept=()):
+    optimizer = optim.optimizer(settings, schedule_of(settings, steps_per_epoch=10**6), kept=kept, attention=ATTENTION)
     params = jax.tree.map(jnp.asarray, params)
     state = optimizer.init(params)
     for grad in grads:
@@ -114,10 +115,10 @@ def test_unknown_optimiser_names_both_sides():
 def test_a_frozen_network_is_neither_trained_nor_decayed():
     settings = constant_rate(name="adamw", learning_rate=0.1, weight_decay=0.5)
     params = {"backbone": PARAMS["conv"], "individual_head": PARAMS["conv"], "local_evidence": PARAMS["conv"]}
-    found = run(settings, params, [1.0, -2.0], frozen=True)
+    found = run(settings, params, [1.0, -2.0], kept=KEPT)
     for name in ("backbone", "individual_head"):
         np.testing.assert_array_equal(found[name]["kernel"], PARAMS["conv"]["kernel"])
     assert (abs(found["local_evidence"]["kernel"] - PARAMS["conv"]["kernel"]) > 0.01).all()
-    state = optim.optimizer(settings, optax.constant_schedule(0.1), frozen=True).init(params)
+    state = optim.optimizer(settings, optax.constant_schedule(0.1), kept=KEPT).init(params)
     moments = [x.shape for x in jax.tree.leaves(state) if x.ndim]
     assert moments == [PARAMS["conv"]["kernel"].shape] * 2  # of local_evidence alone

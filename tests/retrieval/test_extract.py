@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from cacenet_jax.distributed.device_map import global_mesh
-from cacenet_jax.retrieval.extract import Features, extract, image_shapes, process_rows, round_up
+from cacenet_jax.models.scoring import Described
+from cacenet_jax.retrieval.extract import extract, image_shapes, process_rows, round_up
 from cacenet_jax.retrieval.term_store import Store
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (11, 2, 4, 3), np.uint8)
@@ -13,7 +14,7 @@ PIXELS = np.random.default_rng(0).integers(0, 256, (11, 2, 4, 3), np.uint8)
 
 def describe(scale, images):
     pixels = images.astype(jnp.float32)
-    return Features(scale * pixels.mean(axis=(1, 2)), {"first": images[:, 0, 0], "none": None})
+    return Described(scale * pixels.mean(axis=(1, 2)), {"first": images[:, 0, 0], "none": None})
 
 
 def padded_batches(batch):
