@@ -134,7 +134,7 @@ def _reproduce(command: CommandLine, config: ConfigDict, workdir: str) -> None:
 
 
 def _joined() -> bool:
-    """Whether this is one of several processes, which may wait for it."""
+    """Return True in one of several processes, which may wait for this one."""
     return flags.FLAGS.is_parsed() and _DISTRIBUTED.value and "cacenet_jax.distributed.processes" in sys.modules
 
 

@@ -1,4 +1,4 @@
-"""How far an artefact may be from the model, and how far it is."""
+"""Differences of an artefact's outputs from the model's, and their bounds."""
 
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
@@ -15,33 +15,33 @@ _CHOICES = 1e-2
 _DISTANCE_OF_CHOICES = 1e-3
 
 
-def difference(found: Any, expected: Any) -> float:
+def difference(actual: Any, expected: Any) -> float:
     """Largest difference of two arrays, relative to the largest value where that exceeds 1; NaN is infinitely far."""
-    found, expected = np.asarray(found, np.float64), np.asarray(expected, np.float64)
-    if found.shape != expected.shape or not np.isfinite(found).all():
+    actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
+    if actual.shape != expected.shape or not np.isfinite(actual).all():
         return float("inf")
-    return float(np.abs(found - expected).max(initial=0) / max(1.0, np.abs(expected).max(initial=0)))
+    return float(np.abs(actual - expected).max(initial=0) / max(1.0, np.abs(expected).max(initial=0)))
 
 
 def differences(
-    found: Mapping[str, Any], expected: Mapping[str, Any], selections: Collection[str] = ()
+    actual: Mapping[str, Any], expected: Mapping[str, Any], selections: Collection[str] = ()
 ) -> dict[str, float]:
     """`difference` of each array by name; an array that is missing is infinitely far.
 
     Args:
-        found: what an artefact gives.
-        expected: what the model gives.
+        actual: outputs of an artefact.
+        expected: outputs of the model.
         selections: names of arrays that hold a top-K selection (`PairStage.selection_terms`); their difference is the
             fraction of other choices.
     """
     result = {}
     for name, value in expected.items():
-        if name not in found:
+        if name not in actual:
             result[name] = float("inf")
-        elif name in selections and np.shape(found[name]) == np.shape(value):
-            result[name] = float((np.abs(np.asarray(found[name]) - np.asarray(value)) > 1e-3).mean())
+        elif name in selections and np.shape(actual[name]) == np.shape(value):
+            result[name] = float((np.abs(np.asarray(actual[name]) - np.asarray(value)) > 1e-3).mean())
         else:
-            result[name] = difference(found[name], value)
+            result[name] = difference(actual[name], value)
     return result
 
 
@@ -51,7 +51,7 @@ def worst(*several: Mapping[str, float]) -> dict[str, float]:
 
 
 def bound(name: str, dtype: str, selections: Collection[str] = ()) -> float:
-    """What `differences` of an array may be.
+    """Return the largest difference that an array may have.
 
     Args:
         name: of the array.
@@ -63,9 +63,9 @@ def bound(name: str, dtype: str, selections: Collection[str] = ()) -> float:
     return max(BOUNDS[dtype], _DISTANCE_OF_CHOICES) if selections and name == "distance" else BOUNDS[dtype]
 
 
-def require(artefact: str, found: Mapping[str, float], dtype: str, selections: Collection[str] = ()) -> None:
-    """Raises UserError where an artefact is too far from the model; arguments as in `bound`."""
-    for name, value in found.items():
+def require(artefact: str, differences: Mapping[str, float], dtype: str, selections: Collection[str] = ()) -> None:
+    """Raise UserError if an artefact is too far from the model; arguments as in `bound`."""
+    for name, value in differences.items():
         allowed = bound(name, dtype, selections)
         if not value <= allowed:
             raise UserError(
@@ -84,6 +84,8 @@ def one(values: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
     return {name: values[name][0] for name in names}
 
 
-def told(found: Mapping[str, float]) -> str:
-    """`differences` in words."""
-    return "largest difference from the model: " + ", ".join(f"{name} {value:.1e}" for name, value in found.items())
+def summary(differences: Mapping[str, float]) -> str:
+    """Summarise `differences` in a line."""
+    return "largest difference from the model: " + ", ".join(
+        f"{name} {value:.1e}" for name, value in differences.items()
+    )

@@ -53,8 +53,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     for name, recorded in manifest["files"].items():
         file = folder / name
         if not file.is_file() or describe_file(file)["sha256"] != recorded["sha256"]:
-            found = "another file" if file.exists() else "no file"
-            raise UserError(f"{file}: found {found}, expected the one that {MANIFEST} names; {again}")
+            state = "another file" if file.exists() else "no file"
+            raise UserError(f"{file}: found {state}, expected the one that {MANIFEST} names; {again}")
     return manifest
 
 

@@ -1,4 +1,4 @@
-"""What is exported of a network: two functions of named arrays, with the weights inside.
+"""A network as two functions of named arrays, with the weights inside: the form that is exported.
 
     extractor(images)               -> {"embedding": f(I), and the terms of the pair stage under their own names}
     pair_scorer(query, candidates)  -> distances of one image's terms and those of c others

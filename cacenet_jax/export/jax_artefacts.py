@@ -40,19 +40,19 @@ def parse_platforms(text: str) -> tuple[str, ...]:
     Raises:
         UserError: an unknown name, or without the platform in use.
     """
-    found = tuple(name.strip() for name in text.split(","))
-    if unknown := [name for name in found if name not in PLATFORMS]:
+    platforms = tuple(name.strip() for name in text.split(","))
+    if unknown := [name for name in platforms if name not in PLATFORMS]:
         raise UserError(
             f"config.export.platforms: found {unknown[0]!r}, expected names of {', '.join(PLATFORMS)} with commas between; "
             "correct it"
         )
     here = jax.export.default_export_platform()
-    if here not in found:
+    if here not in platforms:
         raise UserError(
             f"config.export.platforms: found {text!r}, expected {here} among them: an artefact is checked where it is made; "
             f"add {here}"
         )
-    return found
+    return platforms
 
 
 def write(
@@ -71,21 +71,21 @@ def write(
     images = jax.ShapeDtypeStruct((b, *functions.image), jnp.uint8)
     call = _write(folder / (EXTRACTOR + JAX), functions.extractor, (images,), platforms)
     names = (EMBEDDING, *functions.terms)
-    found = [
+    by_count = [
         check.differences(call(values["images"][:n]), check.first(values, names, n), functions.selections) for n in counts
     ]  # fmt: skip
     signature = {
         "inputs": {"images": _shape("b", images.shape[1:], images.dtype)},
         "outputs": {name: _shape("b", values[name].shape[1:], values[name].dtype) for name in names},
     }
-    artefacts = [Artefact(EXTRACTOR + JAX, signature, check.worst(*found))]
+    artefacts = [Artefact(EXTRACTOR + JAX, signature, check.worst(*by_count))]
     if functions.pair_scorer is None:
         return artefacts
     terms = functions.terms
     others = {name: jax.ShapeDtypeStruct((c, *x.shape), x.dtype) for name, x in terms.items()}
     call = _write(folder / (PAIR_SCORER + JAX), functions.pair_scorer, (terms, others), platforms)
     score = lambda n: {DISTANCE: call(check.one(values, terms), check.first(values, terms, n))}
-    found = [check.differences(score(n), check.first(values, [DISTANCE], n), functions.selections) for n in counts]
+    by_count = [check.differences(score(n), check.first(values, [DISTANCE], n), functions.selections) for n in counts]
     signature = {
         "inputs": {
             "query": {name: _shape(None, x.shape, x.dtype) for name, x in terms.items()},
@@ -93,7 +93,7 @@ def write(
         },
         "outputs": {DISTANCE: _shape("c", (), values[DISTANCE].dtype)},
     }
-    return [*artefacts, Artefact(PAIR_SCORER + JAX, signature, check.worst(*found))]
+    return [*artefacts, Artefact(PAIR_SCORER + JAX, signature, check.worst(*by_count))]
 
 
 def _write(path: Path, function: Callable, arguments: tuple, platforms: tuple[str, ...]) -> Callable:

@@ -79,8 +79,8 @@ def convert(folder: Path) -> list[str]:
     outputs = (EMBEDDING, *terms)
 
     def extractor(images: Any) -> tuple:
-        found = network.extractor(images)
-        return tuple(found[name] for name in outputs)
+        named = network.extractor(images)
+        return tuple(named[name] for name in outputs)
 
     def pair_scorer(*arrays: Any) -> Any:
         half = len(terms)
@@ -97,10 +97,10 @@ def convert(folder: Path) -> list[str]:
         files = {}
         for name, (function, inputs, names) in jobs.items():
             _write(scratch / name, function, inputs, names)
-            found = _differences(scratch / name, _feed(values, terms), values, names, network.selections)
+            worst = _differences(scratch / name, _feed(values, terms), values, names, network.selections)
             size = (scratch / name).stat().st_size / 2**20
-            print(f"{name}: {size:.1f} MiB; {check.told(found)}", flush=True)
-            check.require(name, found, dtype, network.selections)
+            print(f"{name}: {size:.1f} MiB; {check.summary(found)}", flush=True)
+            check.require(name, worst, dtype, network.selections)
             files[name] = describe_file(scratch / name) | {
                 "inputs": _signatures(inputs), "outputs": list(names), "largest_difference": found,
             }  # fmt: skip
@@ -161,17 +161,17 @@ def _feed(values: Mapping[str, np.ndarray], terms: Sequence[str]) -> Callable[[i
 def _differences(
     path: Path, feed: Callable, values: Mapping[str, np.ndarray], outputs: Sequence[str], selections: Collection[str]
 ) -> dict[str, float]:
-    """What ONNX Runtime gives, beside the stored values, for one image and for all."""
+    """Compare ONNX Runtime's outputs with the stored values, for one image and for all."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     known = {x.name for x in session.get_inputs()}
-    found = []
+    by_count = []
     for n in sorted({1, len(values["images"])}):
         given = {name: x for name, x in feed(n).items() if name in known}
         results = session.run(list(outputs), given)
-        found.append(check.differences(dict(zip(outputs, results)), check.first(values, outputs, n), selections))
-    return check.worst(*found)
+        by_count.append(check.differences(dict(zip(outputs, results)), check.first(values, outputs, n), selections))
+    return check.worst(*by_count)
 
 
 def _signatures(inputs: Mapping[str, Any]) -> dict[str, Any]:

@@ -84,7 +84,7 @@ def _export(
         print("no pair scorer: config.model.pair_stage is none", flush=True)
     for name, _, difference in artefacts:
         size = (scratch / name).stat().st_size / 2**20
-        print(f"{name}: {size:.1f} MiB for {', '.join(platforms)}; {check.told(difference)}", flush=True)
+        print(f"{name}: {size:.1f} MiB for {', '.join(platforms)}; {check.summary(difference)}", flush=True)
         check.require(name, difference, settings.network.dtype, exported.selections)
     flat = flatten_dict(variables, sep="/")
     # As bytes: what the package writes by itself is for its owner alone.
@@ -127,7 +127,7 @@ def check_values(model: Functions, count: int) -> dict[str, np.ndarray]:
 
 
 def describe_network(settings: Experiment, net: CACENet, model: Functions) -> dict[str, Any]:
-    """What a reader of the artefacts needs to know of the network, for the manifest."""
+    """Describe the network for readers of the artefacts: the manifest's part on images, embedding and distances."""
     height, width, channels = model.image
     mean, std = ([round(255 * x, 6) for x in given] for given in (net.backbone.pixel_mean, net.backbone.pixel_std))
     labels = [f"body part of the pixel, 0 to {NUM_LABELS - 1}, 0 for none"][: channels - 3]

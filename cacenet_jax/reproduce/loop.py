@@ -101,11 +101,11 @@ class Study:
         _say(f"error in {run}, seed {seed}: {self.failed[run, seed]}")
 
     def line(self, run: str, command: str) -> Line:
-        """What is known of a row."""
+        """Return the results of a row."""
         cells = [
-            Cell(seed, found.results, found.seconds, found.health)
+            Cell(seed, outcome.results, outcome.seconds, outcome.health)
             for seed in self.seeds
-            if (found := self.outcomes.get((run, seed))) is not None
+            if (outcome := self.outcomes.get((run, seed))) is not None
         ]
         full = self.plan.full
         missing = [f"data absent: {self.absent[run]}"] if run in self.absent else []
@@ -200,7 +200,7 @@ def reproduce(
 def _absent(study: Study) -> dict[str, str]:
     """Why the data of a run cannot be had, for those that are not done."""
     reasons: dict[str, str | None] = {}  # rows of one config share their data
-    found = {}
+    reasons = {}
     for run, config in study.plan.configs.items():
         if all((run, seed) in study.outcomes for seed in study.seeds):
             continue
@@ -208,8 +208,8 @@ def _absent(study: Study) -> dict[str, str]:
         if data not in reasons:
             reasons[data] = runs.why_no_data(config)
         if (reason := reasons[data]) is not None:
-            found[run] = reason
-    return found
+            reasons[run] = reason
+    return reasons
 
 
 def _tell(study: Study, count: int) -> None:
@@ -229,7 +229,7 @@ def _tell(study: Study, count: int) -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    """Whole or not at all."""
+    """Write a text to a file, whole or not at all."""
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     scratch.write_text(text, encoding="utf-8")
     os.replace(scratch, path)

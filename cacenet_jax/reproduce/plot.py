@@ -108,16 +108,16 @@ def _points(axes: Axes, values: list[float], height: float, ranking: str) -> Non
 
 
 def _legend(figure: Figure, panels: Sequence[Axes]) -> None:
-    found: dict[str, Any] = {}
+    handles: dict[str, Any] = {}
     for axes in panels:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-            found.setdefault(label, handle)
-    found["small marks: seeds"] = panels[0].plot([], [], color="0.6", marker="o", linestyle="none", markersize=5)[0]
-    figure.legend(list(found.values()), list(found), loc="outside lower center", ncols=len(found), frameon=False)
+            handles.setdefault(label, handle)
+    handles["small marks: seeds"] = panels[0].plot([], [], color="0.6", marker="o", linestyle="none", markersize=5)[0]
+    figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=len(handles), frameon=False)
 
 
 def _save(figure: Figure, path: Path) -> None:
-    """Whole or not at all."""
+    """Write a figure to a file, whole or not at all."""
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     figure.savefig(scratch, format="png", dpi=_DPI)
     os.replace(scratch, path)

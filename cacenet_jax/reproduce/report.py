@@ -32,7 +32,7 @@ class Cell(NamedTuple):
 
 
 class Line(NamedTuple):
-    """What is known of a row.
+    """Results of a row.
 
     Attributes:
         run: folder of its runs.
@@ -174,12 +174,12 @@ def csv_text(table: Table, lines: Sequence[Line]) -> str:
     body = []
     for row, line in zip(table.rows, lines, strict=True):
         for cell in line.cells:
-            found = cell.results
-            values = [found.get(name, {}).get(metric) for name in RANKINGS for metric in _METRICS]
-            values += [found.get(name) for name in plain] + [cell.seconds, found.get("seconds")]
+            results = cell.results
+            values = [results.get(name, {}).get(metric) for name in RANKINGS for metric in _METRICS]
+            values += [results.get(name) for name in plain] + [cell.seconds, results.get("seconds")]
             values += [cell.health.get(name) for name in _HEALTH]
             values += [round(value / 100, 6) for value in row.paper] if row.paper else [None, None]
-            values += [found["data"]]
+            values += [results["data"]]
             body.append([table.number, row.label, line.run, cell.seed, *values, "; ".join(line.changes)])
     return _csv(head, body)
 
@@ -189,11 +189,11 @@ Sweep = Mapping[int, Sequence[Mapping[str, Any]]]  # seed to rows
 
 def by_top_k(sweeps: Sweep) -> dict[int, list[Mapping[str, Any]]]:
     """The rows of all seeds for each K."""
-    found: dict[int, list[Mapping[str, Any]]] = {}
+    rows_of_k: dict[int, list[Mapping[str, Any]]] = {}
     for rows in sweeps.values():
         for row in rows:
-            found.setdefault(row["top_k"], []).append(row)
-    return dict(sorted(found.items()))
+            rows_of_k.setdefault(row["top_k"], []).append(row)
+    return dict(sorted(rows_of_k.items()))
 
 
 def sweep_markdown(sweeps: Sweep, full: Line, num_seeds: int) -> str:

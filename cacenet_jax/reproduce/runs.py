@@ -30,7 +30,7 @@ _HEALTH = ("loss", "accuracy", "positive_intra", "positive_cross", "degree")
 
 
 class Plan(NamedTuple):
-    """What is to be trained, once for each seed.
+    """Runs of a study, each trained once a seed.
 
     Attributes:
         full: config of the full model.

@@ -53,7 +53,7 @@ def done(folder: Path, evaluation: Evaluation) -> list[dict[str, Any]] | None:
 
 
 def _identity(results: Path, evaluation: Evaluation) -> dict[str, Any]:
-    """What the numbers of a sweep depend on, beside the config of the run."""
+    """Settings that the numbers of a sweep depend on, beside the config of the run."""
     individual = json.loads(results.read_text())["individual"]
     settings = dataclasses.asdict(evaluation)
     return {"individual": individual, "eval": {name: value for name, value in settings.items() if name != "top_k"}}

@@ -60,12 +60,12 @@ class Table(NamedTuple):
 
     @property
     def one_data_set(self) -> bool:
-        """Whether rows can be compared with each other."""
+        """True if the rows are measured on one data set, so that they can be compared."""
         return self.rows[0].config is None
 
     @property
     def name(self) -> str:
-        """Of its files."""
+        """Stem of the names of its files."""
         return f"table_{self.number}"
 
 
@@ -117,7 +117,7 @@ def table_of(number: str) -> Table:
 
 
 def parse_tables(text: str | None) -> tuple[str, ...]:
-    """What --table names, in the paper's order: numbers, topk, or all.
+    """Parse --table: numbers, topk or all, in the paper's order.
 
     Raises:
         UserError: nothing, or no such table.
@@ -126,15 +126,15 @@ def parse_tables(text: str | None) -> tuple[str, ...]:
     words = [word.strip() for word in (text or "").split(",") if word.strip()]
     unknown = [word for word in words if word not in (*known, "all")]
     if unknown or not words:
-        found = repr(unknown[0]) if unknown else "none"
+        given = repr(unknown[0]) if unknown else "none"
         raise UserError(
-            f"--table: found {found}, expected {', '.join(known)} or all; for example --table=1 or --table=1,2"
+            f"--table: found {given}, expected {', '.join(known)} or all; for example --table=1 or --table=1,2"
         )
     return known if "all" in words else tuple(name for name in known if name in words)
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:
-    """What --seeds means: 3 is 0, 1, 2; a list is itself, also of one: 7, (with the comma).
+    """Parse --seeds: 3 means 0, 1, 2; a list means itself, also with one entry, "7,".
 
     Raises:
         UserError: no number, a negative one, or one twice.

@@ -208,7 +208,7 @@ def _explain(error: Exception, argv: Sequence[str], path: str | None) -> str:
 
 
 def _exists(field: str) -> bool:
-    """Whether a config has a dotted field."""
+    """Return True if a config has a dotted field."""
     try:
         lookup(paper(), field)
     except (KeyError, AttributeError, TypeError):

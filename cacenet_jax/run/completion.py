@@ -1,4 +1,4 @@
-"""What a config leaves to files: paths in the home folder, and the data and network of a first stage.
+"""Completion of a config: `~` in paths, and the data and network of a first stage.
 
 A second stage trains on the network of another workdir (config.init_from). Its config leaves data.name or model.backbone
 empty (None) and takes them, with what belongs to them, from the config.json of that workdir. Imports no jax.

@@ -145,7 +145,7 @@ def _origin(name: str) -> str:
 
 
 def _other_data(workdir: Path, config: dict[str, Any], data: dict[str, Any]) -> list[str]:
-    """How the training data of a workdir differ from this run's; empty where its classes are the same people."""
+    """List the differences of a workdir's training data from this run's; empty if the identities are the same."""
     fields = [(d, d.split(":")[0]) for d in differences(recorded_config(workdir) or {}, config)]
     other = [d for d, f in fields if f == "data.name" or (f.startswith("data.options.") and f != _CHECKED)]
     recorded = recorded_data(workdir)

@@ -38,7 +38,7 @@ class Case(NamedTuple):
 
 
 class Facts(NamedTuple):
-    """What the page says about the run.
+    """Facts about the run, for the page.
 
     Attributes:
         data: name of the data set.
@@ -197,7 +197,7 @@ def _table(results: dict[str, Any] | None) -> str:
 
 
 def _of_the_table(results: dict[str, Any]) -> str:
-    """What was evaluated, which may be another step or mix than the rest of the page shows."""
+    """Describe the evaluation of the table, which may be of another step or mix than the rest of the page."""
     known = [f"{words} {results[key]}" for key, words in (("step", "step"), ("mix", "mix")) if key in results]
     known += [f"{results[key]} {words}" for key, words in (("num_query", "queries"), ("num_gallery", "gallery images"))]
     return f'<p class="note">The last evaluation: {escape(", ".join(known))}.</p>'

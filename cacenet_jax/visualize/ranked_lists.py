@@ -14,7 +14,7 @@ from cacenet_jax.visualize.style import COLOURS, FONT, MARKS, WIDTH, Sheet
 
 
 class Change(NamedTuple):
-    """What re-scoring did to all queries.
+    """Effect of re-scoring on all queries.
 
     Attributes:
         better: queries whose average precision rose.

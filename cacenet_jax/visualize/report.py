@@ -94,15 +94,15 @@ def _folder(workdir: Path) -> Path:
         folder.mkdir(exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        found = f"no folder that can be written ({error.strerror})"
+        obstacle = f"no folder that can be written ({error.strerror})"
         raise UserError(
-            f"{folder}: found {found}, expected one; move away what is there, or make it writable"
+            f"{folder}: found {obstacle}, expected one; move away what is there, or make it writable"
         ) from error
     return folder
 
 
 def _results(workdir: Path) -> dict[str, Any] | None:
-    """What the last evaluation wrote; None where there was none."""
+    """Read the results of the last evaluation; None without one."""
     try:
         return json.loads((workdir / "results.json").read_text())
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""What the figures share: colours that colour-blind people tell apart, places in inches, bytes of pictures.
+"""Shared style of the figures: colours that colour-blind readers can distinguish, sizes in inches, PNG encoding.
 
 Right and wrong differ in colour (bluish green and vermillion of Okabe and Ito, "Color Universal Design", 2008), in the line
 of the frame and in a mark. Figures are at most WIDTH wide and their letters at least FONT points.

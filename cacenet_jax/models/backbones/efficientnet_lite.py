@@ -148,7 +148,7 @@ class EfficientNetLite(nn.Module):
 
     @property
     def unused_weights(self) -> tuple[str, ...]:
-        """How names of published weights start that this network has no use for."""
+        """Prefixes of published weights that this network ignores."""
         return ("_fc.",) if self.head else ("_fc.", "_conv_head.", "_bn1.")
 
     @property

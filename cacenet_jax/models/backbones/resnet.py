@@ -30,7 +30,7 @@ EXPANSION = {"basic": 1, "bottleneck": 4}
 
 
 class Stages(NamedTuple):
-    """What tells one member of the family from another; the fields are those of `ResNet`."""
+    """Fields of `ResNet` that define a member of the family."""
 
     stages: tuple[int, int, int, int]
     block: Block

@@ -8,9 +8,11 @@ from typing import Any
 
 import jax
 
+from cacenet_jax.distributed.collectives import all_gather
+
 
 def distance_grid(pair: Callable[[Any, Any], Any], rows: Any, block: int = 0, axis_name: str | None = None) -> Any:
-    """A function of two images' terms, vmapped over the grid of this device's images and all images.
+    """Map a function of two images' terms over the grid of this device's images and all images.
 
     Args:
         pair: terms of u and of v to a small tree of scalars.
@@ -19,33 +21,31 @@ def distance_grid(pair: Callable[[Any, Any], Any], rows: Any, block: int = 0, ax
         axis_name: device axis of the rows, None on one device.
 
     Returns:
-        What `pair` gives, with leading axes (R, C).
+        The values of `pair`, with leading axes (R, C).
     """
-    columns = rows
-    if axis_name is not None:
-        columns = jax.tree.map(lambda x: jax.lax.all_gather(x, axis_name, tiled=True), rows)
+    columns = all_gather(rows, axis_name)
 
     def column(v: Any) -> Any:
         return jax.vmap(lambda u: pair(u, v))(rows)
 
     num_columns = jax.tree.leaves(columns)[0].shape[0]
     if block and block < num_columns:
-        found = jax.lax.map(jax.checkpoint(column), columns, batch_size=block)
-        return jax.tree.map(lambda x: x.swapaxes(0, 1), found)
+        blocks = jax.lax.map(jax.checkpoint(column), columns, batch_size=block)
+        return jax.tree.map(lambda x: x.swapaxes(0, 1), blocks)
     return jax.vmap(jax.vmap(pair, (None, 0)), (0, None))(rows, columns)
 
 
 def map_grid(pair: Callable[[Any, Any], Any], rows: Any, columns: Any, at_once: int) -> Any:
-    """A function of two images' terms over a grid, so many pairs at a time, each block again in the backward pass.
+    """Map a function of two images' terms over a grid in blocks, each computed again in the backward pass.
 
     Args:
-        pair: terms of u and of v to a small tree; what it needs on the way bounds `at_once`.
+        pair: terms of u and of v to a small tree; its temporaries bound `at_once`.
         rows: terms of the target images, leading axis R.
         columns: terms of the contextual images, leading axis C.
         at_once: pairs computed at a time; one at least.
 
     Returns:
-        What `pair` gives, with leading axes (R, C).
+        The values of `pair`, with leading axes (R, C).
     """
     num_rows, num_columns = (len(jax.tree.leaves(tree)[0]) for tree in (rows, columns))
 

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 from numpy import ndarray
 
+from cacenet_jax.distributed.collectives import all_gather
 from cacenet_jax.losses import GridLabels, LossWeights, RowLosses, batch_hard_rows
 from cacenet_jax.models.attention import affinity
 from cacenet_jax.models.heads import normalise
@@ -103,9 +104,7 @@ def key_point_grid(
         Leading axes (R, C).
     """
     num_rows, nodes, _ = points.nodes_ND.shape
-    all_points = points
-    if axis_name is not None:
-        all_points = jax.tree.map(lambda x: jax.lax.all_gather(x, axis_name, tiled=True), points)
+    all_points = all_gather(points, axis_name)
     flat = lambda x: x.reshape(-1, x.shape[-1])
     direction_RND = points.direction_ND
 

@@ -185,7 +185,7 @@ def encoded_grid(
         budget_bytes: of the maps that exist at a time, in the forward or the backward pass; one pair at least.
         axis_name: device axis of the rows, None on one device.
     """
-    columns = jax.tree.map(lambda x: all_gather(x, axis_name), terms)
+    columns = all_gather(terms, axis_name)
     nodes, channels = terms.nodes_ND.shape[1:]
 
     def pair(u: BottleneckTerms, v: BottleneckTerms) -> EncodedGrid:

@@ -108,13 +108,13 @@ def _kth_highest(x_NM: Array, count: int) -> Array:
 def none_keys(nodes_BND: Float[Array, "B N D"], parts_BN: Int[Array, "B N"] | None) -> Float[Array, "B N 1"]:
     """Return zeros: every node is isolated."""
     del parts_BN
-    return _constant(nodes_BND, 0)
+    return _constant(nodes_BND, 0.0)
 
 
 def full_keys(nodes_BND: Float[Array, "B N D"], parts_BN: Int[Array, "B N"] | None) -> Float[Array, "B N 1"]:
     """Return ones: every position is a neighbour of every other."""
     del parts_BN
-    return _constant(nodes_BND, 1)
+    return _constant(nodes_BND, 1.0)
 
 
 def _constant(nodes_BND: Array, value: float) -> Array:
