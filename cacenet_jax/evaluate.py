@@ -91,13 +91,14 @@ def describe(settings: Experiment, net: CACENet, state: TrainState, query: Subse
         size = {"height": data.height, "width": data.width, "parts": settings.part_labels()}
         size["batch_size"] = batch // mesh.size * len(mesh.local_devices)
         images = (images for images, _ in evaluation_batches(mine, **size))
-        shared = {"image_shape": image_shape, "batch": batch, "mesh": mesh, "store": store}
-        embedding = extract(functions.describe, given, images, count, **shared)
+        embedding = extract(
+            functions.describe, given, images, count, image_shape=image_shape, batch=batch, mesh=mesh, store=store
+        )
         return LabelledSet(embedding, np.asarray(subset.pids), np.asarray(subset.camids))
 
     query_set, gallery_set = features(query, query_store), features(gallery, gallery_store)
     rescore = None
-    if functions.distance:
+    if functions.distance and query_store and gallery_store:
         rescore = Rescorer(functions.distance, constants, query_store, gallery_store, plan, evaluation.pairs_per_call)
     ranking = Settings(top_k=evaluation.top_k, camera_filter=evaluation.camera_filter, mix=evaluation.mix)
     return Rankable(query_set, gallery_set, rescore, ranking)

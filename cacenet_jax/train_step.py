@@ -112,7 +112,7 @@ def make_train_step(
     """
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
-        images_RHWC, labels_R = batch
+        images_RHWC, labels_R = (jnp.asarray(x) for x in batch)
         count = labels_R.shape[0]
         first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * count
         index_R = first + jnp.arange(count)
@@ -131,7 +131,7 @@ def make_train_step(
                 variables, images_RHWC, train=True, mutable=["batch_stats"], rngs=rngs
             )
             terms = loss_terms(model, individual, grid, labels_R, index_R, weights)
-            return sum(terms.values()), (terms, individual, grid, updates["batch_stats"])
+            return jnp.asarray(sum(terms.values())), (terms, individual, grid, updates["batch_stats"])
 
         (loss, (terms, individual, grid, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
         # The loss is averaged over devices inside, the gradients here: right under pmap and shard_map alike.

@@ -46,8 +46,8 @@ class Functions(NamedTuple):
 
 def general(net: CACENet) -> CACENet:
     """The same network with the backbone in the form that suits every platform."""
-    known = [name for name in _CPU_FORMS if hasattr(net.backbone, name)]
-    return net.clone(backbone=net.backbone.clone(**dict.fromkeys(known, False)))
+    forms: dict[str, Any] = {name: False for name in _CPU_FORMS if hasattr(net.backbone, name)}
+    return net.clone(backbone=net.backbone.clone(**forms))
 
 
 def functions(net: CACENet, variables: Any, image_size: tuple[int, int], flip: bool) -> Functions:
@@ -59,7 +59,7 @@ def functions(net: CACENet, variables: Any, image_size: tuple[int, int], flip: b
         net: the network.
         variables: its parameters and statistics, arrays of any kind.
         image_size: height and width of an image.
-        flip: whether the maps of an image and its mirror image are averaged.
+        flip: average the maps of an image and its mirror image.
     """
     variables = jax.tree.map(jnp.asarray, variables)
     functions = scoring(net, flip, "float32")
@@ -77,11 +77,15 @@ def functions(net: CACENet, variables: Any, image_size: tuple[int, int], flip: b
         described = describe(images_BHWC)
         return {EMBEDDING: described.embedding} | _named(described.terms)
 
+    distance = functions.distance
+    if distance is None:
+        return Functions(extractor, None, image, terms, net.selection_terms)
+
     def pair_scorer(query: Named, candidates: Named) -> Array:
         one, others = (jax.tree.unflatten(structure, [given[name] for name in terms]) for given in (query, candidates))
-        return functions.distance(constants, one, others)
+        return distance(constants, one, others)
 
-    return Functions(extractor, pair_scorer if functions.distance else None, image, terms, net.selection_terms)
+    return Functions(extractor, pair_scorer, image, terms, net.selection_terms)
 
 
 def _named(terms: Any) -> Named:

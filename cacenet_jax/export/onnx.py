@@ -42,10 +42,13 @@ from cacenet_jax.export.folder import (
     place,
     read_manifest,
 )  # fmt: skip
-from cacenet_jax.export.functions import EMBEDDING, functions, general
+from cacenet_jax.export.functions import EMBEDDING, Named, functions, general
 from cacenet_jax.run.completion import from_dict
 
 _PACKAGES = ("jax2onnx", "onnx", "onnxruntime", "jax", "flax")
+
+
+_Job = tuple[Callable[..., Any], Named, tuple[str, ...]]  # function, inputs, names of outputs
 
 
 def convert(folder: Path) -> list[str]:
@@ -82,14 +85,16 @@ def convert(folder: Path) -> list[str]:
         named = network.extractor(images)
         return tuple(named[name] for name in outputs)
 
+    pair_distance: Any = network.pair_scorer
+
     def pair_scorer(*arrays: Any) -> Any:
         half = len(terms)
-        return network.pair_scorer(dict(zip(terms, arrays[:half])), dict(zip(terms, arrays[half:])))
+        return pair_distance(dict(zip(terms, arrays[:half])), dict(zip(terms, arrays[half:])))
 
     with tempfile.TemporaryDirectory(dir=folder, prefix=".scratch.") as made:
         scratch = Path(made)
         images = jax.ShapeDtypeStruct(("b", *network.image), jnp.uint8)
-        jobs = {EXTRACTOR + ONNX: (extractor, {"images": images}, outputs)}
+        jobs: dict[str, _Job] = {EXTRACTOR + ONNX: (extractor, {"images": images}, outputs)}
         if network.pair_scorer is not None:
             query = {f"query.{name}": jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in terms.items()}
             others = {f"candidates.{name}": jax.ShapeDtypeStruct(("c", *x.shape), x.dtype) for name, x in terms.items()}
@@ -99,10 +104,10 @@ def convert(folder: Path) -> list[str]:
             _write(scratch / name, function, inputs, names)
             worst = _differences(scratch / name, _feed(values, terms), values, names, network.selections)
             size = (scratch / name).stat().st_size / 2**20
-            print(f"{name}: {size:.1f} MiB; {check.summary(found)}", flush=True)
+            print(f"{name}: {size:.1f} MiB; {check.summary(worst)}", flush=True)
             check.require(name, worst, dtype, network.selections)
             files[name] = describe_file(scratch / name) | {
-                "inputs": _signatures(inputs), "outputs": list(names), "largest_difference": found,
+                "inputs": _signatures(inputs), "outputs": list(names), "largest_difference": worst,
             }  # fmt: skip
         manifest["files"] |= files
         manifest["versions_onnx"] = {name: version(name) for name in _PACKAGES}
@@ -145,7 +150,7 @@ def _write(path: Path, function: Callable, inputs: Mapping[str, Any], outputs: S
     onnx.save_model(proto, path)
 
 
-def _feed(values: Mapping[str, np.ndarray], terms: Sequence[str]) -> Callable[[int], dict[str, np.ndarray]]:
+def _feed(values: Mapping[str, np.ndarray], terms: Collection[str]) -> Callable[[int], dict[str, np.ndarray]]:
     """Inputs of either file for the first n stored images."""
 
     def feed(n: int) -> dict[str, np.ndarray]:

@@ -89,7 +89,8 @@ def _export(
     flat = flatten_dict(variables, sep="/")
     # As bytes: what the package writes by itself is for its owner alone.
     (scratch / WEIGHTS).write_bytes(save({name: np.array(x, order="C") for name, x in flat.items()}))
-    np.savez(scratch / CHECK, **values)
+    arrays: Any = values  # one argument an array
+    np.savez(scratch / CHECK, **arrays)
     more = {
         name: {"platforms": platforms, **signature, "largest_difference": difference}
         for name, signature, difference in artefacts

@@ -107,6 +107,11 @@ class CACENet(nn.Module):
         return frozenset() if self.pair_stage is None else self.pair_stage.selection_terms
 
     @property
+    def pair_title(self) -> str:
+        """Name of the pair stage's correspondences in figures; empty without a stage."""
+        return "" if self.pair_stage is None else self.pair_stage.title
+
+    @property
     def scoring_fields(self) -> frozenset[str]:
         """Names of the pair stage's fields that an evaluation may choose anew."""
         return frozenset() if self.pair_stage is None else self.pair_stage.scoring_fields
@@ -131,6 +136,11 @@ class CACENet(nn.Module):
             return self.individual_head(generalised_mean(_nodes(maps_BHWD), self.gemp()), train=train)
         acc_dtype = jnp.promote_types(maps_BHWD.dtype, jnp.float32)
         return self.individual_head(maps_BHWD.mean(axis=(1, 2), dtype=acc_dtype), train=train)
+
+    def _stage(self) -> PairStage:
+        if self.pair_stage is None:
+            raise ValueError("a network without a pair stage compares no images")
+        return self.pair_stage
 
     def _branch(self) -> Individual:
         return Individual(self.individual_head, self.gemp() if self.pooling == "gem" else None)
@@ -173,12 +183,12 @@ class CACENet(nn.Module):
 
     def pair_constants(self) -> Any:
         """Compute the constants of the pair stage (`PairStage.constants`)."""
-        return self.pair_stage.constants(self._branch())
+        return self._stage().constants(self._branch())
 
     def view(self, u: Any, v: Any, map_u_hwD: Float[Array, "h w D"], map_v_hwD: Float[Array, "h w D"]) -> PairView:
         """Return what figures show of two images, from their terms and maps."""
         nodes_u_ND, nodes_v_MD = (x.reshape(-1, x.shape[-1]) for x in (map_u_hwD, map_v_hwD))
-        return self.pair_stage.view(u, v, nodes_u_ND, nodes_v_MD, self._branch())
+        return self._stage().view(u, v, nodes_u_ND, nodes_v_MD, self._branch())
 
 
 def _nodes(maps_BHWD: Float[Array, "B h w D"]) -> Float[Array, "B N D"]:

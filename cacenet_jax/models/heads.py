@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 _EPSILON = 1e-5  # of the batch norms
+_LECUN = nn.initializers.lecun_normal()  # flax's default
 _KAIMING = nn.initializers.variance_scaling(2.0, "fan_out", "normal")  # of a shared encoder, as the authors' release
 
 
@@ -54,7 +55,7 @@ class EmbeddingHead(nn.Module):
         """Creates the layers."""
         linear = partial(nn.Dense, use_bias=False, dtype=self.dtype)
         small = nn.initializers.normal(0.001)
-        self.conv = linear(self.embed_dim, **({"kernel_init": _KAIMING} if self.shared else {}))
+        self.conv = linear(self.embed_dim, kernel_init=_KAIMING if self.shared else _LECUN)
         self.bn = nn.BatchNorm(momentum=0.9, epsilon=_EPSILON, axis_name=self.axis_name, dtype=None)
         self.classifier = linear(self.num_identities, kernel_init=small)
         if self.shared:
@@ -69,8 +70,8 @@ class EmbeddingHead(nn.Module):
         In test mode the mean of an image's nodes is f(I).
         """
         encoded = self._encode(nodes)
-        mean, var = (jax.lax.stop_gradient(self.bn.get_variable("batch_stats", name)) for name in ("mean", "var"))
-        scale, bias = (self.bn.get_variable("params", name) for name in ("scale", "bias"))
+        statistics, params = jax.lax.stop_gradient(self.bn.variables["batch_stats"]), self.bn.variables["params"]
+        mean, var, scale, bias = statistics["mean"], statistics["var"], params["scale"], params["bias"]
         return (encoded - mean) * jax.lax.rsqrt(var + _EPSILON) * scale + bias
 
     def __call__(self, pooled: Float[Array, "*batch D"], *, train: bool) -> Embedded:
@@ -114,10 +115,9 @@ class EmbeddingHead(nn.Module):
 
     def norm_affine(self) -> tuple[Float[Array, "F"], Float[Array, "F"]]:
         """Scale and bias of the batch norm by its running statistics, of an initialised head."""
-        mean, var = (self.bn.get_variable("batch_stats", name) for name in ("mean", "var"))
-        scale, bias = (self.bn.get_variable("params", name) for name in ("scale", "bias"))
-        scale_F = scale / jnp.sqrt(var + _EPSILON)
-        return scale_F, bias - mean * scale_F
+        statistics, params = self.bn.variables["batch_stats"], self.bn.variables["params"]
+        scale_F = params["scale"] / jnp.sqrt(statistics["var"] + _EPSILON)
+        return scale_F, params["bias"] - statistics["mean"] * scale_F
 
 
 def normalise(x: Float[Array, "*batch F"]) -> Float[Array, "*batch F"]:

@@ -41,9 +41,9 @@ def feature_maps(
         flip: average the maps of an image and its mirror image, which is mirrored back first so that positions match.
     """
     pixels = normalise_images(images_BHWC[..., :3], net.backbone.pixel_mean, net.backbone.pixel_std)
-    if flip:
-        return net.apply(variables, pixels, method="mirrored_maps")
-    return net.apply(variables, pixels, train=False, method="maps")
+    arguments: dict[str, Any] = {"method": "mirrored_maps"} if flip else {"method": "maps", "train": False}
+    maps_BHWD: Any = net.apply(variables, pixels, **arguments)
+    return maps_BHWD
 
 
 def describe_maps(
@@ -55,7 +55,10 @@ def describe_maps(
     """
     acc_dtype = jnp.promote_types(maps_BHWD.dtype, jnp.float32)
     with jax.default_matmul_precision("highest"):
-        return net.astype(acc_dtype).apply(variables, maps_BHWD.astype(acc_dtype), parts_BN, method="describe")
+        described: Any = net.astype(acc_dtype).apply(
+            variables, maps_BHWD.astype(acc_dtype), parts_BN, method="describe"
+        )
+    return described
 
 
 def constants_of(net: CACENet, variables: Any) -> Any:
@@ -84,10 +87,11 @@ def scoring(net: CACENet, flip: bool, map_dtype: str) -> Scoring:
         with jax.default_matmul_precision("highest"):
             return described._replace(terms=stage.store(constants, described.terms, jnp.dtype(map_dtype)))
 
+    if stage is None:
+        return Scoring(None, describe, None)
+
     def distance(constants: Any, one: Any, others: Any) -> jax.Array:
         with jax.default_matmul_precision("highest"):
             return stage.distances(constants, one, others)
 
-    if stage is None:
-        return Scoring(None, describe, None)
     return Scoring(jax.jit(functools.partial(constants_of, net)), describe, distance)

@@ -16,7 +16,7 @@ from cacenet_jax.pretrained.sources import locate
 _ADDED = (".non_local_block.",)
 
 
-def shapes(backbone: Backbone, height: int, width: int) -> dict[str, Any]:
+def shapes(backbone: Any, height: int, width: int) -> dict[str, Any]:
     """Return shapes and dtypes of a backbone's `params` and `batch_stats`, without computing anything."""
     images = jax.ShapeDtypeStruct((1, height, width, 3), jnp.float32)
     return dict(jax.eval_shape(lambda x: backbone.init(jax.random.key(0), x, train=False), images))

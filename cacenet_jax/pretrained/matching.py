@@ -33,8 +33,9 @@ class Mismatches(NamedTuple):
 
     def summary(self) -> str:
         """Return the counts in one phrase, empty if everything matches."""
-        counts = zip(("missing", "not expected", "of another shape", "unusable"), self, strict=True)
-        return ", ".join(f"{len(names)} {kind}" for kind, names in counts if names)
+        sizes = (len(self.missing), len(self.unexpected), len(self.shapes), len(self.broken))
+        counts = zip(sizes, ("missing", "not expected", "of another shape", "unusable"), strict=True)
+        return ", ".join(f"{count} {kind}" for count, kind in counts if count)
 
     def lines(self, source_name: str, target_name: str) -> list[str]:
         """Return a line for each kind of mismatch, with its first names."""

@@ -9,6 +9,7 @@ Only `hub:` downloads, once: huggingface_hub caches the file. HF_HUB_OFFLINE=1 d
 
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from cacenet_jax.errors import UserError
 
@@ -88,7 +89,7 @@ def _in_hub(source: str) -> Path:
     for file in ["/".join(folders)] if folders else _HUB_FILES:
         try:
             only_cache = unreached is not None  # avoid a second timeout
-            where = {"revision": revision or None, "local_files_only": only_cache}
+            where: Any = {"revision": revision or None, "local_files_only": only_cache}
             return Path(huggingface_hub.hf_hub_download(model, file, **where))
         except errors.LocalEntryNotFoundError as error:  # not in the cache; offline, or the Hub does not answer
             unreached = error

@@ -200,7 +200,7 @@ def reproduce(
 def _absent(study: Study) -> dict[str, str]:
     """Why the data of a run cannot be had, for those that are not done."""
     reasons: dict[str, str | None] = {}  # rows of one config share their data
-    reasons = {}
+    absent: dict[str, str] = {}
     for run, config in study.plan.configs.items():
         if all((run, seed) in study.outcomes for seed in study.seeds):
             continue
@@ -208,8 +208,8 @@ def _absent(study: Study) -> dict[str, str]:
         if data not in reasons:
             reasons[data] = runs.why_no_data(config)
         if (reason := reasons[data]) is not None:
-            reasons[run] = reason
-    return reasons
+            absent[run] = reason
+    return absent
 
 
 def _tell(study: Study, count: int) -> None:

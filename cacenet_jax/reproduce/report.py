@@ -134,11 +134,14 @@ def markdown(table: Table, lines: Sequence[Line], num_seeds: int) -> str:
 
 
 def _gains(table: Table, lines: Sequence[Line]) -> list[str]:
+    base = table.rows[0].paper
     body = []
     for row, line in zip(table.rows[1:], lines[1:], strict=True):
         of = lambda name, metric, line=line: gains(line, lines[0], name, metric)
         cells = [_pair(of(name, "mAP"), of(name, "rank1"), "+") for name in RANKINGS]
-        paper = row.paper and Score(*(mine - first for mine, first in zip(row.paper, table.rows[0].paper, strict=True)))
+        paper = None
+        if row.paper and base:
+            paper = Score(row.paper.mAP - base.mAP, row.paper.rank1 - base.rank1)
         body.append((row.label, *cells, _of_paper(paper, "+")))
     return _grid(("Row", *RANKINGS, "paper"), body)
 

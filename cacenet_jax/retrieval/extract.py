@@ -114,5 +114,5 @@ def _compile_step(describe: Describe, mesh: Mesh) -> Any:
         return Described(jax.lax.all_gather(features.embedding, axis, tiled=True), features.terms)
 
     split = PartitionSpec(axis)
-    specs = Described(PartitionSpec(), split)
+    specs: Any = Described(PartitionSpec(), split)  # type: ignore[arg-type]  # a tree of specifications
     return jax.jit(jax.shard_map(step, mesh=mesh, in_specs=(PartitionSpec(), split), out_specs=specs, check_vma=False))

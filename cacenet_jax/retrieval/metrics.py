@@ -255,7 +255,9 @@ def _check_ap(ap: str) -> None:
         raise UserError(f"ap {ap!r} is not a form of average precision; expected one of {', '.join(MEAN_NAMES)}")
 
 
-def _check_sizes(shape: tuple[int, ...], query_pids, gallery_pids, query_camids, gallery_camids) -> None:
+def _check_sizes(
+    shape: tuple[int, ...], query_pids: Array, gallery_pids: Array, query_camids: Array, gallery_camids: Array
+) -> None:
     """Raise UserError unless each label array has one entry per query or gallery image."""
     if len(shape) != 2:
         raise UserError(f"distances have shape {tuple(shape)}; expected two axes, (queries, gallery images)")
@@ -272,7 +274,7 @@ def _check_sizes(shape: tuple[int, ...], query_pids, gallery_pids, query_camids,
             )
 
 
-def _explain_no_match(query_pids, gallery_pids, query_camids, gallery_camids) -> str:
+def _explain_no_match(query_pids: Array, gallery_pids: Array, query_camids: Array, gallery_camids: Array) -> str:
     """Return one line on why no query has a match left in the gallery, and the remedy."""
     problem = f"none of {len(query_pids)} queries has a match left among {len(gallery_pids)} gallery images"
     if not np.isin(query_pids, gallery_pids).any():

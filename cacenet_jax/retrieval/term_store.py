@@ -39,7 +39,7 @@ class MemoryBudget(NamedTuple):
 
     device_bytes: int
     host_bytes: int
-    folder: str | os.PathLike = "."
+    folder: str | os.PathLike[str] = "."
 
 
 Location = Literal["device", "memory", "file"]
@@ -60,7 +60,7 @@ class Plan(NamedTuple):
     chunk: int
 
 
-def memory_budget(mesh: Mesh, device_gib: float, memory_gib: float, folder: str | os.PathLike) -> MemoryBudget:
+def memory_budget(mesh: Mesh, device_gib: float, memory_gib: float, folder: str | os.PathLike[str]) -> MemoryBudget:
     """Compute the memory budget, the minimum over all processes so that they make the same plan.
 
     Args:
@@ -107,7 +107,7 @@ def make_plan(image_bytes: int, num_query: int, num_gallery: int, batch: int, me
     block = min(max(budget.device_bytes // 4 // whole, 1), queries)  # two blocks coexist while the next is loaded
     chunk = min(max(min(budget.device_bytes // 8, _CHUNK_LIMIT) // split, 1), gallery)
     # Equal parts, so that the last one is not mostly padding.
-    location = "memory" if process_bytes <= budget.host_bytes else "file"
+    location: Location = "memory" if process_bytes <= budget.host_bytes else "file"
     return Plan(location, -(-queries // -(-queries // block)), -(-gallery // -(-gallery // chunk)))
 
 
@@ -134,7 +134,7 @@ _OTHER_DISK = "set config.data.dir to a folder on another disk or raise config.e
 
 
 def allocate(
-    like: Any, location: Literal["memory", "file"], folder: str | os.PathLike, remedy: str = _OTHER_DISK
+    like: Any, location: Literal["memory", "file"], folder: str | os.PathLike[str], remedy: str = _OTHER_DISK
 ) -> Any:
     """Allocate host arrays with the shapes and dtypes of `like`, in memory or memory-mapped from temporary files.
 
@@ -173,7 +173,7 @@ def _gib(size: int) -> str:
     return f"{size / 2**30:.3g} GiB"
 
 
-def _allocate_file(like: Any, folder: str | os.PathLike) -> np.ndarray:
+def _allocate_file(like: Any, folder: str | os.PathLike[str]) -> np.ndarray:
     """Allocate one array in an unlinked temporary file with reserved space."""
     size = math.prod(like.shape) * np.dtype(like.dtype).itemsize
     with tempfile.TemporaryFile(dir=folder) as file:
@@ -224,7 +224,7 @@ class Store:
         batch: int,
         mesh: Mesh,
         location: Location = "device",
-        folder: str | os.PathLike = ".",
+        folder: str | os.PathLike[str] = ".",
     ):
         """Allocate the arrays.
 
@@ -244,7 +244,7 @@ class Store:
         stored = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct((self.steps, columns, *x.shape), storage_dtype(x.dtype)), like
         )
-        if self.resident:
+        if location == "device":
             self._arrays = jax.tree.map(lambda x: _zeros(x.shape, x.dtype, self._sharding)(), stored)
         else:
             self._arrays = allocate(stored, location, folder)

@@ -74,7 +74,7 @@ def parse(argv: Sequence[str]) -> CommandLine:
             raise UserError(f"--config: no file {path!r}, expected a Python file, for example configs/synthetic.py")
         CONFIG_WORDS[:] = argv
         words = flags.FLAGS(argv)[1:]
-        loaded = flags.FLAGS["config"]
+        loaded: Any = flags.FLAGS["config"]  # ml_collections' own kind of flag
         if loaded.value is None:
             return CommandLine(words, None, "", "", {})
         file, _, argument = loaded.config_filename.partition(":")

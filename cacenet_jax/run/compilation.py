@@ -34,7 +34,7 @@ def _cpu_features() -> str:
 
 def enable_cache() -> None:
     """Cache compiled programs in `default_cache_dir()`, unless JAX_COMPILATION_CACHE_DIR names another folder."""
-    if "JAX_COMPILATION_CACHE_DIR" in os.environ or jax.config.jax_compilation_cache_dir:
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ or jax.config.values["jax_compilation_cache_dir"]:
         return
     try:
         folder = default_cache_dir()
@@ -50,7 +50,7 @@ def num_compiled() -> int:
     return _num_compiled
 
 
-def _on_event(event: str, seconds: float, **_: Any) -> None:
+def _on_event(event: str, duration_secs: float, **_: Any) -> None:
     global _num_compiled
     _num_compiled += event == _EVENT
 

@@ -1,5 +1,6 @@
 """Initialisation of a run: published weights of its backbone, or the network of another workdir."""
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -80,7 +81,7 @@ def _from_weights(config: ConfigDict, state: TrainState) -> TrainState:
     left_out = f"; left out: {listed(_grouped(fitted.ignored))}" if fitted.ignored else ""
     added = f"; not in the file, new: {listed(_grouped(fitted.added))}" if fitted.added else ""
     _say(f"starting from {config.pretrained}: {fitted.num_loaded} arrays of {config.model.backbone}{added}{left_out}")
-    return state.replace(**new)
+    return dataclasses.replace(state, **new)
 
 
 def _grouped(names: list[str]) -> list[str]:
@@ -224,7 +225,13 @@ def _from_run(config: ConfigDict, state: TrainState, data: dict[str, Any]) -> Tr
     same_people = not _other_data(folder, plain, data)
     taken = _take(state.params, params, same_people, config.model.frozen)
     statistics = _take(state.batch_stats, batch_stats, same_people, config.model.frozen)
-    misfits = Mismatches(*(one + other for one, other in zip(taken.misfits, statistics.misfits, strict=True)))
+    first, second = taken.misfits, statistics.misfits
+    misfits = Mismatches(
+        first.missing + second.missing,
+        first.unexpected + second.unexpected,
+        first.shapes + second.shapes,
+        first.broken + second.broken,
+    )
     if misfits.summary():
         fields = [d for d in differences(recorded_config(folder) or {}, plain) if d.startswith("model.")]
         because = f"; its config differs in {'; '.join(fields)}" if fields else ""
@@ -236,7 +243,7 @@ def _from_run(config: ConfigDict, state: TrainState, data: dict[str, Any]) -> Tr
     new = f"; new: {', '.join(taken.new)}" if taken.new else ""
     unused = f"; not used: {', '.join(taken.unused)}" if taken.unused else ""
     _say(f"starting from {folder}, step {step}: {', '.join(taken.parts)}{new}{unused}")
-    return state.replace(params=taken.tree, batch_stats=statistics.tree)
+    return dataclasses.replace(state, params=taken.tree, batch_stats=statistics.tree)
 
 
 def _say(text: str) -> None:

@@ -86,7 +86,7 @@ def draw(source: Source, q: int) -> Case:
         similar = correspondences.strongest(similar_NM, count, grid)
         learned = correspondences.strongest(np.asarray(together[g].correspondence_NM), count, grid)
         pairs.append(correspondences.ComparedPair(gallery_GHW3[g], bool(right_G[g]), captions[g], similar, learned))
-    lines_png = png(correspondences.figure(query_HW3, pairs, grid, source.net.pair_stage.title))
+    lines_png = png(correspondences.figure(query_HW3, pairs, grid, source.net.pair_title))
     lists_png = png(ranked_lists.figure(query_HW3, shown_lists))
     name = query.split.names[query.indices[q]]
     return Case(name, camid, query_HW3, shown_lists, grid, maps_png, lines_png, lists_png)

@@ -50,7 +50,8 @@ def look(net: CACENet, variables: Any, images_nHWC: Array, flip: bool) -> Seen:
 def compare(net: CACENet, variables: Any, u: Seen, v: Seen) -> PairView:
     """Return what the pair stage shows of a target image and a contextual one (both without leading axis)."""
     with jax.default_matmul_precision("highest"):
-        return net.apply(variables, u.terms, v.terms, u.maps_nhwD, v.maps_nhwD, method="view")
+        view: Any = net.apply(variables, u.terms, v.terms, u.maps_nhwD, v.maps_nhwD, method="view")
+    return view
 
 
 def cosine(nodes_u_ND: Float[AnyArray, "N D"], nodes_v_MD: Float[AnyArray, "M D"]) -> Float[Array, "N M"]:

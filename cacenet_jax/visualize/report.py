@@ -71,7 +71,7 @@ def visualize(config: ConfigDict, workdir: str | Path) -> Path:
     for picture, data in pictures.items():
         (folder / picture).write_bytes(data)
     path = folder / "report.html"
-    facts = _facts(settings, trained.step, name, len(gallery.indices), trained.net.pair_stage.title)
+    facts = _facts(settings, trained.step, name, len(gallery.indices), trained.net.pair_title)
     path.write_text(page.html(cases, change, facts, _results(workdir)), "utf-8")
     size = path.stat().st_size / 1024
     print(f"{path}: {size:.0f} KiB, self-contained; beside it {len(pictures)} figures as PNG", flush=True)

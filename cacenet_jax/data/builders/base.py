@@ -149,8 +149,8 @@ class ReidBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
 
     @classmethod
     @abc.abstractmethod
-    def scan(cls, root: str | None, options: Mapping[str, Any]) -> Scan:
-        """Scan the user's files. Raises UserError if they are not as expected."""
+    def scan(cls, root: str, options: Mapping[str, Any]) -> Scan:
+        """Scan the user's files; root is "" where NEEDS_ROOT is False. Raises UserError if they are not as expected."""
 
     @classmethod
     def expected_counts(cls, options: Mapping[str, Any]) -> Mapping[str, int] | None:

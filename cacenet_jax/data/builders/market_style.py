@@ -54,7 +54,7 @@ class MarketStyleBuilder(ReidBuilder, skip_registration=True):
     OPTIONS: ClassVar[Mapping[str, Any]] = {"check_counts": True}
 
     @classmethod
-    def scan(cls, root: str | None, options: Mapping[str, Any]) -> Scan:
+    def scan(cls, root: str, options: Mapping[str, Any]) -> Scan:
         """Scan the three folders. Raises UserError if they or their file names are not as expected."""
         source = open_source(root)
         location = locate(source, {"market": tuple(FOLDERS.values())}, cls.FOLDER_NAMES, cls.HOME)

@@ -26,7 +26,7 @@ class Msmt17(ReidBuilder, skip_registration=True):
     OPTIONS: ClassVar[Mapping[str, Any]] = {"check_counts": True, "train_val": False}
 
     @classmethod
-    def scan(cls, root: str | None, options: Mapping[str, Any]) -> Scan:
+    def scan(cls, root: str, options: Mapping[str, Any]) -> Scan:
         """Scan the four lists. Raises UserError for a missing file or a line that does not parse."""
         source = open_source(root)
         layouts = {layout: (*folders, *_LISTS) for layout, folders in _FOLDERS.items()}

@@ -37,7 +37,7 @@ class ReidFolder(ReidBuilder, skip_registration=True):
     OPTIONS: ClassVar[Mapping[str, Any]] = {"manifest": "manifest.csv"}
 
     @classmethod
-    def scan(cls, root: str | None, options: Mapping[str, Any]) -> Scan:
+    def scan(cls, root: str, options: Mapping[str, Any]) -> Scan:
         """Scan the manifest or the folders. Raises UserError for lines or names that do not parse and missing files."""
         manifest = options["manifest"]
         if root.lower().endswith(".csv") and not os.path.isdir(root):

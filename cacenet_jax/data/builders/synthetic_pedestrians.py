@@ -24,7 +24,7 @@ class SyntheticPedestrians(ReidBuilder, skip_registration=True):
     NEEDS_ROOT = False
 
     @classmethod
-    def scan(cls, root: str | None, options: Mapping[str, Any]) -> Scan:
+    def scan(cls, root: str, options: Mapping[str, Any]) -> Scan:
         """Scan a specification. Raises UserError if it is impossible."""
         del root
         return SyntheticScan(dataset.SyntheticSpec(**options))

@@ -79,7 +79,9 @@ def _legs(a: Appearance, phase: float) -> tuple[list[RoundCone | Ellipsoid], flo
     """Build hips, legs and feet; also returns the height of the lower sole."""
     hip, build = _hip_height(a), a.build
     hips_rgb = a.top if a.long_top else a.bottom
-    parts = [_ellipsoid(LEGS, hips_rgb, (0.0, hip + 0.01, 0.0), (0.16 * build, 0.12, 0.115 * build))]
+    parts: list[RoundCone | Ellipsoid] = [
+        _ellipsoid(LEGS, hips_rgb, (0.0, hip + 0.01, 0.0), (0.16 * build, 0.12, 0.115 * build))
+    ]
     if a.long_top:
         parts.append(_limb(TORSO, a.top, (0, hip, 0), (0, hip - 0.2, 0), (0.13 * build, 0.14 * build)))
     if a.bottom_kind == "skirt":
@@ -111,15 +113,17 @@ def _legs(a: Appearance, phase: float) -> tuple[list[RoundCone | Ellipsoid], flo
         parts.append(_limb(LEGS, shin, knee_3, ankle_3, shin_radii, 0.45, a.shoes.rgb if boots else None))
         tilt = 0.7 * (angle - bend) + 0.1
         toe_3 = ankle_3 + np.array([0.0, -0.03 + 0.055 * np.sin(tilt), 0.055 * np.cos(tilt)])
-        parts.append(_ellipsoid(FEET, a.shoes.rgb, toe_3, (0.062, 0.058, 0.145), tilt=tilt))
-        lows.append(float(np.min(parts[-1].centre_3[1] - np.sqrt(np.sum(parts[-1].axes_33[1] ** 2)))))
+        foot = _ellipsoid(FEET, a.shoes.rgb, toe_3, (0.062, 0.058, 0.145), tilt=tilt)
+        parts.append(foot)
+        lows.append(float(np.min(foot.centre_3[1] - np.sqrt(np.sum(foot.axes_33[1] ** 2)))))
     return parts, min(lows)
 
 
 def _arms(a: Appearance, phase: float) -> tuple[list[RoundCone | Ellipsoid], np.ndarray]:
     """Build arms and hands; also returns the position of the right hand."""
     hip, build = _hip_height(a), a.build
-    parts, hand_3 = [], np.zeros(3)
+    parts: list[RoundCone | Ellipsoid] = []
+    hand_3 = np.zeros(3)
     for side in (1.0, -1.0):
         beat = phase + np.pi if side > 0 else phase  # arms swing against the legs
         angle = 0.9 * a.stride * np.sin(beat)
@@ -142,7 +146,7 @@ def _arms(a: Appearance, phase: float) -> tuple[list[RoundCone | Ellipsoid], np.
 def _torso(a: Appearance) -> list[RoundCone | Ellipsoid]:
     hip, build = _hip_height(a), a.build
     paint = _torso_paint(a)
-    parts = [
+    parts: list[RoundCone | Ellipsoid] = [
         _ellipsoid(TORSO, a.top, (0.0, hip + 0.33, 0.0), (0.185 * build, 0.21, 0.118 * build), paint),
         _ellipsoid(TORSO, a.top, (0.0, hip + 0.16, 0.0), (0.165 * build, 0.2, 0.112 * build), paint),
     ]
@@ -197,7 +201,7 @@ def _head(a: Appearance) -> list[RoundCone | Ellipsoid]:
         return centre_3 + np.array(by)
 
     neck = (np.array([0.0, _hip_height(a) + 0.5, 0.0]), centre_3 + np.array([0.0, -0.06, -0.01]))
-    parts = [
+    parts: list[RoundCone | Ellipsoid] = [
         RoundCone(HEAD, a.skin, *neck, 0.05, 0.05),
         Ellipsoid(HEAD, a.skin, centre_3, np.diag(semi_3), face),
     ]
@@ -220,9 +224,10 @@ def _head(a: Appearance) -> list[RoundCone | Ellipsoid]:
 
 def _carried(a: Appearance, right_hand_3: np.ndarray) -> list[RoundCone | Ellipsoid]:
     hip, build, rgb = _hip_height(a), a.build, a.bag.rgb
-    darker = tuple(0.6 * channel for channel in rgb)
+    darker = (0.6 * rgb[0], 0.6 * rgb[1], 0.6 * rgb[2])
     if a.bag.kind == "backpack":  # narrower than the trunk and below the shoulders, so invisible from the front
-        radius, pack = 0.075 * build, []
+        radius = 0.075 * build
+        pack: list[RoundCone | Ellipsoid] = []
         for x in (-0.06 * build, 0.0, 0.06 * build):
             low_3, high_3 = np.array([x, hip + 0.12, -0.165]), np.array([x, hip + 0.355, -0.155])
             pack.append(RoundCone(CARRIED, rgb, low_3, high_3, 1.1 * radius, 0.9 * radius))

@@ -152,7 +152,7 @@ def _map(
 
 
 def bottleneck_maps(
-    out_ED: Float[AnyArray, "E D"], u: BottleneckTerms, v: BottleneckTerms
+    out_ED: Float[Array, "E D"], u: BottleneckTerms, v: BottleneckTerms
 ) -> tuple[Float[Array, "N D"], Float[Array, "M D"]]:
     """The conditional maps of u given v and of v given u.
 

@@ -52,6 +52,7 @@ def image_terms(
     `nearest` is that of `alignment.connect` here and below: 0 for the ReLU, K for a top-K selection.
     """
     nodes_ND = jnp.asarray(nodes_ND)
+    keys_NE = None if keys_NE is None else jnp.asarray(keys_NE)
     used_NE = nodes_ND if keys_NE is None else keys_NE
     intra_NN = connect(affinity_scores(used_NE, used_NE, intra_weight_E), nearest)
     return ImageTerms(nodes_ND, keys_NE, intra_NN, intra_NN.sum(axis=1))

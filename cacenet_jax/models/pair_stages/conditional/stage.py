@@ -203,7 +203,7 @@ class ConditionalStage(EmbeddingPairStage, AffinityStage, kw_only=True):
     def distances(self, constants: PairConstants, u: StoredTerms, v: StoredTerms) -> Float[Array, "C"]:
         """Compute the distances of f(u|v) and f(v|u), mixed with those of clues."""
         distance_C = self.between(*stored.embeddings(constants, u, v, self.nearest))
-        if u.clues is None:
+        if u.clues is None or v.clues is None:
             return distance_C
         return self._mixed(distance_C, jax.vmap(clue_distance, (None, 0))(u.clues, v.clues))
 
