@@ -51,7 +51,8 @@ def golden_network(dtype="float32", axis_name=None, **model):
     backbone = ResNet(
         stages=maker().STAGES, block="bottleneck", width=maker().WIDTH, non_local=True, dtype=dtype, axis_name=axis_name
     )
-    return net.clone(backbone=backbone, dtype=jnp.dtype(dtype))
+    stage = net.pair_stage.clone(channels=backbone.channels)
+    return net.clone(backbone=backbone, pair_stage=stage).astype(jnp.dtype(dtype))
 
 
 def golden_variables(net):

@@ -121,7 +121,7 @@ def test_networks_with_equal_fields_share_their_functions():
 def test_without_pairs_nothing_is_stored_and_nothing_compared(monkeypatch):
     made = []
     monkeypatch.setattr(Store, "__init__", lambda self, *_: made.append(self))
-    found = run(tiny_config(), {"pairs": False, "clue_weight": 0.0, "keys": "raw"})
+    found = run(tiny_config(), {"stage": None})
     assert not made and "conditional" not in found and found["num_query"] == NUM_QUERY
 
 

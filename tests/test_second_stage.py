@@ -9,8 +9,9 @@ import jax
 import numpy as np
 import pytest
 
-from cacenet_jax.distributed.device_map import global_mesh
+from cacenet_jax.distributed.device_map import global_mesh, replicated_sharding
 from cacenet_jax.errors import UserError
+from cacenet_jax.models.cacenet import INDIVIDUAL_PARAMETERS
 from cacenet_jax.run.checkpoints import Checkpoints
 from cacenet_jax.run.choices import override, to_dict
 from cacenet_jax.run.initialisation import check_source
@@ -31,7 +32,7 @@ def first_config(folder):
 def second_config(folder):
     config = first_config(folder)
     config.epochs, config.checkpoint_every, config.init_from = 2, 5, str(folder / "first")
-    config.model.update({"pair_stage": "evidence", "pair": {"channels": 8}, "frozen": True})
+    config.model.update({"pair_stage": "evidence", "pair": {"features": 8}, "frozen": True})
     config.data.num_ids, config.data.hard_pool, config.optim.weight_decay = 3, 4, 0.5
     return config
 
@@ -134,7 +135,7 @@ def test_a_network_that_knows_the_validation_identities_is_refused(folder):
         (
             "model.pair.clue_weight",
             0.5,
-            "clue_weight: pair stage 'evidence' has no field clue_weight; fields are channels",
+            r"config.model.pair.clue_weight: pair stage 'evidence' has no field clue_weight, expected .*\(features\)",
         ),
         ("model.pair_stage", "none", "frozen: found True, expected False without a pair stage"),
     ],

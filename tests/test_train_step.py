@@ -120,7 +120,7 @@ def test_the_same_step_draws_the_same_augmentation_and_the_next_another():
 def test_training_step_lowers_for_accelerators(platform, mode):
     """Forms that are chosen for a CPU are switched off, as they are where the step will run."""
     config = tiny_config("bfloat16")
-    axis_name = AXIS if how == "shard_map" else None
+    axis_name = AXIS if mode == "shard_map" else None
     settings = experiment.read(config)
     net = settings.network.build(4, axis_name)
     net = net.clone(backbone=net.backbone.clone(matmul_1x1=False, cpu_stem=False))
@@ -138,8 +138,8 @@ def test_training_step_lowers_for_accelerators(platform, mode):
 @pytest.mark.parametrize(
     "model",
     [
-        {"pair_stage": "evidence", "pair": {"channels": 4}},
-        {"pair_stage": "evidence", "pair": {"channels": 4}, "frozen": True},
+        {"pair_stage": "evidence", "pair": {"features": 4}},
+        {"pair_stage": "evidence", "pair": {"features": 4}, "frozen": True},
         {"pair_stage": "keypoints"},
         {"pair": {"alignment": "similarity", "neighbours": 9}},
         {"pair": {"alignment": "semantic"}},

@@ -55,7 +55,10 @@ def tiny_config(folder=".", **fields):
 
 
 def state(net_fields=None, factor=1.0):
-    net, variables = network(jnp.float32, **{"keys": "correlation", "clue_weight": 0.3, **(net_fields or {})})
+    fields = net_fields or {}
+    if "stage" not in fields:
+        fields = {"keys": "correlation", "clue_weight": 0.3, **fields}
+    net, variables = network(jnp.float32, **fields)
     variables = jax.tree.map(lambda x: np.asarray(x * factor), variables)
     return net, TrainState(np.int32(0), variables["params"], variables["batch_stats"], ())
 

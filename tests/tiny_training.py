@@ -40,7 +40,11 @@ def tiny_config(dtype="float32", **model):
 
 def network(config, axis_name=None, one_block=False):
     net = experiment.read(config).network.build(4, axis_name)
-    return net.clone(backbone=OneBlock(dtype=net.dtype, axis_name=axis_name)) if one_block else net
+    if not one_block:
+        return net
+    backbone = OneBlock(dtype=net.dtype, axis_name=axis_name)
+    stage = net.pair_stage and net.pair_stage.clone(channels=backbone.channels)
+    return net.clone(backbone=backbone, pair_stage=stage)
 
 
 def batch_of(dtype="float32", duplicates=False):

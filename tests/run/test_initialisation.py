@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from safetensors.numpy import save_file
 
 from cacenet_jax import experiment
-from cacenet_jax.distributed.device_map import global_mesh
+from cacenet_jax.distributed.device_map import global_mesh, replicated_sharding
 from cacenet_jax.errors import UserError
 from cacenet_jax.models.backbones import resnet
 from cacenet_jax.run import initialisation

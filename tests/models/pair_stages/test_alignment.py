@@ -181,12 +181,15 @@ def test_conditional_maps_are_those_of_the_literal_convolution(strategy, neighbo
     net, variables, _ = tiny(strategy, neighbours)
     params = {**variables["params"], "intra_weight": jnp.asarray(4 * W), "cross_weight": jnp.asarray(4 * W_CROSS)}
     bound = net.bind({**variables, "params": params})
-    keys = [bound._keys(jnp.asarray(x)[None], jnp.asarray(p)[None], False) for x, p in ((U, PARTS_U), (V, PARTS_V))]
+    _ = bound.individual_head  # makes the parts
+    stage = bound.pair_stage
+    keys = [stage._keys(jnp.asarray(x)[None], jnp.asarray(p)[None], False) for x, p in ((U, PARTS_U), (V, PARTS_V))]
     keys = [jnp.asarray(x) if k is None else k[0] for x, k in zip((U, V), keys, strict=True)]
     own = jax.jit(image_terms, static_argnums=3)
-    terms = [own(x, bound.weight("intra", k), k, net.nearest) for x, k in zip((U, V), keys, strict=True)]
+    weight = lambda block: stage._weight(block, keys[0].shape[-1], keys[0].dtype)
+    terms = [own(x, weight("intra"), k, stage.nearest) for x, k in zip((U, V), keys, strict=True)]
     maps = jax.jit(conditional_maps, static_argnums=(3, 4))
-    found = maps(*terms, bound.weight("cross", keys[0]), "discrepancy", net.nearest)
+    found = maps(*terms, weight("cross"), "discrepancy", stage.nearest)
     for a, b in zip(found, expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10)
 
@@ -208,10 +211,14 @@ def test_a_rule_has_no_weights_to_learn_and_an_individual_graph_no_cross_weight(
 def test_the_graph_of_a_rule_has_no_backward_pass():
     """Its keys and weights are constants or stopped: nothing asks for products that would be zero."""
 
+    def grid(net, maps, parts):
+        nodes = maps.reshape(len(maps), -1, maps.shape[-1])
+        return net.pair_stage.grid(nodes, parts, net._branch(), train=False)
+
     def products_of_gradient(strategy):
         net, variables, images = tiny(strategy, 2)
         maps, parts = looked_at(net, variables, images)
-        total = lambda maps: net.apply(variables, maps, parts, train=False, method="grid").conditional.embedding.sum()
+        total = lambda maps: net.apply(variables, maps, parts, method=grid).conditional.embedding.sum()
         forward, both = (str(jax.make_jaxpr(form)(maps)).count("dot_general[") for form in (total, jax.grad(total)))
         return both - forward
 

@@ -13,7 +13,7 @@ from cacenet_jax.errors import UserError
 from cacenet_jax.models.attention import correspondence
 from cacenet_jax.models.graph import laplacian_conv
 from cacenet_jax.models.pair_stages.conditional.batch_grid import coefficients, encoded_grid
-from cacenet_jax.models.pair_stages.conditional.memory_plan import Plan
+from cacenet_jax.models.pair_stages.conditional.memory_plan import Plan, make_plan
 
 PLANS = {
     "as on a GPU": Plan(None, 6, True, False, 6, True),

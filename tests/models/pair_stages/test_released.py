@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from oracles import finite_difference
-from tiny_retrieval import applied, compose, describe, network
+from tiny_retrieval import applied, compose, describe, distances, network, with_stage
 
 from cacenet_jax.errors import UserError
 from cacenet_jax.models.backbones import resnet
@@ -124,7 +124,9 @@ def test_non_local_block_is_the_loop_and_starts_as_nothing(x64):
             expected.append(node + drawn @ layers["W"][0] + layers["W"][1])
     found = block.apply(variables, jnp.asarray(x))
     np.testing.assert_allclose(found, np.reshape(expected, x.shape), rtol=1e-9, atol=1e-9)
-    with pytest.raises(UserError, match=r"config.model.non_local: found True with backbone 'resnet_tiny'"):
+    with pytest.raises(
+        UserError, match=r"config.model.backbone_fields.non_local: found True with backbone 'resnet_tiny'"
+    ):
         resnet.build("resnet_tiny", non_local=True)
 
 
