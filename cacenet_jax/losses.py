@@ -70,7 +70,7 @@ def every_row(loss_R: Float[AnyArray, "R"]) -> RowLosses:
 
 
 def _wide(x: Float[AnyArray, "*any"]) -> Float[Array, "*any"]:
-    """At least float32: softmax and distances are never computed in a half type."""
+    """Promote to at least float32: softmax and distances are never computed in a half type."""
     x = jnp.asarray(x)
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
@@ -127,7 +127,7 @@ def mixup_cross_entropy(
 
 
 def _pairs(row_labels_R: AnyArray, column_labels_C: AnyArray, row_index_R: AnyArray) -> tuple[Array, Array]:
-    """Which pairs of a grid show one identity, and which of them two images of it, (R, C) each."""
+    """Mask the pairs of a grid that show one identity, and those of them that are two images of it, (R, C) each."""
     columns_C = jnp.asarray(column_labels_C)
     same_RC = jnp.asarray(row_labels_R)[:, None] == columns_C[None]
     itself_RC = jnp.asarray(row_index_R)[:, None] == jnp.arange(len(columns_C))[None]

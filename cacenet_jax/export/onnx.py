@@ -1,4 +1,4 @@
-"""From an export to ONNX, in a process and an environment of its own (requirements-onnx.txt).
+"""Conversion of an export to ONNX, in a process and an environment of its own (requirements-onnx.txt).
 
 python -m cacenet_jax.export.onnx WORKDIR/export
 

@@ -1,4 +1,4 @@
-"""From pooled maps to embeddings and logits (paper section 3.2).
+"""Heads: pooled maps to embeddings and logits (paper section 3.2).
 
 Legend: B images, R x C pairs (target u, context v), D channels of a map, F embedding size, I training identities.
 """

@@ -198,7 +198,7 @@ def reproduce(
 
 
 def _absent(study: Study) -> dict[str, str]:
-    """Why the data of a run cannot be had, for those that are not done."""
+    """Return the reason for each unfinished run whose data set is not available."""
     reasons: dict[str, str | None] = {}  # rows of one config share their data
     absent: dict[str, str] = {}
     for run, config in study.plan.configs.items():

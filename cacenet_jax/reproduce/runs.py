@@ -144,7 +144,7 @@ def changes(plan_config: ConfigDict, full: ConfigDict) -> list[str]:
 
 
 def why_no_data(config: ConfigDict) -> str | None:
-    """Why the data set of a config cannot be had; None where it can."""
+    """Return the reason why the data set of a config is not available, None if it is."""
     data = config.data
     try:
         find_prepared(data.name, root=data.root, data_dir=data.dir, options=data.options.to_dict())

@@ -1,4 +1,4 @@
-"""Why two images match: the paper's figures 4, 5 and 6 of a trained network, and one page that shows them.
+"""Figures of a trained network: the paper's figures 4, 5 and 6, and one page that shows why two images match.
 
 The figures are functions from arrays to a matplotlib Figure, without global state, for notebooks too; `report.visualize`
 is the mode of the command line.

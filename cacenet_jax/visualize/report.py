@@ -88,7 +88,7 @@ def _facts(settings: Experiment, step: int, ranking: str, num_gallery: int, titl
 
 
 def _folder(workdir: Path) -> Path:
-    """Where the figures go, made and tried before anything is ranked."""
+    """Create the folder of the figures and check that it is writable, before anything is ranked."""
     folder = workdir / "figures"
     try:
         folder.mkdir(exist_ok=True)
