@@ -126,7 +126,7 @@ class CACENet(nn.Module):
         return self.backbone(images_BHWC, train=train)
 
     def mirrored_maps(self, images_BHWC: Float[Array, "B H W 3"]) -> Float[Array, "B h w D"]:
-        """Average, in test mode, the map of an image and the re-mirrored map of its mirror image, so that positions match."""
+        """Average the map of an image and that of its mirror image, mirrored back so that positions match, in test mode."""
         mirrored_BHWD = self.maps(images_BHWC[:, :, ::-1], train=False)
         return (self.maps(images_BHWC, train=False) + mirrored_BHWD[:, :, ::-1]) / 2
 
