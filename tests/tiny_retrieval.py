@@ -58,9 +58,9 @@ def plain_distance(net, u, v):
     """The paper's distance of two images from their terms: nothing composed, nothing stored. For net.apply(method=...)."""
     individual = net.individual_head  # makes the parts
     stage = net.pair_stage
-    keys_NE = u.graph.nodes_ND if u.graph.keys_NE is None else u.graph.keys_NE
-    near = neighbours_both(u.graph, v.graph, stage._weight("cross", keys_NE.shape[-1], keys_NE.dtype), stage.nearest)
-    own = jnp.stack([u.graph.nodes_ND, v.graph.nodes_ND]).mean(axis=1, dtype=near[0].dtype)
+    keys_NE = u.image.nodes_ND if u.image.keys_NE is None else u.image.keys_NE
+    near = neighbours_both(u.image, v.image, stage._weight("cross", keys_NE.shape[-1], keys_NE.dtype), stage.nearest)
+    own = jnp.stack([u.image.nodes_ND, v.image.nodes_ND]).mean(axis=1, dtype=near[0].dtype)
     embedding = normalise(stage.conditional_head(own, jnp.stack(near), train=False).embedding)
     distance = 1 - embedding[0] @ embedding[1]
     del individual

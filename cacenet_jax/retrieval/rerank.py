@@ -143,7 +143,7 @@ def k_reciprocal_features(
     Raises:
         UserError: as in `k_reciprocal`.
     """
-    query_QF, gallery_GF = _features(query_QF, gallery_GF)
+    query_QF, gallery_GF = checked_features(query_QF, gallery_GF)
     all_AF = np.concatenate([query_QF, gallery_GF])
     square_A = np.square(all_AF).sum(axis=1)
 
@@ -163,44 +163,6 @@ def k_reciprocal_features(
     return _re_rank(distances, k1, k2, lambda_value)
 
 
-def query_expansion(
-    query_QF: Float[Array, "Q F1"], gallery_GF: Float[Array, "G F2"], k: int, alpha: float | int
-) -> Float[np.ndarray, "Q F1"]:
-    """Replace each query by a weighted mean of itself and its nearest gallery images.
-
-    q' = (q + sum_{g in top-k(q)} max(q.g, 0)^alpha g) / |...|, of L2-normalised q and g; alpha 0 is the plain
-    mean.
-
-    Args:
-        query_QF: features of the queries.
-        gallery_GF: features of the gallery.
-        k: number of neighbours; ties keep gallery order. 0 returns the queries unchanged.
-        alpha: exponent of the weights; larger values favour near neighbours.
-
-    Returns:
-        Expanded queries, L2-normalised if k > 0.
-
-    Raises:
-        UserError: different feature sizes, features that are not finite, k or alpha below 0.
-
-    Source: Radenovic, Tolias and Chum, "Fine-tuning CNN Image Retrieval with No Human Annotation", TPAMI
-        2018.
-    """
-    if k < 0 or alpha < 0:
-        raise UserError(f"query expansion: found k {k} and alpha {alpha}, expected both to be at least 0; raise them")
-    query_QF, gallery_GF = _features(query_QF, gallery_GF)
-    if not k or not len(gallery_GF):
-        return query_QF
-    query_QF, gallery_GF = _l2_normalise(query_QF), _l2_normalise(gallery_GF)
-    out_QF = np.empty_like(query_QF)
-    for start, stop in _blocks(len(query_QF), len(gallery_GF)):
-        similarity_BG = query_QF[start:stop] @ gallery_GF.T
-        top_BK = _nearest(-similarity_BG, k)
-        weight_BK = np.maximum(np.take_along_axis(similarity_BG, top_BK, axis=1), 0) ** alpha
-        out_QF[start:stop] = query_QF[start:stop] + np.einsum("bk,bkf->bf", weight_BK, gallery_GF[top_BK])
-    return _l2_normalise(out_QF)
-
-
 def _re_rank(distances: _Distances, k1: int, k2: int, lambda_value: float | int) -> np.ndarray:
     """Run the three steps of `k_reciprocal`: neighbours, encoding, Jaccard distance."""
     if k1 < 1 or k2 < 1 or not 0 <= lambda_value <= 1:
@@ -217,7 +179,7 @@ def _re_rank(distances: _Distances, k1: int, k2: int, lambda_value: float | int)
     scale_A = np.empty(num_all, distances.dtype)
     nearest_AK = np.empty((num_all, min(max(k1 + 1, k2), num_all)), np.int32)
     out_QG = np.empty((num_query, num_all - num_query), distances.dtype)
-    for start, stop in _blocks(num_all, num_all):
+    for start, stop in row_blocks(num_all, num_all):
         block_BA = distances.block(start, stop)
         largest_B = block_BA.max(axis=1)
         if not np.isfinite(largest_B).all():
@@ -226,7 +188,7 @@ def _re_rank(distances: _Distances, k1: int, k2: int, lambda_value: float | int)
             raise UserError(f"the squared distances of {name} are not all finite; check the features for NaN and inf")
         scale_A[start:stop] = np.where(largest_B > 0, largest_B, 1)
         block_BA /= scale_A[start:stop, None]
-        nearest_AK[start:stop] = _nearest(block_BA, nearest_AK.shape[1])
+        nearest_AK[start:stop] = nearest_columns(block_BA, nearest_AK.shape[1])
         if start < num_query:
             out_QG[start:stop] = block_BA[: num_query - start, num_query:]
 
@@ -236,7 +198,7 @@ def _re_rank(distances: _Distances, k1: int, k2: int, lambda_value: float | int)
     return _mix_with_jaccard(out_QG, encoding, lambda_value)
 
 
-def _nearest(distance_BA: np.ndarray, k: int) -> np.ndarray:
+def nearest_columns(distance_BA: np.ndarray, k: int) -> np.ndarray:
     """Return the indices of the k smallest of each row in stable ascending order, using a partition instead of a sort."""
     k = min(k, distance_BA.shape[1])
     bound_B = np.partition(distance_BA, k - 1, axis=1)[:, k - 1]
@@ -258,9 +220,9 @@ def _encode(distances: _Distances, scale_A: np.ndarray, nearest_AK: np.ndarray, 
     num_all, k = nearest_AK.shape
     half_AH = np.ascontiguousarray(nearest_AK[:, :half])
     width = k * half_AH.shape[1]
-    half_mutual_AH = np.concatenate([_is_mutual(half_AH, *bounds) for bounds in _blocks(num_all, width)])
+    half_mutual_AH = np.concatenate([_is_mutual(half_AH, *bounds) for bounds in row_blocks(num_all, width)])
     parts = []
-    for start, stop in _blocks(num_all, width * k):
+    for start, stop in row_blocks(num_all, width * k):
         near_BK, mutual_BK = nearest_AK[start:stop], _is_mutual(nearest_AK, start, stop)
         member_BKH, reciprocal_BKH = half_AH[near_BK], half_mutual_AH[near_BK]
         own_BK = np.where(mutual_BK, near_BK, -1)
@@ -283,7 +245,7 @@ def _average(encoding: _Sparse, nearest_AK: np.ndarray) -> _Sparse:
     num_all, k = nearest_AK.shape
     entries = int(np.diff(encoding.start).max(initial=1)) * k
     parts = []
-    for start, stop in _blocks(num_all, entries):
+    for start, stop in row_blocks(num_all, entries):
         owner_N, entry_N = _entries(encoding.start, nearest_AK[start:stop].ravel())
         key_N = owner_N // k * num_all + encoding.columns[entry_N]
         key_M, inverse_N = np.unique(key_N, return_inverse=True)
@@ -328,14 +290,14 @@ def _sparse(parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> _Sparse:
     return _Sparse(np.concatenate([[0], np.cumsum(counts_A)]), columns, values)
 
 
-def _blocks(num_rows: int, row_elements: int) -> Iterator[tuple[int, int]]:
+def row_blocks(num_rows: int, row_elements: int) -> Iterator[tuple[int, int]]:
     """Yield (start, stop) of blocks of rows whose temporaries have about `_BLOCK_ELEMENTS` elements."""
     size = max(1, _BLOCK_ELEMENTS // max(1, row_elements))
     for start in range(0, num_rows, size):
         yield start, min(start + size, num_rows)
 
 
-def _features(query_QF: Array, gallery_GF: Array) -> tuple[np.ndarray, np.ndarray]:
+def checked_features(query_QF: Array, gallery_GF: Array) -> tuple[np.ndarray, np.ndarray]:
     """Convert to NumPy arrays of a common dtype, at least float32; UserError unless finite and of one feature size."""
     query_QF, gallery_GF = np.asarray(query_QF), np.asarray(gallery_GF)
     if query_QF.ndim != 2 or gallery_GF.ndim != 2 or query_QF.shape[1] != gallery_GF.shape[1]:
@@ -350,7 +312,7 @@ def _features(query_QF: Array, gallery_GF: Array) -> tuple[np.ndarray, np.ndarra
     return query_QF.astype(dtype, copy=False), gallery_GF.astype(dtype, copy=False)
 
 
-def _l2_normalise(features_NF: np.ndarray) -> np.ndarray:
+def l2_normalise(features_NF: np.ndarray) -> np.ndarray:
     """Divide each row by its norm; zero rows stay zero."""
     norm_N1 = np.linalg.norm(features_NF, axis=1, keepdims=True)
     return features_NF / np.where(norm_N1 > 0, norm_N1, 1)

@@ -117,11 +117,6 @@ def import_checkpoint(config: ConfigDict, workdir: str | Path) -> TrainState:
     """
     workdir, config = Path(workdir).expanduser(), complete(config)
     validate(config)
-    if config.model.pair_stage != "released":
-        raise UserError(
-            f"config.model.pair_stage: found {config.model.pair_stage!r} with --mode=import, expected the released recipe; "
-            "take configs/market1501.py:released or a sibling"
-        )
     if not config.pretrained:
         raise UserError(
             "config.pretrained: not given, expected the authors' checkpoint with --mode=import; name the file"

@@ -44,7 +44,7 @@ class Facts(NamedTuple):
         data: name of the data set.
         step: of the checkpoint.
         ranking: name of the re-scored ranking.
-        how: what it ranks by.
+        distance: description of the distance that it ranks by.
         top_k: images of a query that are re-scored.
         camera_filter: whether images of the query's person by its camera are left out.
         learned: name of the network's correspondences.
@@ -53,7 +53,7 @@ class Facts(NamedTuple):
     data: str
     step: int
     ranking: str
-    how: str
+    distance: str
     top_k: int
     camera_filter: bool
     learned: str
@@ -111,7 +111,7 @@ def html(cases: Sequence[Case], change: Change, facts: Facts, results: dict[str,
 <body>
 <h1>{escape(title)}</h1>
 <p>CACE-Net looks at two images together. The individual ranking compares images one by one; the {facts.ranking} ranking
-orders its first {facts.top_k} images again, by {escape(facts.how)}. Checkpoint of step {facts.step}.{filtered}</p>
+orders its first {facts.top_k} images again, by {escape(facts.distance)}. Checkpoint of step {facts.step}.{filtered}</p>
 {_table(results)}
 <p>Average precision of {total} queries: <b>{change.better} rose, {change.worse} fell, {change.same} stayed</b>; the mean
 changed by {100 * change.mean:+.2f} points. Below are the queries that changed most, both ways: first what gained, then what

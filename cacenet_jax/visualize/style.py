@@ -57,10 +57,10 @@ class Sheet:
                 spine.set(visible=True, edgecolor=COLOURS[right], linestyle=FRAMES[right], linewidth=2.2)
         return axes
 
-    def text(self, x: float, y: float, words: str, colour: str = INK, size: float = FONT, **how: str) -> None:
-        """Words, centred above a point unless `how` (ha, va, weight, rotation) says otherwise."""
+    def text(self, x: float, y: float, words: str, colour: str = INK, size: float = FONT, **placing: str) -> None:
+        """Words, centred above a point unless `placing` (ha, va, weight, rotation) says otherwise."""
         across, down = self._size
-        place: dict[str, Any] = {"ha": "center", "va": "baseline", **how}
+        place: dict[str, Any] = {"ha": "center", "va": "baseline", **placing}
         self.figure.text(x / across, 1 - y / down, words, color=colour, fontsize=size, linespacing=1.15, **place)
 
 

@@ -5,7 +5,8 @@ import pytest
 from cacenet_jax.errors import UserError
 from cacenet_jax.retrieval import rerank
 from cacenet_jax.retrieval.metrics import evaluate_ranking
-from cacenet_jax.retrieval.rerank import k_reciprocal, k_reciprocal_features, query_expansion
+from cacenet_jax.retrieval.query_expansion import query_expansion
+from cacenet_jax.retrieval.rerank import k_reciprocal, k_reciprocal_features
 
 
 def dense(qg, qq, gg, k1=20, k2=6, lambda_value=0.3):

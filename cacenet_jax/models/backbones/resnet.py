@@ -239,8 +239,8 @@ def build(name: str, **fields: Any) -> ResNet:
         raise UserError(f"backbone {name!r} is not known; choose one of {', '.join(STAGES)}")
     known = {field.name for field in dataclasses.fields(ResNet)} - {"parent"}
     if unknown := sorted(set(fields) - known):
-        found, expected = ", ".join(unknown), ", ".join(sorted(known))
-        raise UserError(f"backbone {name!r} has no field {found}; fields are {expected}")
+        expected = ", ".join(sorted(known))
+        raise UserError(f"backbone {name!r} has no field {', '.join(unknown)}; fields are {expected}")
     if fields.get("non_local") and min(STAGES[name].stages[1:]) < 2:
         raise UserError(
             f"config.model.backbone_fields.non_local: found True with backbone {name!r}, expected stages of two blocks or "

@@ -35,11 +35,11 @@ class Terms(NamedTuple):
     """Per-image terms.
 
     Attributes:
-        graph: terms of the graph convolution.
+        image: terms of the graph convolution.
         clues: regions for the clue distance; None in a model without it.
     """
 
-    graph: ImageTerms
+    image: ImageTerms
     clues: Clues | None
 
 
@@ -189,7 +189,7 @@ class ConditionalStage(EmbeddingPairStage, AffinityStage, kw_only=True):
     def store(self, constants: PairConstants, terms: Terms, dtype: Any) -> StoredTerms:
         """Compute `stored.store` of the terms."""
         return stored.store(
-            constants, terms.graph, terms.clues, dtype, nearest=self.nearest, has_threshold=self.has_threshold
+            constants, terms.image, terms.clues, dtype, nearest=self.nearest, has_threshold=self.has_threshold
         )
 
     # -- Two images -----------------------------------------------------------------------------------------------------
@@ -213,11 +213,11 @@ class ConditionalStage(EmbeddingPairStage, AffinityStage, kw_only=True):
     def view(self, u: Terms, v: Terms, nodes_u_ND: Array, nodes_v_MD: Array, individual: Individual) -> PairView:
         """The cross block and the norms of the conditional map after Theta (equation 5, 6 or 7)."""
         del nodes_u_ND, nodes_v_MD, individual
-        keys_u, keys_v = (x.nodes_ND if x.keys_NE is None else x.keys_NE for x in (u.graph, v.graph))
+        keys_u, keys_v = (x.nodes_ND if x.keys_NE is None else x.keys_NE for x in (u.image, v.image))
         weight_E = self._weight("cross", keys_u.shape[-1], keys_u.dtype)
         cross_NM = connect(affinity_scores(keys_u, keys_v, weight_E), self.nearest)
-        own_ND = u.graph.nodes_ND
-        near_ND = conditional_maps(u.graph, v.graph, weight_E, self.kind, self.nearest)[0] - own_ND
+        own_ND = u.image.nodes_ND
+        near_ND = conditional_maps(u.image, v.image, weight_E, self.kind, self.nearest)[0] - own_ND
         return PairView(cross_NM, jnp.linalg.norm(self.conditional_head.filter_map(own_ND, near_ND), axis=-1))
 
     # -- A batch --------------------------------------------------------------------------------------------------------
