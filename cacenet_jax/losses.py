@@ -99,7 +99,7 @@ def mixup_rows(
     column_labels_C: Int[AnyArray, "C"],
     alpha: float,
 ) -> Float[Array, "R"]:
-    """Equation 8 of each target image, averaged over the contextual images: a row of the grid, (R,)."""
+    """Compute equation 8 for each target image, averaged over the contextual images, (R,): the form that training runs."""
     log_p_RCI = jax.nn.log_softmax(_wide(logits_RCI), axis=-1)
     row_labels_R, column_labels_C = jnp.asarray(row_labels_R), jnp.asarray(column_labels_C)
     shape = log_p_RCI.shape[:2]
@@ -111,7 +111,9 @@ def mixup_rows(
 def mixup_cross_entropy(
     logits_BBC: Float[AnyArray, "B B C"], labels_B: Int[AnyArray, "B"], alpha: float
 ) -> Float[Array, ""]:
-    """Mean over the grid of alpha CE(y_u, f(u|v)) + (1 - alpha) CE(y_v, f(u|v)).
+    """Compute the mean over the grid of alpha CE(y_u, f(u|v)) + (1 - alpha) CE(y_v, f(u|v)).
+
+    The form for a whole grid on one device; the training step runs its rows, `mixup_rows`.
 
     Args:
         logits_BBC: scores of the C identities for f(u|v), target u along the first axis, context v along the second.
@@ -193,7 +195,9 @@ def list_rows(
 def batch_hard_triplet(
     distance_BB: Float[AnyArray, "B B"], labels_B: Int[AnyArray, "B"], margin: float
 ) -> Float[Array, ""]:
-    """Mean over anchors of relu(margin + hardest positive - hardest negative).
+    """Compute the mean over anchors of relu(margin + hardest positive - hardest negative).
+
+    The form for a whole grid on one device; the training step runs its rows, `batch_hard_rows`.
 
     Args:
         distance_BB: distances, anchors along the first axis; the diagonal is not read.

@@ -96,7 +96,7 @@ def make_train_step(
     key: jax.Array,
     axis_name: str | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
-    """The per-device training step, to be compiled by jax.jit or mapped by parallel.DeviceMap.
+    """The per-device training step, to be compiled by jax.jit or mapped by distributed.device_map.DeviceMap.
 
     Args:
         model: the network, with the same axis_name.
@@ -108,7 +108,7 @@ def make_train_step(
 
     Returns:
         A pure function of a state and this device's share of the batch to the new state and scalar metrics: `loss`, each
-        weighted term, `accuracy`, `grad_norm` and, with the pair stage, the health of the graph.
+        weighted term of the loss under its name, `accuracy`, `grad_norm`, `param_norm` and the diagnostics of the pair stage.
     """
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:

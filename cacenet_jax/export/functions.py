@@ -53,7 +53,7 @@ def general(net: CACENet) -> CACENet:
 def functions(net: CACENet, variables: Any, image_size: tuple[int, int], flip: bool) -> Functions:
     """Return the functions of a trained network.
 
-    Terms are float32, whatever config.eval.map_dtype stores in an evaluation: readers elsewhere know no bfloat16.
+    Terms are float32 regardless of config.eval.map_dtype: other runtimes may not support bfloat16.
 
     Args:
         net: the network.

@@ -170,7 +170,7 @@ def _csv(head: Sequence[str], body: Iterable[Sequence[Any]]) -> str:
 
 
 def csv_text(table: Table, lines: Sequence[Line]) -> str:
-    """One line a run: every metric as a fraction of 1, seconds, and what the config changes."""
+    """Return CSV with one row per run: metrics in [0, 1], seconds, and config overrides."""
     head = ["table", "row", "run", "seed", *(f"{name}_{metric}" for name in RANKINGS for metric in _METRICS)]
     plain = ["top_k", "mix", "num_query", "num_gallery", "num_valid", "step"]
     head += [*plain, "seconds", "evaluation_seconds", *_HEALTH, "paper_mAP", "paper_rank1", "data", "changes"]

@@ -139,7 +139,7 @@ class KeyPointStage(AffinityStage, kw_only=True):
 
     @property
     def learned_blocks(self) -> tuple[Block, ...]:
-        """The cross block alone."""
+        """Only the cross block has learned weights."""
         return ("cross",)
 
     def terms(

@@ -1,6 +1,6 @@
 """The pair stage over a whole training batch: every ordered pair of a global grid, exact, in bounded memory.
 
-The mean neighbour of image u in the graph of u and v is a weighted sum of the nodes of both images (see pairs.py):
+The mean neighbour of image u in the graph of u and v is a weighted sum of the nodes of both images (see pair.py):
 
     mean_u[(R A R) X] = (own_uv X_u + given_vu X_v) / N,   own_uv = r_uv * (S_u r_uv),   given_uv = r_uv * (T_uv r_vu)
 
@@ -70,7 +70,7 @@ def _intra(keys_NE: Array, weight_E: Array, nearest: int) -> Array:
 
 
 def _weigh(matrix_NM: Array, vector_M: Array, fused: bool) -> Array:
-    """A matrix times a vector in their own precision: GPUs and TPUs would round the factors of a matrix product."""
+    """Multiply a matrix and a vector at full precision; `fused` as product and sum, since GPUs and TPUs round matmul inputs."""
     return (matrix_NM * vector_M).sum(axis=1) if fused else matrix_NM @ vector_M
 
 
@@ -120,7 +120,7 @@ def _panels(function: Callable[[Any], Any], rows: Any, panel: int) -> Any:
 
 
 def _mirrored_cross(keys_BNE: Array, weight_E: Array, panel: int, nearest: int) -> Array:
-    """All cross blocks, (B, B, N, N), each computed for one order of a pair and transposed for the other."""
+    """Compute all cross blocks, (B, B, N, N): the upper triangle of pairs, then the rest by transposition."""
     blocks = keys_BNE.shape[0] // panel
     upper = jnp.asarray([(i, j) for i in range(blocks) for j in range(i, blocks)])
     nodes = keys_BNE.shape[1]

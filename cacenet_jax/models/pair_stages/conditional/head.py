@@ -28,7 +28,7 @@ class ComposedHead(NamedTuple):
     bias_F: Array
 
 
-def near_identity(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+def identity_init(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
     """A square filter that starts as the identity: the graph's own output, unmixed."""
     return jnp.eye(shape[0], shape[1], dtype=dtype)
 
@@ -57,7 +57,7 @@ class ConditionalHead(nn.Module):
     num_identities: int
     kind: Kind = "discrepancy"
     filters: Literal["tied", "untied"] = "tied"
-    theta_init: Callable[..., Array] = near_identity
+    theta_init: Callable[..., Array] = identity_init
     dtype: Any = jnp.float32
     axis_name: str | None = None
     relu: bool = False
@@ -86,7 +86,7 @@ class ConditionalHead(nn.Module):
         return [self.theta] if self.filters == "tied" else [self.theta, self.theta_1]
 
     def __call__(self, own: Float[Array, "*own D"], neighbour: Float[Array, "*batch D"], *, train: bool) -> Embedded:
-        """Mean of u's map and its mean neighbour (broadcast against each other) to f(u|v) and logits."""
+        """Compute f(u|v) and logits from the mean of u's map and the mean neighbour; the two broadcast."""
         return self.head(self._filter(own, neighbour, self._thetas()), train=train)
 
     def encoder(self, num_pairs: int) -> Callable[[Array, Array], Float[Array, "*batch F"]]:
