@@ -7,6 +7,7 @@ import pytest
 from oracles import affinity, full_graph, literal_clues, pair_maps
 from tiny_retrieval import D, F, I, Pixels, applied, compose, describe, distances, module
 
+from cacenet_jax.errors import UserError
 from cacenet_jax.models.pair_stages.conditional.head import ConditionalHead
 
 
@@ -172,3 +173,26 @@ def test_no_nan_for_identical_or_black_images(keys):
 
     value, grads = jax.jit(jax.value_and_grad(objective, (0, 1)))(variables["params"], images)
     assert np.isfinite(value) and all(np.isfinite(x).all() for x in jax.tree.leaves(grads))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"pooling": "gem"}, "config.model.pooling: found 'gem', expected mean with ConditionalStage; change it or"),
+        ({"stage": "released", "frozen": True}, "config.model.frozen: found True, expected False with ReleasedStage"),
+    ],
+)
+def test_parts_that_do_not_go_together_are_one_line(fields, message):
+    with pytest.raises(UserError, match=message):
+        module(**fields).validate()
+
+
+def test_parts_that_go_together_are_taken():
+    for stage, pooling, frozen in [
+        ("conditional", "mean", True),
+        ("released", "gem", False),
+        ("keypoints", "gem", True),
+        ("evidence", "gem", True),
+        (None, "gem", False),
+    ]:
+        module(stage=stage, pooling=pooling, frozen=frozen).validate()
