@@ -16,10 +16,6 @@ def sources():
     return house.read(PACKAGE)
 
 
-def pending(rule, reason):
-    return pytest.param(rule, marks=pytest.mark.xfail(strict=True, reason=reason))
-
-
 @pytest.mark.parametrize(
     "rule",
     [
