@@ -8,16 +8,18 @@ import jax.numpy as jnp
 import pytest
 from documents import ROOT, section
 from flax.traverse_util import flatten_dict
+from ml_collections import ConfigDict
 
 from cacenet_jax import experiment
-from cacenet_jax.config import paper, released
+from cacenet_jax.config import paper
+from cacenet_jax.reproduce.variants import apply
 
 CHANNELS, EMBED_DIM, IDENTITIES, EVIDENCE = 64, 8, 5, 6
-# Fields of config.model, and the first column of the rows that apply.
+# Fields of config.model.pair, and the first column of the rows that apply.
 NETWORKS = {
     "conditional": ({}, {"every", "conditional", "conditional, keypoints"}),
     "untied": (
-        {"filters": "untied", "affinity": "correlation"},
+        {"filters": "untied", "keys": "correlation"},
         {
             "every",
             "conditional",
@@ -27,10 +29,10 @@ NETWORKS = {
             "keys=correlation or standardised",
         },
     ),
-    "keypoints": ({"pair_score": "keypoints"}, {"every", "conditional, keypoints"}),
-    "evidence": ({"pair_score": "evidence", "evidence_channels": EVIDENCE}, {"every", "evidence"}),
-    "released": ({"non_local": False}, {"every", "released", "pooling=gem"}),
-    "none": ({"pairs": False}, {"every"}),
+    "keypoints": ({}, {"every", "conditional, keypoints"}),
+    "evidence": ({"features": EVIDENCE}, {"every", "evidence"}),
+    "released": ({}, {"every", "released", "pooling=gem"}),
+    "none": ({}, {"every"}),
 }
 LETTERS = {"D": CHANNELS, "D/16": CHANNELS // 16, "F": EMBED_DIM, "I": IDENTITIES, "E": EVIDENCE, "2E": 2 * EVIDENCE}
 
@@ -55,10 +57,12 @@ def documented() -> list[tuple[str, str, tuple]]:
 
 
 def variables(name: str) -> dict[str, tuple]:
-    config = released() if name == "released" else paper()
+    config = apply(paper(), "released") if name == "released" else paper()
     config.model.backbone, config.model.embed_dim = "resnet_tiny", EMBED_DIM
-    config.model.update(NETWORKS[name][0])
-    net = experiment.model(config, IDENTITIES)
+    config.model.backbone_fields = ConfigDict()
+    config.model.pair_stage = "conditional" if name == "untied" else name
+    config.model.pair = ConfigDict(NETWORKS[name][0])
+    net = experiment.read(config).network.build(IDENTITIES)
     images = jnp.zeros((2, 32, 16, net.image_channels))
     shapes = jax.eval_shape(lambda: net.init(jax.random.key(0), images, train=False))
     flat = {**flatten_dict(shapes["params"], sep="/"), **flatten_dict(shapes["batch_stats"], sep="/")}
