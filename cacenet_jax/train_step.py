@@ -108,7 +108,7 @@ def make_train_step(
 
     Returns:
         A pure function of a state and this device's share of the batch to the new state and scalar metrics: `loss`, each
-        weighted term of the loss under its name, `accuracy`, `grad_norm`, `param_norm` and the diagnostics of the pair stage.
+        weighted term of the loss under its name, `accuracy`, `grad_norm`, `param_norm` and the pair stage's diagnostics.
     """
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:

@@ -70,7 +70,7 @@ def _intra(keys_NE: Array, weight_E: Array, nearest: int) -> Array:
 
 
 def _weigh(matrix_NM: Array, vector_M: Array, fused: bool) -> Array:
-    """Multiply a matrix and a vector at full precision; `fused` as product and sum, since GPUs and TPUs round matmul inputs."""
+    """Multiply a matrix and a vector at full precision; `fused` as product and sum: GPUs and TPUs round matmul inputs."""
     return (matrix_NM * vector_M).sum(axis=1) if fused else matrix_NM @ vector_M
 
 
