@@ -16,16 +16,16 @@ from PIL import Image
 from tiny_scoring import split
 
 import cacenet_jax as cace
-from cacenet_jax import evaluate, experiment, optim, retriever
-from cacenet_jax.config import to_dict
+from cacenet_jax import evaluate, experiment, retriever
 from cacenet_jax.data.images import ListedImages, batches
 from cacenet_jax.data.pipeline import evaluation_batches
-from cacenet_jax.distributed.device_map import global_mesh, replicated
+from cacenet_jax.distributed.device_map import global_mesh, replicated_sharding
 from cacenet_jax.errors import UserError
 from cacenet_jax.export import jax_artefacts
 from cacenet_jax.export import run as export
 from cacenet_jax.retrieval import rankings
 from cacenet_jax.run.checkpoints import Checkpoints
+from cacenet_jax.run.choices import to_dict
 from cacenet_jax.run.workdir import claim_workdir
 from cacenet_jax.train_step import create_state
 
@@ -38,15 +38,16 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("retriever")
     config = run_path(str(TINY))["get_config"]()
     config.eval.top_k, config.eval.map_dtype, config.eval.mix, config.eval.camera_filter = TOP_K, "float32", 0.7, False
-    net = experiment.model(config, 8)
-    state = jax.device_get(create_state(net, optim.optimizer(config, 1), jax.random.key(0), (32, 16)))
+    settings = experiment.read(config)
+    net = settings.network.build(8)
+    state = jax.device_get(create_state(net, settings.optimizer(1), jax.random.key(0), (32, 16)))
     rng = np.random.default_rng(1)
     away = lambda x: np.asarray(x * rng.uniform(0.8, 1.2, x.shape) + 0.05 * rng.standard_normal(x.shape), x.dtype)
     statistics = jax.tree.map(lambda x: np.asarray(x * rng.uniform(0.8, 1.2, x.shape), x.dtype), state.batch_stats)
     state = state.replace(params=jax.tree.map(away, state.params), batch_stats=statistics)
     claim_workdir(folder / "run", to_dict(config), {})
     checkpoints = Checkpoints(folder / "run")
-    checkpoints.save(1, jax.device_put(state, replicated(global_mesh(1))))
+    checkpoints.save(1, jax.device_put(state, replicated_sharding(global_mesh(1))))
     checkpoints.close()
 
     subsets, paths = {"query": split(21, seed=1), "gallery": split(50, seed=2)}, {}
@@ -55,7 +56,7 @@ def trained(tmp_path_factory):
         paths[name] = [folder / name / f"{i:03}.png" for i in range(len(images.indices))]
         for path, row in zip(paths[name], images.indices):
             path.write_bytes(images.split.records[int(row)]["image"])
-    described = evaluate.describe(config, net, state, subsets["query"], subsets["gallery"])
+    described = evaluate.describe(settings, net, state, subsets["query"], subsets["gallery"])
     scores = []
 
     def rescore(candidates_QK):
