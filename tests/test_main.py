@@ -172,8 +172,8 @@ DATA = {
     "truncated": ({}, (damage, "0003_c2s1_000001_00.jpg"), ("bounding_box_train/0003_c2s1_000001_00.jpg", "broken")),
     "name": ({}, (rename, "0003_c2s1_000001_00.jpg"), ("bounding_box_train/holiday.jpg",)),
     "empty split": ({}, (empty, "query"), ("query", "no images")),
-    "one identity": ({"train": (7,)}, None, ("train", "one identity", "pid 7")),
-    "one camera": ({"cameras": (1,)}, None, ("test split", "one camera", "--config.eval.camera_filter=False")),
+    "one identity": ({"train": (7,)}, None, ("train", "single identity", "pid 7")),
+    "one camera": ({"cameras": (1,)}, None, ("test split", "same camera", "--config.eval.camera_filter=False")),
 }
 
 
@@ -292,7 +292,7 @@ def test_one_camera_is_fine_without_the_filter_and_a_large_top_k_is_cut(command)
     # A log that can be read: nothing but our own lines, and one warning.
     lines = done.stderr.splitlines()
     warnings = [line for line in lines if line.startswith("WARNING: ")]
-    assert len(warnings) == 1 and "config.eval.top_k: found 100, cut to the 9 images" in warnings[0]
+    assert len(warnings) == 1 and "config.eval.top_k: found 100, reduced to the 9 gallery images" in warnings[0]
     ours = re.compile(r"preparing market1501: |step \d+/\d+: \d+ img/s, loss \d")
     assert all(ours.match(line) for line in lines if line not in warnings), done.stderr
 

@@ -71,7 +71,10 @@ def parse(argv: Sequence[str]) -> CommandLine:
                 "--config: not given, expected --config=FILE before its fields; for example configs/synthetic.py"
             )
         if path and not os.path.isfile(path):
-            raise UserError(f"--config: no file {path!r}, expected a Python file, for example configs/synthetic.py")
+            raise UserError(
+                f"--config: no file {path!r}, expected a Python file or a config of the package: "
+                f"{', '.join(config_files.names())}"
+            )
         CONFIG_WORDS[:] = argv
         words = flags.FLAGS(argv)[1:]
         loaded: Any = flags.FLAGS["config"]  # ml_collections' own kind of flag
