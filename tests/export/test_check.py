@@ -40,7 +40,8 @@ def test_choices_between_level_neighbours_may_differ_a_little():
     with pytest.raises(UserError, match="intra_NN"):
         check.require("x", check.differences({"intra_NN": found}, {"intra_NN": expected}), "float32")
     with pytest.raises(UserError, match="intra_NN"):
-        check.require("x", check.differences({"intra_NN": found + 1}, {"intra_NN": expected}, 2), "float32", 2)
+        everywhere = check.differences({"intra_NN": found + 1}, {"intra_NN": expected}, selections={"intra_NN"})
+        check.require("x", everywhere, "float32", selections={"intra_NN"})
 
 
 def test_bounds_are_those_of_the_compute_type():

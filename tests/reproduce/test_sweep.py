@@ -28,7 +28,7 @@ def folder(tmp_path):
 def test_each_k_is_what_the_evaluator_says(folder, monkeypatch):
     net, values = state()
     monkeypatch.setattr(sweep, "open_split", lambda prepared, name: {"query": NUM_QUERY, "gallery": NUM_GALLERY}[name])
-    monkeypatch.setattr(sweep, "whole", lambda count: split(count, {NUM_QUERY: 1, NUM_GALLERY: 2}[count]))
+    monkeypatch.setattr(sweep, "all_records", lambda count: split(count, {NUM_QUERY: 1, NUM_GALLERY: 2}[count]))
     settings = experiment.read(tiny_config(folder))
     rows = sweep.sweep(Trained(settings, net, 0, values, None), folder)
     assert [row["top_k"] for row in rows] == [0, 10, 20, 50] == [row["pairs"] for row in rows]

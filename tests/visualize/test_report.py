@@ -14,6 +14,7 @@ from command import TINY
 from cacenet_jax import experiment
 from cacenet_jax.config import paper
 from cacenet_jax.data.builders import open_split
+from cacenet_jax.data.subsets import all_records
 from cacenet_jax.errors import UserError
 from cacenet_jax.evaluate import score
 from cacenet_jax.run.validation import validate
@@ -47,7 +48,7 @@ def untrained(tmp_path, data_dir, monkeypatch):
         trained = Trained(settings, net, 12, state, prepare_data(settings.data))
         load = lambda config, workdir: trained._replace(settings=experiment.read(config))
         monkeypatch.setattr(report, "load", load)
-        splits = (whole(open_split(trained.prepared, split)) for split in ("query", "gallery"))
+        splits = (all_records(open_split(trained.prepared, split)) for split in ("query", "gallery"))
         (tmp_path / "run").mkdir()
         results = score(settings, net, state, *splits)
         (tmp_path / "run/results.json").write_text(json.dumps(results))
