@@ -14,7 +14,7 @@ import optax
 
 from cacenet_jax.data.augment import Augment
 from cacenet_jax.data.batch import Batch
-from cacenet_jax.models import backbones
+from cacenet_jax.models import backbones, pair_stages
 from cacenet_jax.models.cacenet import CACENet
 from cacenet_jax.train_step import LossWeights, TrainState, create_state, make_train_step
 
@@ -73,16 +73,15 @@ def size_of(args: argparse.Namespace) -> Size:
 
 
 def network(size: Size, axis_name: str | None = None, pairs: bool = True) -> CACENet:
-    """The paper's network."""
-    shared = {"dtype": jnp.dtype(size.dtype), "axis_name": axis_name}
-    return CACENet(
-        backbone=backbones.build(size.backbone, **shared),
-        num_identities=size.identities,
-        embed_dim=size.embed_dim,
-        pairs=pairs,
-        pair_memory_mib=size.pair_memory_mib,
-        **shared,
-    )
+    """The paper's network, or its individual baseline."""
+    device = {"dtype": jnp.dtype(size.dtype), "axis_name": axis_name}
+    backbone = backbones.build(size.backbone, **device)
+    shared = {"num_identities": size.identities, "embed_dim": size.embed_dim, **device}
+    stage = None
+    if pairs:
+        given = {"channels": backbone.channels, "memory_mib": size.pair_memory_mib}
+        stage = pair_stages.build("conditional", **given, **shared)
+    return CACENet(backbone=backbone, pair_stage=stage, **shared)
 
 
 def optimizer(rate: optax.Schedule | None = None) -> optax.GradientTransformation:

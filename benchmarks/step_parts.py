@@ -12,6 +12,7 @@ from cacenet_jax.data.augment import augment
 from cacenet_jax.data.batch import Batch
 from cacenet_jax.models.cacenet import CACENet
 from cacenet_jax.models.heads import Embedded
+from cacenet_jax.models.pair_stages import Individual
 from cacenet_jax.models.pixels import normalise_images
 from cacenet_jax.train_step import TrainState, loss_terms
 
@@ -44,15 +45,22 @@ def _part(function: Callable[..., Any], *args: Any, carry: int = 0) -> Part:
     return Part(run, device.cost_flops(compiled), device.memory_bytes(compiled))
 
 
+def _grid(net: CACENet, maps_BHWD: jax.Array) -> Any:
+    """The pair stage's grid of maps, in training."""
+    branch = Individual(net.individual_head, None)
+    nodes_BND = maps_BHWD.reshape(len(maps_BHWD), -1, maps_BHWD.shape[-1])
+    return net.pair_stage.grid(nodes_BND, None, branch, train=True)
+
+
 def pair_stage(net: CACENet, labels_B: jax.Array) -> Callable[..., Any]:
     """(its parameters, maps, other parameters, statistics) to the conditional losses and both gradients."""
 
     def loss(own: Any, maps_BHWD: jax.Array, others: Any, stats: Any) -> jax.Array:
         variables = {"params": {**others, **own}, "batch_stats": stats}
-        grid, _ = net.apply(variables, maps_BHWD, train=True, method="grid", mutable=["batch_stats"])
+        grid, _ = net.apply(variables, maps_BHWD, method=_grid, mutable=["batch_stats"])
         count = labels_B.shape[0]
         nobody = Embedded(jnp.ones((count, 1)), jnp.zeros((count, net.num_identities)))  # its losses are dropped
-        terms = loss_terms(nobody, grid, labels_B, jnp.arange(count), problem.WEIGHTS, None, net.clue_weight)
+        terms = loss_terms(net, nobody, grid, labels_B, jnp.arange(count), problem.WEIGHTS)
         return terms["pair_identity"] + terms["pair_triplet"]
 
     return jax.value_and_grad(loss, (0, 1))
@@ -60,11 +68,12 @@ def pair_stage(net: CACENet, labels_B: jax.Array) -> Callable[..., Any]:
 
 def individual(net: CACENet, labels_B: jax.Array) -> Callable[..., Any]:
     """(its parameters, maps, other parameters, statistics) to the individual losses and both gradients."""
+    baseline = net.clone(pair_stage=None)
 
     def loss(own: Any, maps_BHWD: jax.Array, others: Any, stats: Any) -> jax.Array:
         variables = {"params": {**others, **own}, "batch_stats": stats}
         embedded, _ = net.apply(variables, maps_BHWD, train=True, method="individual", mutable=["batch_stats"])
-        terms = loss_terms(embedded, None, labels_B, jnp.arange(labels_B.shape[0]), problem.WEIGHTS, None)
+        terms = loss_terms(baseline, embedded, None, labels_B, jnp.arange(labels_B.shape[0]), problem.WEIGHTS)
         return sum(terms.values())
 
     return jax.value_and_grad(loss, (0, 1))
@@ -112,11 +121,18 @@ def bare_step(size: problem.Size, state: TrainState, batch: Batch, pairs: bool =
     return _part(problem.step_of(net, None), state, on_device(batch), carry=1)
 
 
+def _num_nodes(net: CACENet, size: problem.Size) -> int:
+    """N, positions of a map."""
+    images = jax.ShapeDtypeStruct((1, size.height, size.width, 3), jnp.float32)
+    run = lambda x: net.backbone.init_with_output(jax.random.key(0), x, train=False)[0]
+    _, height, width, _ = jax.eval_shape(run, images).shape
+    return height * width
+
+
 def bare_gram(size: problem.Size) -> Part:
     """The Gram product of random maps of the network's size, half of them zero as after a ReLU."""
     net = problem.network(size)
-    height, width = net.backbone.map_size(size.height, size.width)
-    shape = (size.batch * height * width, net.backbone.channels)
+    shape = (size.batch * _num_nodes(net, size), net.backbone.channels)
     nodes_LD = jax.nn.relu(jax.random.normal(jax.random.key(2), shape, net.dtype))
     return _part(gram, nodes_LD, jax.random.normal(jax.random.key(3), (shape[0],) * 2, net.dtype))
 
@@ -150,8 +166,7 @@ def analytic_flops(size: problem.Size) -> dict[str, float]:
     images = jax.ShapeDtypeStruct((1, size.height, size.width, 3), jnp.float32)
     variables = jax.eval_shape(lambda x: net.init(jax.random.key(0), x, train=False), images)
     forward = lambda variables, x: net.apply(variables, x, train=False, method="maps")
-    height, width = net.backbone.map_size(size.height, size.width)
-    nodes, channels = size.batch * height * width, net.backbone.channels
+    nodes, channels = size.batch * _num_nodes(net, size), net.backbone.channels
     # The gradient to the images is not needed; a padded stem (a fourth colour, on CPUs) is not counted as work.
     stem = 2 * -(-size.height // 2) * -(-size.width // 2) * 49 * net.backbone.width
     traced = device.matrix_flops(forward, variables, images) - stem * (4 if net.backbone.cpu_stem else 3)

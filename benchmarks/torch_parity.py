@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from benchmarks import torch_model
+from cacenet_jax.models import pair_stages
 from cacenet_jax.models.backbones import resnet
 from cacenet_jax.models.cacenet import CACENet
 from cacenet_jax.train_step import LossWeights, loss_terms
@@ -60,7 +61,8 @@ def ours(rate: float, seed: int) -> tuple[StepResult, dict[str, np.ndarray], np.
     rng = np.random.default_rng(seed)
     images = rng.standard_normal((len(LABELS), *SHAPE, 3))
     backbone = resnet.ResNet(STAGES, "bottleneck", WIDTH, dtype=np.float64)
-    net = CACENet(backbone, num_identities=IDENTITIES, embed_dim=EMBED_DIM, dtype=np.float64)
+    shared = {"num_identities": IDENTITIES, "embed_dim": EMBED_DIM, "dtype": np.float64}
+    net = CACENet(backbone, pair_stage=pair_stages.build("conditional", channels=backbone.channels, **shared), **shared)
     variables = net.init(jax.random.key(seed), jnp.asarray(images), train=False)
     # Away from the start, where Theta is the identity and all affinities are positive; some nodes become isolated.
     moved = lambda x: np.asarray(x, np.float64) + 0.1 * rng.standard_normal(x.shape)
@@ -72,7 +74,7 @@ def ours(rate: float, seed: int) -> tuple[StepResult, dict[str, np.ndarray], np.
     def loss_fn(params: Any) -> Any:
         tree = {"params": params, "batch_stats": stats}
         (individual, grid), _ = net.apply(tree, jnp.asarray(images), train=True, mutable=["batch_stats"])
-        terms = loss_terms(individual, grid, jnp.asarray(LABELS), jnp.arange(len(LABELS)), LossWeights(), None)
+        terms = loss_terms(net, individual, grid, jnp.asarray(LABELS), jnp.arange(len(LABELS)), LossWeights())
         return sum(terms.values()), terms
 
     (_, terms), grads = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))(params)

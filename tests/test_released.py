@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from agreement import assert_same_float64, on_devices, on_one, start
+from tiny_retrieval import module
 from tiny_training import tiny_config
 
 from cacenet_jax import experiment, losses
@@ -56,15 +57,30 @@ def test_label_smoothing_is_the_cross_entropy_with_a_softened_target(x64):
         np.testing.assert_allclose(found, -sum(t * p for t, p in zip(target, log_p, strict=True)), rtol=1e-12)
 
 
-def test_rectified_triplet_does_not_see_what_is_negative(x64):
+def test_triplet_of_a_relu_does_not_see_what_is_negative(x64):
     rng = np.random.default_rng(0)
     embedding, labels = rng.standard_normal((4, 6)), jnp.asarray([0, 0, 1, 1])
     moved = np.where(embedding < 0, embedding - rng.uniform(0, 1, (4, 6)), embedding)
 
-    def triplet(embedding, rectified):
-        weights = LossWeights(rectified=rectified)
+    def triplet(embedding, relu):
+        net = module(stage=None, relu=relu)
         individual = Embedded(jnp.asarray(embedding), jnp.zeros((4, 2)))
-        return loss_terms(individual, None, labels, jnp.arange(4), weights, None)["triplet"]
+        return loss_terms(net, individual, None, labels, jnp.arange(4), LossWeights())["triplet"]
+
+    assert triplet(embedding, True) == triplet(moved, True) == triplet(np.maximum(embedding, 0), False)
+    assert triplet(embedding, False) != triplet(moved, False)
+
+
+def test_pair_triplet_of_a_relu_does_not_see_what_is_negative(x64):
+    rng = np.random.default_rng(0)
+    embedding, labels = rng.standard_normal((4, 4, 6)), jnp.asarray([0, 0, 1, 1])
+    moved = np.where(embedding < 0, embedding - rng.uniform(0, 1, (4, 4, 6)), embedding)
+
+    def triplet(embedding, relu):
+        stage = module(stage="released", relu=relu).pair_stage
+        conditional = Embedded(jnp.asarray(embedding), jnp.zeros((4, 4, 2)))
+        of = losses.GridLabels(labels, labels, jnp.arange(4))
+        return stage.embedding_losses(conditional, of, LossWeights())["pair_triplet"].loss_R.mean()
 
     assert triplet(embedding, True) == triplet(moved, True) == triplet(np.maximum(embedding, 0), False)
     assert triplet(embedding, False) != triplet(moved, False)
@@ -76,10 +92,9 @@ def test_recipe_is_the_paper_but_for_the_network_and_the_losses():
     changed = {line.split(":")[0] for line in differences(to_dict(paper()), to_dict(released))}
     assert changed == set(changes("released"))
     assert all(field.startswith(("model.", "loss.")) for field in changed)
-    settings = experiment.read(released)
-    assert settings.loss.rectified and not experiment.read(paper()).loss.rectified
-    net = settings.network.build(3)
-    assert net.backbone.non_local and net.shared_encoder and net.pooling == "gem"
+    net, plain = (experiment.read(config).network.build(3) for config in (released, paper()))
+    assert net.relu and net.pair_stage.relu and not plain.relu and not plain.pair_stage.relu
+    assert net.backbone.non_local and net.pair_stage.shares_encoder and net.pooling == "gem"
 
 
 @pytest.mark.parametrize(
@@ -88,13 +103,13 @@ def test_recipe_is_the_paper_but_for_the_network_and_the_losses():
         (
             "pair.alignment",
             "part",
-            r"config.model.pair.alignment: .*'released' has no field alignment; fields are .*shared",
+            r"config.model.pair.alignment: .*'released' has no field alignment, expected .*shared",
         ),
         ("pair.clue_weight", 0.5, r"config.model.pair.clue_weight: .*no field clue_weight"),
         (
             "pair_stage",
             "attention",
-            r"config.model.pair_stage: no pair stage 'attention', expected one of conditional, ",
+            r"config.model.pair_stage: found 'attention', expected one of conditional, ",
         ),
         ("dropout", 1.0, r"config.model.dropout: found 1.0, expected 0 or more and less than 1"),
         ("pooling", "max", r"config.model.pooling: found 'max', expected one of mean, gem"),

@@ -20,6 +20,8 @@ def one_block(monkeypatch):
 
     def small(size, axis_name=None, pairs=True):
         net = network(size, axis_name, pairs)
-        return net.clone(backbone=Block(dtype=net.dtype, axis_name=axis_name))
+        backbone = Block(dtype=net.dtype, axis_name=axis_name)
+        stage = net.pair_stage and net.pair_stage.clone(channels=backbone.channels)
+        return net.clone(backbone=backbone, pair_stage=stage)
 
     monkeypatch.setattr(problem, "network", small)

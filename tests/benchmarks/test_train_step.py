@@ -71,7 +71,7 @@ def test_the_parts_add_up_to_the_step(one_block):
         (individual, grid), _ = net.apply(
             variables | {"params": params}, batch.images, train=True, mutable=["batch_stats"]
         )
-        return sum(loss_terms(individual, grid, batch.labels, index, problem.WEIGHTS, None).values())
+        return sum(loss_terms(net, individual, grid, batch.labels, index, problem.WEIGHTS).values())
 
     names = {"individual": ["individual_head"], "backbone": ["backbone"]}
     names["pairs"] = [name for name in state.params if name not in ("individual_head", "backbone")]

@@ -78,8 +78,8 @@ def test_devices_agree_with_batch_normed_keys_and_clues_in_blocks(x64):
     "model",
     [
         {"pair_stage": "keypoints"},
-        {"pair_stage": "evidence", "pair": {"channels": 4}, "pair_memory_mib": 0.12},
-        {"pair_stage": "evidence", "pair": {"channels": 4}, "frozen": True},
+        {"pair_stage": "evidence", "pair": {"features": 4}, "pair_memory_mib": 0.12},
+        {"pair_stage": "evidence", "pair": {"features": 4}, "frozen": True},
         {"pair": {"alignment": "similarity", "neighbours": 2}},
         {"pair": {"alignment": "semantic"}},
         # The grid of attention with a cross block of zeros.

@@ -132,7 +132,7 @@ def test_a_killed_run_of_two_processes_resumes_in_one(runs, request):
         ((True, "host:99999", 2, 0, 300), "--coordinator: found 'host:99999', expected HOST:PORT"),
         ((True, "host:8476", 2, 2, 300), "--process_id: found 2 of --num_processes=2, expected 0 to one less"),
         ((True, "host:8476", 0, 0, 300), "--process_id: found 0 of --num_processes=0"),
-        ((False, "host:8476", 2, 0, 300), "found without --distributed, expected both; add --distributed"),
+        ((False, "host:8476", 2, 0, 300), "given without --distributed, expected both; add --distributed"),
         ((True, None, None, None, 0), "--distributed_timeout: found 0, expected 1 second or more"),
     ],
 )
