@@ -17,7 +17,9 @@ from tiny_retrieval import applied, compose, describe, distances, network
 
 import cacenet_jax as cace
 from cacenet_jax import experiment
+from cacenet_jax.export import jax_artefacts
 from cacenet_jax.export.functions import functions
+from cacenet_jax.export.run import check_values
 from cacenet_jax.models import pair_stages
 
 PAGE = ROOT / "docs/pair_stage.md"
@@ -85,8 +87,8 @@ def test_example_scores_and_shows_pairs():
     assert view.correspondence_NM.shape == (8, 8) and view.norm_N is None
 
 
-@pytest.mark.usefixtures("example")
-def test_example_is_two_functions_in_an_export():
+def test_example_exports(example):
+    """Two functions, and the same from an artefact for any number of images."""
     config = tiny_training.tiny_config(pair_stage=STAGE, pair={"stripes": 2})
     net = experiment.read(config).network.build(4)
     state = tiny_training.state_of(net, optax.identity())
@@ -97,6 +99,8 @@ def test_example_is_two_functions_in_an_export():
     terms = {name: described[name] for name in model.terms}
     scores = model.pair_scorer({name: x[0] for name, x in terms.items()}, terms)
     assert scores.shape == (3,) and scores.dtype == jnp.float32 and abs(scores[0]) < 1e-6 < scores[1]
+    for artefact in jax_artefacts.write(example, model, ("cpu",), check_values(model, 3)):
+        assert max(artefact.largest_difference.values()) < 1e-5, artefact
 
 
 @pytest.mark.slow

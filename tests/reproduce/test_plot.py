@@ -6,7 +6,7 @@ import pytest
 
 from cacenet_jax.reproduce import plot
 from cacenet_jax.reproduce.report import Cell, Line
-from cacenet_jax.reproduce.tables import TABLES
+from cacenet_jax.reproduce.tables import TABLES, Row
 
 BLUE, ORANGE, GREEN, BLACK, VERMILION = (0, 114, 178), (230, 159, 0), (0, 158, 115), (0, 0, 0), (213, 94, 0)
 
@@ -45,6 +45,23 @@ def test_a_table_shows_all_rankings_and_the_papers_numbers(tmp_path, number):
     before, after = (cv2.imread(str(tmp_path / name)) for name in ("all.png", "other_paper.png"))
     assert before.shape != after.shape or (before != after).any()
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_row_of_ones_own_has_its_marks_and_none_of_the_paper(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(plot, "_save", lambda figure, path: figures.append(figure))
+    table = TABLES["2"]
+    for rows in (table.rows, (*table.rows, Row("Mine", None, "mine"))):
+        grown = table._replace(rows=rows)
+        plot.plot_table(grown, lines(grown), tmp_path / "table.png")
+    papers, marks = [], []
+    for figure in figures:
+        (gains,) = (axes for axes in figure.axes if "Gain" in axes.get_title())
+        papers.append([tuple(line.get_ydata()) for line in gains.lines if line.get_label() == "paper"])
+        marks.append(sum(line.get_label() == "mixed, mean" for line in gains.lines))
+        labels = [text.get_text() for text in figure.axes[0].get_yticklabels()]
+    assert papers[0] == papers[1] and len(papers[0][0]) == len(table.rows) - 1
+    assert marks == [len(table.rows) - 1, len(table.rows)] and labels[-1] == "Mine"
 
 
 def test_a_table_without_runs_can_be_drawn(tmp_path):
