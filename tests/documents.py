@@ -1,6 +1,5 @@
 """The Markdown pages of the repository: their headings, links and Python blocks."""
 
-import importlib
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -20,7 +19,7 @@ class Block(NamedTuple):
     Attributes:
         code: source.
         line: line of the page before its first, so that a traceback shows the page's own lines.
-        note: the comment `<!-- test: NOTE -->` above it: "needs MODULE.NAME", "skip, REASON" or the test that runs it.
+        note: the comment `<!-- test: NOTE -->` above it: "skip, REASON" or the test that runs it.
     """
 
     code: str
@@ -29,11 +28,8 @@ class Block(NamedTuple):
 
     @property
     def runs(self) -> bool:
-        """True if the block is to be run here: unmarked, or marked by a name that exists."""
-        if not self.note.startswith("needs "):
-            return not self.note
-        module, _, name = self.note.removeprefix("needs ").rpartition(".")
-        return hasattr(importlib.import_module(module), name)
+        """True if the block is to be run as it stands."""
+        return not self.note
 
 
 def blocks(path: Path) -> list[Block]:

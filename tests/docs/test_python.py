@@ -29,10 +29,10 @@ def folder(tmp_path_factory):
 
 
 def test_notes():
-    """A block that does not run says why, and what it waits for or which test runs it."""
+    """A block that does not run as it stands says why, or which test runs it."""
     for path in PAGES:
         for block in blocks(path):
-            assert block.note.startswith(("needs ", "skip, ", "the example of ")) or not block.note, path.name
+            assert block.note.startswith(("skip, ", "the example of ")) or not block.note, path.name
 
 
 @pytest.mark.parametrize("path", RUNNING, ids=lambda path: path.stem)
