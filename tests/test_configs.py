@@ -91,7 +91,7 @@ def test_a_run_from_before_a_field_existed_is_the_run_of_its_default():
     assert differences(recorded, current) == ["model.pair.alignment: 'attention' -> 'full'"]
     recorded["model"]["gone"] = 1
     assert "model.gone: 1 -> None" in differences(recorded, current)
-    current["model"] |= {"pair_stage": "evidence", "pair": {"channels": 8}}
+    current["model"] |= {"pair_stage": "evidence", "pair": {"features": 8}}
     assert "model.pair_stage: 'conditional' -> 'evidence'" in differences(recorded, current)
     assert not [text for text in differences(recorded, current) if text.startswith("model.pair.")]
 

@@ -124,7 +124,7 @@ VALUES = {
     "pair stage": (("--config.model.pair_stage=graph",), None, ("model.pair_stage", "graph", "conditional, released")),
     "field of another stage": (
         ("--config.model.pair.kind=normal", "--config.model.pair_stage=evidence"), None,
-        ("config.model.pair.kind", "'evidence' has no field kind", "channels", "set by the command line"),
+        ("config.model.pair.kind", "'evidence' has no field kind", "features", "set by the command line"),
     ),
     "field of a backbone": (
         ("--config.model.backbone_fields.depth=3",), None, ("backbone_fields.depth", "resnet_tiny", "set by the command"),
@@ -208,8 +208,8 @@ def test_several_mistakes_are_reported_together(command):
 
 
 def test_a_field_of_a_choice_names_the_file_that_set_it(command):
-    (command.folder / "bad.py").write_text(CONFIG_FILE.format("config.model.pair.channels = 8"))
-    check_error(command, ("--config=bad.py", "--workdir=run"), "config.model.pair.channels", "(set by bad.py)")
+    (command.folder / "bad.py").write_text(CONFIG_FILE.format("config.model.pair.features = 8"))
+    check_error(command, ("--config=bad.py", "--workdir=run"), "config.model.pair.features", "(set by bad.py)")
 
 
 def parsed(monkeypatch, *words):
@@ -246,12 +246,12 @@ def test_fields_of_a_choice_are_set_whether_the_file_has_them_or_not(monkeypatch
 
 def test_another_choice_does_not_keep_the_fields_of_the_file(monkeypatch):
     words = (
-        "--config.data.name=reid_folder", "--config.model.pair.channels=8", "--config.model.pair_stage=evidence",
+        "--config.data.name=reid_folder", "--config.model.pair.features=8", "--config.model.pair_stage=evidence",
         "--config.model.backbone=resnet18",
     )  # fmt: skip
     config = parsed(monkeypatch, f"--config={ROOT}/configs/synthetic.py", *words).config
     assert (config.data.name, config.data.options.to_dict()) == ("reid_folder", {})
-    assert (config.model.pair_stage, config.model.pair.to_dict()) == ("evidence", {"channels": 8})
+    assert (config.model.pair_stage, config.model.pair.to_dict()) == ("evidence", {"features": 8})
     assert (config.model.backbone, config.model.backbone_fields.to_dict()) == ("resnet18", {})
     same = parsed(monkeypatch, f"--config={ROOT}/configs/synthetic.py", "--config.model.pair_stage=conditional").config
     assert same.model.pair.filters == "untied"  # no other choice

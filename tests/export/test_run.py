@@ -165,7 +165,7 @@ def test_a_folder_that_does_not_fit_its_manifest_is_refused(exported, tmp_path):
 
 VARIANTS = {
     "keypoints": {"pair_stage": "keypoints"},
-    "evidence": {"pair_stage": "evidence", "pair": {"channels": 8}},
+    "evidence": {"pair_stage": "evidence", "pair": {"features": 8}},
     "normal, untied, correlation": {"pair": {"kind": "normal", "filters": "untied", "keys": "correlation"}},
     "released": {
         "pair_stage": "released", "pooling": "gem", "relu": True, "dropout": 0.5, "backbone": "resnet18",
