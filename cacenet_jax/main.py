@@ -181,6 +181,8 @@ def main() -> None:
     logging.use_absl_handler()
     logging.set_verbosity(logging.WARNING)
     logging.get_absl_handler().setFormatter(standard_logging.Formatter("%(levelname)s: %(message)s"))
+    # orbax advises to save less often where a disk is slow, which is no mistake of the user's.
+    logging.get_absl_logger().addFilter(lambda record: "Waiting for previous save" not in record.getMessage())
     app.define_help_flags()
     show_help_of(__name__, __doc__)
     _end_on_sigterm()

@@ -60,6 +60,7 @@ class Registry(Generic[T]):
         self.field, self.kind = field, kind
         self._accepts, self._expected = accepts, expected
         self._values: dict[str, T] = {}
+        self._imported: dict[str, T] = {}  # by place; not listed among the names
 
     def __iter__(self) -> Iterator[str]:
         """Iterate over the registered names."""
@@ -88,7 +89,8 @@ class Registry(Generic[T]):
         """
         if name in self._values:
             return self._values[name]
-        value = import_named(
-            name, field=self.field, known=self, kind=self.kind, accepts=self._accepts, expected=self._expected
-        )
-        return self.register(name, value)
+        if name not in self._imported:
+            self._imported[name] = import_named(
+                name, field=self.field, known=self, kind=self.kind, accepts=self._accepts, expected=self._expected
+            )
+        return self._imported[name]

@@ -28,6 +28,7 @@ def test_a_registered_value_is_known_by_its_name_and_can_be_replaced(registry):
 def test_a_value_is_imported_from_its_place(registry):
     assert registry.resolve("of_a_user:double")(3) == 6
     assert registry.resolve("of_a_user:double") is sys.modules["of_a_user"].double
+    assert list(registry) == ["same"]  # a place is no name: lists of names stay the package's own
 
 
 @pytest.mark.parametrize(
