@@ -6,7 +6,7 @@
     embeddings = reid.embed(["a.jpg", "b.jpg"])
     print(reid.rank("query.jpg", ["a.jpg", "b.jpg"])[0])
 
-Names are imported at their first use, so that `import cacenet_jax` itself takes no time.
+Public names are imported lazily to keep `import cacenet_jax` fast.
 """
 
 from importlib import import_module

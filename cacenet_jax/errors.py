@@ -1,9 +1,9 @@
-"""The one error type for mistakes that a user can correct."""
+"""Error type for mistakes that the user can correct."""
 
 
 class UserError(ValueError):
-    """A mistake in the input: a file, a field or a value.
+    """An error in user input, such as a file, a config field or a value.
 
-    The message is one line that names the file or field, what was found, what was expected and what to do. The
-    command line prints it without a traceback and exits with code 2.
+    The message is one line: the file or field, the actual value, the expected value and the remedy. The command line
+    prints it without a traceback and exits with code 2.
     """

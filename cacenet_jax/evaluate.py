@@ -1,4 +1,4 @@
-"""Scoring of a trained network on query and gallery: the bridge between settings, data, model and retrieval."""
+"""Evaluation of a trained network on query and gallery images. Connects settings, data, model and retrieval."""
 
 import time
 from collections.abc import Sequence
@@ -23,18 +23,18 @@ from cacenet_jax.retrieval.term_store import Store, make_plan, memory_budget, re
 from cacenet_jax.run.workdir import write_json
 from cacenet_jax.train_step import TrainState
 
-# Weights of the pair distance that are compared on validation data, to choose config.eval.mix.
+# Weights of the pair distance compared on validation data to choose config.eval.mix.
 MIXES = tuple(round(0.1 * i, 1) for i in range(1, 10))
 
 
 class Rankable(NamedTuple):
-    """Input of `retrieval.rankings.evaluate`: described images, their pair distances and the settings.
+    """Arguments of `retrieval.rankings.evaluate`.
 
     Attributes:
-        query: query images.
-        gallery: gallery images.
-        rescore: distances of each query and its candidates; None without the pair stage.
-        settings: of the ranking.
+        query: embeddings and labels of the query images.
+        gallery: embeddings and labels of the gallery images.
+        rescore: function from candidates to pair distances; None without a pair stage.
+        settings: ranking options.
     """
 
     query: LabelledSet
@@ -46,27 +46,31 @@ class Rankable(NamedTuple):
 def score(
     settings: Experiment, net: CACENet, state: TrainState, query: Subset, gallery: Subset, mixes: Sequence[float] = ()
 ) -> dict[str, Any]:
-    """Return the metrics of every ranking of the gallery by a state of the network, as `retrieval.rankings.evaluate` does.
+    """Compute the metrics of all rankings for one network state; see `retrieval.rankings.evaluate`.
 
-    Collective: every process calls it with the same arguments and gets the same result. Another state of the same
-    network compiles nothing.
+    This is a collective operation: every process must call it with the same arguments, and all processes get the same
+    result. A different state of the same network does not trigger recompilation.
 
     Args:
-        settings: data, devices and evaluation are read.
-        net: the network.
-        state: its parameters and statistics; arrays of this process, or of all of them and replicated.
+        settings: settings of the experiment.
+        net: network.
+        state: parameters and running statistics, either local to this process or replicated over all processes.
         query: query images.
         gallery: gallery images.
-        mixes: as in `evaluate`.
+        mixes: additional weights of the pair distance to evaluate.
 
     Raises:
-        UserError: nothing to rank, or no room for the maps.
+        UserError: there are no queries, no gallery images or no query with a match, or there is too little space for
+            the pair-stage terms.
     """
     return evaluate(*describe(settings, net, state, query, gallery), mixes)
 
 
 def describe(settings: Experiment, net: CACENet, state: TrainState, query: Subset, gallery: Subset) -> Rankable:
-    """Return everything that a ranking needs; arguments, errors and calls as in `score`."""
+    """Extract the features for a ranking.
+
+    This is a collective operation with the same arguments and errors as `score`.
+    """
     evaluation, data = settings.evaluation, settings.data
     num_query, num_gallery = len(query.indices), len(gallery.indices)
     check_sizes(num_query, num_gallery)
@@ -79,7 +83,7 @@ def describe(settings: Experiment, net: CACENet, state: TrainState, query: Subse
     like = image_shapes(functions.describe, given, image_shape).terms
     space = memory_budget(mesh, evaluation.device_gib, evaluation.memory_gib, data.dir)
     plan = make_plan(tree_bytes(like), num_query, num_gallery, batch, mesh, space)
-    # Both before anything is computed: room on a disk is reserved now.
+    # Allocate both stores before computing anything, because this reserves the disk space.
     query_store, gallery_store = (
         Store(like, count, batch, mesh, plan.location, space.folder) if functions.distance else None
         for count in (num_query, num_gallery)
@@ -105,9 +109,9 @@ def describe(settings: Experiment, net: CACENet, state: TrainState, query: Subse
 
 
 def check_splits(settings: Experiment, prepared: Prepared, cut: TrainVal | None = None) -> None:
-    """Raises UserError, before any training, where the test split or the validation identities cannot be ranked.
+    """Raise UserError if the test split or the validation identities cannot be ranked.
 
-    Also where a network that needs part labels would miss some.
+    Also checks that the part labels are complete if the network needs them. Runs before training.
     """
     pairs = {"test split": tuple(all_records(open_split(prepared, split)) for split in ("query", "gallery"))}
     if cut is not None and len(cut.query.indices):
@@ -122,7 +126,10 @@ def check_splits(settings: Experiment, prepared: Prepared, cut: TrainVal | None 
 def score_test(
     settings: Experiment, net: CACENet, state: TrainState, prepared: Prepared, step: int, file: Path
 ) -> dict[str, Any]:
-    """Score the test split; process 0 prints the table and writes the file. Return its content, in every process."""
+    """Score the test split and return the results in every process.
+
+    Process 0 also prints them as a table and writes them to `file`.
+    """
     start = time.monotonic()
     result = score(
         settings, net, state, all_records(open_split(prepared, "query")), all_records(open_split(prepared, "gallery"))

@@ -1,10 +1,10 @@
-"""A config read once: a `ConfigDict` becomes typed settings, and these the objects of an experiment.
+"""Typed settings of an experiment, read once from a `ConfigDict`.
 
     experiment = experiment.read(config)
     net = experiment.network.build(num_identities)
     step = make_train_step(net, optimizer, experiment.loss, experiment.augmentation(), key)
 
-Modules below take these settings, or plain arguments, and know no config.
+Lower-level modules take these settings or plain arguments, never a config.
 """
 
 import dataclasses
@@ -23,28 +23,28 @@ from cacenet_jax.losses import LossWeights
 from cacenet_jax.models import backbones, pair_stages
 from cacenet_jax.models.cacenet import INDIVIDUAL_PARAMETERS, CACENet
 
-_GIVEN = ("dtype", "axis_name")  # fields of every backbone that a config has elsewhere
+_GIVEN = ("dtype", "axis_name")  # backbone fields that `Network.build_backbone` sets
 
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """A data set and how training draws batches from it.
+    """Data set and batch sampling.
 
     Attributes:
-        name: of the data set.
-        root: the user's folder or zip; None takes the one prepared copy.
-        dir: where prepared data sets are kept.
-        options: of the data set.
-        height: pixels of an image.
-        width: likewise.
-        num_ids: P, identities in a batch.
-        images_per_id: K, images of each.
-        hard_pool: draw a batch from one identity and this many that look most like it; 0: from all.
-        val_share: share of the training identities held out for validation.
-        val_seed: of their choice.
-        val_group: consecutive identities held out together.
-        parts: folder of part labels, for data without their own.
-        workers: worker processes that read images.
+        name: name of the data set.
+        root: source folder or zip file of the user; None uses the only prepared copy.
+        dir: folder of the prepared data sets.
+        options: options of the data set.
+        height: image height in pixels.
+        width: image width in pixels.
+        num_ids: P, number of identities per batch.
+        images_per_id: K, number of images per identity.
+        hard_pool: number of look-alikes from which an identity's batch is filled; 0 uses all identities.
+        val_share: fraction of the training identities held out for validation.
+        val_seed: seed for choosing these identities.
+        val_group: number of consecutive identities held out together.
+        parts: folder of part labels, for data sets without them.
+        workers: number of worker processes that read images.
     """
 
     name: str
@@ -64,12 +64,12 @@ class Data:
 
     @property
     def batch_size(self) -> int:
-        """B = P K, images of a global batch."""
+        """Global batch size, B = P K."""
         return self.num_ids * self.images_per_id
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """Height and width of an image."""
+        """Image height and width."""
         return self.height, self.width
 
 
@@ -78,17 +78,17 @@ class Network:
     """Backbone, individual head and pair stage.
 
     Attributes:
-        backbone: a name in models/backbones, or MODULE:CLASS.
-        backbone_fields: fields of the backbone that are not its defaults.
-        pair_stage: a name in models/pair_stages, MODULE:CLASS, or none.
-        pair: fields of the pair stage that are not its defaults.
-        embed_dim: F.
-        pooling: of a map to f(I): "mean" or "gem".
-        relu: apply a ReLU to embeddings in front of classifiers and triplet losses.
-        dropout: rate in front of classifiers.
-        frozen: keep the backbone and the individual head as they are.
-        pair_memory_mib: budget of the training grid on a device.
-        dtype: compute type.
+        backbone: name in models/backbones, or MODULE:CLASS.
+        backbone_fields: overrides of the backbone's default fields.
+        pair_stage: name in models/pair_stages, MODULE:CLASS, or "none".
+        pair: overrides of the pair stage's default fields.
+        embed_dim: F, embedding size.
+        pooling: pooling of the feature map to f(I), "mean" or "gem".
+        relu: apply a ReLU to embeddings before classifiers and triplet losses.
+        dropout: dropout rate before classifiers.
+        frozen: freeze the backbone and the individual head.
+        pair_memory_mib: device memory for the training pair grid, in MiB.
+        dtype: computation dtype.
     """
 
     backbone: str
@@ -105,29 +105,29 @@ class Network:
 
     @property
     def has_pairs(self) -> bool:
-        """True with a pair stage; without one this is the individual baseline."""
+        """True if there is a pair stage, False for the individual baseline."""
         return self.pair_stage != NO_PAIR_STAGE
 
     @property
     def attention_parameters(self) -> frozenset[str]:
-        """Names of the parameters that learn at a rate of their own, without weight decay."""
+        """Names of the parameters with a separate learning rate and no weight decay."""
         stage = self.build(1).pair_stage
         return frozenset() if stage is None else stage.attention_parameters
 
     def build_backbone(self, axis_name: str | None = None) -> Any:
-        """Return the backbone; a `backbones.Backbone`."""
+        """Build the backbone, a `backbones.Backbone`."""
         given = {"dtype": jnp.dtype(self.dtype), "axis_name": axis_name}
         return backbones.build(self.backbone, **self.backbone_fields, **given)
 
     def build(self, num_identities: int, axis_name: str | None = None) -> CACENet:
-        """Return the network.
+        """Build the network.
 
         Args:
-            num_identities: I, classes of the training set.
-            axis_name: device axis for collectives in training.
+            num_identities: I, number of training identities.
+            axis_name: device axis for collectives during training.
 
         Raises:
-            UserError: no such backbone or pair stage, or a field that it does not have.
+            UserError: the backbone, the pair stage or one of their fields is unknown, or the parts cannot be combined.
         """
         backbone = self.build_backbone(axis_name)
         common: dict[str, Any] = {
@@ -149,11 +149,11 @@ class Network:
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
-    """Augmentation of training images; `data.augment.Augment` has the rest of its constants.
+    """Augmentation of training images; `data.augment.Augment` defines the remaining constants.
 
     Attributes:
-        flip: probability of a mirror image.
-        pad: pixels added on each side before a random crop.
+        flip: probability of a horizontal flip.
+        pad: padding in pixels on each side before a random crop.
         erase: probability of random erasing.
     """
 
@@ -164,19 +164,19 @@ class Augmentation:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """Scoring of a trained network.
+    """Evaluation of a trained network.
 
     Attributes:
-        data: data set scored in place of the training data's test split; None for that one.
-        top_k: images of each query that are re-scored.
-        camera_filter: leave out images of the query's identity by its camera.
+        data: data set to evaluate on; None for the training data set's test split.
+        top_k: number of re-scored images per query.
+        camera_filter: exclude gallery images that share both identity and camera with the query.
         mix: weight of the pair distance in the mixed ranking.
-        flip: average the maps of an image and its mirror image.
-        batch_size: images of a batch.
-        pairs_per_call: pairs that one device scores at once.
-        map_dtype: type of the stored terms of the pair stage.
-        device_gib: memory of a device for them; 0 for 0.6 of it.
-        memory_gib: memory of a process's host for them.
+        flip: average the feature maps of an image and its mirror image.
+        batch_size: number of images per batch.
+        pairs_per_call: number of pairs that a device scores per call.
+        map_dtype: storage dtype of the pair-stage terms.
+        device_gib: memory for these terms on each device, in GiB; 0 for 60% of the device's memory.
+        memory_gib: host memory for these terms in each process, in GiB.
         checkpoint: "last", or "best" by validation mAP.
     """
 
@@ -198,9 +198,9 @@ class Visualization:
     """Figures of --mode=visualize.
 
     Attributes:
-        num_queries: queries that are drawn.
-        ranks: images of a ranked list.
-        lines: strongest correspondences of two images.
+        num_queries: number of queries to draw.
+        ranks: number of images per ranked list.
+        lines: number of strongest correspondences drawn between two images.
     """
 
     num_queries: int
@@ -213,8 +213,8 @@ class Export:
     """Artefacts of --mode=export.
 
     Attributes:
-        platforms: that they run on, joined by commas.
-        check_images: random images that an artefact is compared with the model on.
+        platforms: target platforms, separated by commas.
+        check_images: number of random images for checking an artefact against the model.
     """
 
     platforms: str
@@ -226,23 +226,23 @@ class Experiment:
     """All settings of an experiment.
 
     Attributes:
-        seed: of initialisation, batches, augmentation and dropout.
-        init_from: workdir of a trained network to start from.
-        pretrained: published weights of the backbone.
-        epochs: of training.
-        devices: local devices that each process uses, 0 for all.
+        seed: random seed for initialisation, batches, augmentation and dropout.
+        init_from: workdir of a trained network to initialise from.
+        pretrained: pretrained weights of the backbone.
+        epochs: number of training epochs.
+        devices: number of local devices per process, 0 for all.
         parallel: "pmap" or "shard_map".
-        log_every: steps between lines of metrics.
-        checkpoint_every: steps between checkpoints, 0 for once an epoch.
-        eval_every: epochs between evaluations on the validation identities, 0 for the end alone.
-        data: data set and batches.
+        log_every: number of steps between logged metrics.
+        checkpoint_every: number of steps between checkpoints, 0 for once per epoch.
+        eval_every: number of epochs between evaluations on the validation identities, 0 for only at the end.
+        data: data set and batch sampling.
         network: backbone, individual head and pair stage.
-        augment: of training images.
+        augment: augmentation of training images.
         loss: weights and constants of the loss.
         optimiser: optimiser and learning rate.
-        evaluation: scoring.
-        visualization: figures.
-        export: artefacts.
+        evaluation: evaluation settings.
+        visualization: figure settings.
+        export: export settings.
     """
 
     seed: int
@@ -264,12 +264,12 @@ class Experiment:
     export: Export
 
     def learning_rate(self, steps_per_epoch: int) -> optax.Schedule:
-        """Return the learning rate of each step."""
+        """Return the learning-rate schedule."""
         batch_size, epochs = self.data.batch_size, self.epochs
         return optim.schedule(self.optimiser, batch_size, epochs, steps_per_epoch)
 
     def optimizer(self, steps_per_epoch: int) -> optax.GradientTransformation:
-        """Return the optimiser; its state does not depend on the number of steps."""
+        """Return the optimiser. The structure of its state does not depend on the number of steps."""
         network = self.network
         return optim.optimizer(
             self.optimiser,
@@ -284,8 +284,9 @@ class Experiment:
         return Augment(**dataclasses.asdict(self.augment), mean=backbone.pixel_mean, std=backbone.pixel_std)
 
     def part_labels(self) -> Any:
-        """Return the part-label reader, a `data.part_labels.PartLabels`; None for a network that needs no labels."""
-        from cacenet_jax.data.part_labels import PartLabels  # here: an export to ONNX has no libraries that read data
+        """Return the part-label reader, a `data.part_labels.PartLabels`, or None if the network needs no labels."""
+        # Imported here because the ONNX export environment lacks the data-reading libraries.
+        from cacenet_jax.data.part_labels import PartLabels
 
         return PartLabels(self.data.parts) if self.network.build(1).image_channels > 3 else None
 
@@ -294,7 +295,7 @@ def read(config: ConfigDict) -> Experiment:
     """Return the settings of a config.
 
     Args:
-        config: every field of `cacenet_jax.config.paper`, complete and valid (`cacenet_jax.run`).
+        config: complete and validated config with all fields of `cacenet_jax.config.paper` (see `cacenet_jax.run`).
     """
     values = config.copy_and_resolve_references().to_dict()
     return Experiment(
@@ -311,10 +312,10 @@ def read(config: ConfigDict) -> Experiment:
 
 
 def defaults(backbone: str, pair_stage: str) -> dict[str, dict[str, Any]]:
-    """Return the defaults of a backbone's and a pair stage's own fields, by the config field of the choice.
+    """Return the default fields of a backbone and a pair stage, keyed by the config field that selects each.
 
     Raises:
-        UserError: there is no such backbone or pair stage.
+        UserError: the backbone or pair stage is unknown.
     """
     of_backbone = {name: value for name, value in backbones.defaults(backbone).items() if name not in _GIVEN}
     of_pair = {} if pair_stage == NO_PAIR_STAGE else pair_stages.fields(pair_stage)

@@ -1,6 +1,6 @@
-"""The losses of the paper: identity loss, mix-up identity loss, batch-hard triplet.
+"""Training losses: identity loss, mix-up identity loss, batch-hard triplet loss and list loss.
 
-Legend: B images of a batch, R rows and C columns of a grid, F embedding size, I training identities.
+Legend: B images in a batch, R rows and C columns of a pair grid, F embedding size, I training identities.
 """
 
 from typing import NamedTuple
@@ -17,14 +17,14 @@ class LossWeights(NamedTuple):
     """Weights and constants of the loss.
 
     Attributes:
-        margin: triplet margin on distances of normalised embeddings.
+        margin: triplet margin, for distances between normalised embeddings.
         alpha: weight of the target's identity in the mix-up loss (equation 8).
         identity: weight of the identity loss on f(I).
         triplet: weight of the triplet loss on f(I).
         pair_identity: weight of the mix-up identity loss on f(u|v).
         pair_triplet: weight of the triplet loss on pair distances.
-        evidence: weight of the list loss on the scores of local evidence.
-        label_smoothing: of the identity loss on f(I).
+        evidence: weight of the list loss on the local-evidence scores.
+        label_smoothing: label smoothing of the identity loss on f(I).
     """
 
     margin: float = 0.5
@@ -38,12 +38,12 @@ class LossWeights(NamedTuple):
 
 
 class GridLabels(NamedTuple):
-    """Identities of a grid of pairs.
+    """Identity labels of a pair grid.
 
     Attributes:
-        row_labels_R: identities of the rows, the images of this device.
-        column_labels_C: identities of the columns, all images of the batch.
-        row_index_R: the column that is the row's own image.
+        row_labels_R: identities of the rows, which are the images on this device.
+        column_labels_C: identities of the columns, which are all images of the batch.
+        row_index_R: column index of each row's own image.
     """
 
     row_labels_R: Array
@@ -52,11 +52,11 @@ class GridLabels(NamedTuple):
 
 
 class RowLosses(NamedTuple):
-    """Losses of single rows and which rows count.
+    """Per-row losses and a mask of the valid rows.
 
     Attributes:
-        loss_R: loss of each row, 0 where it does not count.
-        valid_R: 1 where the row counts, else 0.
+        loss_R: loss of each row, 0 for invalid rows.
+        valid_R: 1 for valid rows, 0 otherwise.
     """
 
     loss_R: Array
@@ -64,13 +64,13 @@ class RowLosses(NamedTuple):
 
 
 def every_row(loss_R: Float[AnyArray, "R"]) -> RowLosses:
-    """Return losses of rows that all count."""
+    """Return `RowLosses` in which every row is valid."""
     loss_R = jnp.asarray(loss_R)
     return RowLosses(loss_R, jnp.ones_like(loss_R))
 
 
 def _wide(x: Float[AnyArray, "*any"]) -> Float[Array, "*any"]:
-    """Promote to at least float32: softmax and distances are never computed in a half type."""
+    """Promote to at least float32, because softmax and distances are never computed in half precision."""
     x = jnp.asarray(x)
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
@@ -78,15 +78,15 @@ def _wide(x: Float[AnyArray, "*any"]) -> Float[Array, "*any"]:
 def cross_entropy(
     logits: Float[AnyArray, "*batch I"], labels: Int[AnyArray, "*batch"], smoothing: float = 0.0
 ) -> Float[Array, "*batch"]:
-    """-log softmax(logits)[label], one value an embedding.
+    """Compute the cross entropy -log softmax(logits)[label] of each embedding.
 
     Args:
-        logits: scores of the identities.
-        labels: 0 .. I-1.
-        smoothing: share of the target that is spread evenly over all I identities, the label's own among them.
+        logits: identity scores, shape (*batch, I).
+        labels: identities, from 0 to I-1.
+        smoothing: share of the target distribution spread uniformly over all I identities, including the label.
 
-    Source: paper, equation 1, with the minus sign that the print lacks and without its stray 1/C; smoothing: Szegedy et
-        al. 2016, https://arxiv.org/abs/1512.00567, section 7.
+    Source: paper, equation 1, with its missing minus sign restored and the stray factor 1/C dropped. Smoothing: Szegedy
+        et al. 2016, https://arxiv.org/abs/1512.00567, section 7.
     """
     log_p = jax.nn.log_softmax(_wide(logits), axis=-1)
     loss = -jnp.take_along_axis(log_p, jnp.asarray(labels)[..., None], axis=-1)[..., 0]
@@ -99,7 +99,10 @@ def mixup_rows(
     column_labels_C: Int[AnyArray, "C"],
     alpha: float,
 ) -> Float[Array, "R"]:
-    """Compute equation 8 for each target image, averaged over the contextual images, (R,): the form that training runs."""
+    """Compute equation 8 for each target image, averaged over its contextual images.
+
+    The training step uses this form.
+    """
     log_p_RCI = jax.nn.log_softmax(_wide(logits_RCI), axis=-1)
     row_labels_R, column_labels_C = jnp.asarray(row_labels_R), jnp.asarray(column_labels_C)
     shape = log_p_RCI.shape[:2]
@@ -113,15 +116,15 @@ def mixup_cross_entropy(
 ) -> Float[Array, ""]:
     """Compute the mean over the grid of alpha CE(y_u, f(u|v)) + (1 - alpha) CE(y_v, f(u|v)).
 
-    The form for a whole grid on one device; the training step runs its rows, `mixup_rows`.
+    This form takes the whole grid on one device. The training step uses `mixup_rows`.
 
     Args:
-        logits_BBC: scores of the C identities for f(u|v), target u along the first axis, context v along the second.
-        labels_B: identity of each image, 0 .. C-1.
+        logits_BBC: scores of the C identities for f(u|v), with target u on the first axis and context v on the second.
+        labels_B: identity of each image, from 0 to C-1.
         alpha: weight of the target's identity, 0.9 in the paper.
 
     Returns:
-        Scalar loss. The paper prints the sum over the grid; the mean keeps its size independent of the batch.
+        Scalar loss. The paper sums over the grid; the mean does not scale with the batch size.
 
     Source: paper, equation 8.
     """
@@ -129,7 +132,7 @@ def mixup_cross_entropy(
 
 
 def _pairs(row_labels_R: AnyArray, column_labels_C: AnyArray, row_index_R: AnyArray) -> tuple[Array, Array]:
-    """Mask the pairs of a grid that show one identity, and those of them that are two images of it, (R, C) each."""
+    """Return two (R, C) masks: same-identity pairs, and same-identity pairs of two different images."""
     columns_C = jnp.asarray(column_labels_C)
     same_RC = jnp.asarray(row_labels_R)[:, None] == columns_C[None]
     itself_RC = jnp.asarray(row_index_R)[:, None] == jnp.arange(len(columns_C))[None]
@@ -143,17 +146,17 @@ def batch_hard_rows(
     row_index_R: Int[AnyArray, "R"],
     margin: float,
 ) -> RowLosses:
-    """Batch-hard triplet loss of each row: relu(margin + hardest positive - hardest negative).
+    """Compute the batch-hard triplet loss of each row: relu(margin + hardest positive - hardest negative).
 
     Args:
-        distance_RC: distances of this device's images to all images of the batch.
+        distance_RC: distances from this device's images to all images of the batch.
         row_labels_R: identities of the rows.
         column_labels_C: identities of the columns.
-        row_index_R: the column that is the row's own image; it is no positive of itself.
-        margin: in the units of the distance.
+        row_index_R: column index of each row's own image, which is not a positive.
+        margin: margin, in the units of the distance.
 
     Returns:
-        Loss and validity of each row; a row with no positive or no negative does not count.
+        Loss and validity of each row; a row without a positive or a negative is invalid.
     """
     distance_RC = _wide(distance_RC)
     same_RC, positive_RC = _pairs(row_labels_R, column_labels_C, row_index_R)
@@ -171,16 +174,16 @@ def list_rows(
     column_labels_C: Int[AnyArray, "C"],
     row_index_R: Int[AnyArray, "R"],
 ) -> RowLosses:
-    """Loss of each row's list: of every positive p, -log( e^p / (e^p + sum over negatives n of e^n) ), averaged.
+    """Compute the list loss of each row: the mean over positives p of -log(e^p / (e^p + sum over negatives n of e^n)).
 
     Args:
-        score_RC: scores of this device's images and all images of the batch, higher for one identity.
+        score_RC: scores between this device's images and all images of the batch, higher for the same identity.
         row_labels_R: identities of the rows.
         column_labels_C: identities of the columns.
-        row_index_R: the column that is the row's own image; it is no positive of itself.
+        row_index_R: column index of each row's own image, which is not a positive.
 
     Returns:
-        Loss and validity of each row; a row with no positive or no negative does not count.
+        Loss and validity of each row; a row without a positive or a negative is invalid.
     """
     score_RC = _wide(score_RC)
     same_RC, positive_RC = _pairs(row_labels_R, column_labels_C, row_index_R)
@@ -197,15 +200,15 @@ def batch_hard_triplet(
 ) -> Float[Array, ""]:
     """Compute the mean over anchors of relu(margin + hardest positive - hardest negative).
 
-    The form for a whole grid on one device; the training step runs its rows, `batch_hard_rows`.
+    This form takes the whole grid on one device. The training step uses `batch_hard_rows`.
 
     Args:
-        distance_BB: distances, anchors along the first axis; the diagonal is not read.
+        distance_BB: distances, with anchors on the first axis; the diagonal is ignored.
         labels_B: identity of each image.
-        margin: in the units of the distance.
+        margin: margin, in the units of the distance.
 
     Returns:
-        Scalar loss, the mean over the anchors that have a positive and a negative; 0 if none has.
+        Scalar loss, the mean over anchors with at least one positive and one negative; 0 if there are none.
 
     Source: Hermans, Beyer and Leibe 2017, "In defense of the triplet loss", the paper's [8].
     """
@@ -215,16 +218,22 @@ def batch_hard_triplet(
 
 
 def safe_sqrt(square: Float[Array, "*any"]) -> Float[Array, "*any"]:
-    """Square root with value and gradient 0 where the argument is not positive."""
+    """Compute the square root, with value and gradient 0 where the argument is not positive."""
     positive = square > 0
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1)), 0)
 
 
 def euclidean(left: Float[Array, "*#batch F"], right: Float[Array, "*#batch F"]) -> Float[Array, "*#batch"]:
-    """|left - right| along the last axis, broadcast over the others, with a zero gradient at distance 0."""
+    """Compute the Euclidean distance along the last axis, with zero gradient at distance 0.
+
+    The other axes broadcast.
+    """
     return safe_sqrt(jnp.sum((left - right) ** 2, axis=-1))
 
 
 def euclidean_grid(rows_RF: Float[Array, "R F"], columns_CF: Float[Array, "C F"]) -> Float[Array, "R C"]:
-    """|row - column| of every pair, computed from differences, so that equal rows are exactly 0 apart."""
+    """Compute the Euclidean distance of every row to every column.
+
+    It is computed from differences, so equal vectors have a distance of exactly 0.
+    """
     return euclidean(rows_RF[:, None], columns_CF[None])

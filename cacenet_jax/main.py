@@ -1,19 +1,20 @@
-"""Person re-identification with CACE-Net: train, evaluate, show and export a network.
+"""Person re-identification with CACE-Net: train, evaluate, visualise and export networks.
 
 Usage: cacenet --config=configs/NAME.py[:VARIANT] --workdir=DIR [--mode=MODE] [--config.FIELD=VALUE ...]
 (or python -m cacenet_jax.main with the same flags)
 
 Modes:
-  train      trains, then evaluates; the same command continues a run that was stopped (the default)
-  import     makes a workdir of a checkpoint of the authors' release, --config.pretrained
-  evaluate   scores a trained network on its test split, or on --config.eval.data
-  visualize  draws maps, correspondences and ranked lists of a trained network
-  export     writes a trained network for use without this package
-  reproduce  trains what tables of the paper need, --table, and writes them
+  train      train and evaluate a network (default); rerun the same command to resume an interrupted run
+  import     create a workdir from a checkpoint of the authors' release, given by --config.pretrained
+  evaluate   evaluate a trained network on its test split, or on the data set --config.eval.data
+  visualize  draw feature maps, correspondences and ranked lists of a trained network
+  export     export a trained network for use without this package
+  reproduce  train the networks for the tables of the paper selected by --table, and write the tables
 
-train, import and reproduce need --config; the others read it from the config.json in --workdir. Any field of
-cacenet_jax/config.py can be changed, for example --config.eval.top_k=50. A data set, a backbone and a pair stage have fields
-of their own: --config.data.options.seed=3, --config.model.backbone_fields.width=32, --config.model.pair.clue_weight=0.
+train, import and reproduce require --config; the other modes read the config from config.json in --workdir. Any field
+of cacenet_jax/config.py can be overridden, for example --config.eval.top_k=50. Data sets, backbones and pair stages
+have additional fields: --config.data.options.seed=3, --config.model.backbone_fields.width=32,
+--config.model.pair.clue_weight=0.
 """
 
 import contextlib
@@ -63,7 +64,7 @@ flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
 
 
 def run(command: CommandLine) -> None:
-    """Dispatches to the mode."""
+    """Check the flags and run the selected mode."""
     if command.words:
         raise UserError(
             f"argument {command.words[0]!r}: no flag, expected --config=..., --workdir=...; write it as one"
@@ -78,7 +79,7 @@ def run(command: CommandLine) -> None:
     _check_reproduce(command)
     cluster = (_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, _TIMEOUT.value)
     check_distributed(_DISTRIBUTED.value, *cluster)
-    # After the flags: a typo should not wait for jax, nor what joins the processes for the rest.
+    # Check the flags before importing jax, to report typos quickly. Processes join before the remaining imports.
     if _DISTRIBUTED.value:
         from cacenet_jax.distributed import processes
 
@@ -104,19 +105,19 @@ def _import(config: ConfigDict, workdir: str) -> None:
 
 
 def _visualize(config: ConfigDict, workdir: str) -> None:
-    from cacenet_jax.visualize import report  # here: matplotlib takes a while, and training needs none
+    from cacenet_jax.visualize import report  # imported lazily: slow, and not needed for training
 
     report.visualize(config, workdir)
 
 
 def _export(config: ConfigDict, workdir: str) -> None:
-    from cacenet_jax.export import run  # here: training needs no libraries of an export
+    from cacenet_jax.export import run  # imported lazily: training does not need the export libraries
 
     run.export(config, workdir)
 
 
 def _check_reproduce(command: CommandLine) -> None:
-    """Raises UserError for a mistake in what belongs to --mode=reproduce alone."""
+    """Raise UserError if the flags that are specific to --mode=reproduce are invalid or used in another mode."""
     if _MODE.value == "reproduce":
         parse_tables(_TABLE.value), parse_seeds(_SEEDS.value)
         check_rows_are_free(command.file, command.argument, command.overrides)
@@ -134,27 +135,27 @@ def _reproduce(command: CommandLine, config: ConfigDict, workdir: str) -> None:
 
 
 def _joined() -> bool:
-    """Return True in one of several processes, which may wait for this one."""
+    """Return True if this process has joined others, which may be waiting for it."""
     return flags.FLAGS.is_parsed() and _DISTRIBUTED.value and "cacenet_jax.distributed.processes" in sys.modules
 
 
 def _interrupted(code: int, word: str) -> None:
-    """Ends at once with one line, which the other processes of the run hear too."""
+    """Exit immediately with a one-line message that is also sent to the other processes of the run."""
     line = f"{word}; the same command continues from the newest checkpoint"
-    with contextlib.suppress(OSError):  # a terminal that is gone
+    with contextlib.suppress(OSError):  # the terminal may be closed
         print(line, file=sys.stderr, flush=True)
     if _joined():
         from cacenet_jax.distributed import processes
 
         processes.notify_failure(code, line)
-    os._exit(code)  # a save that was cut off would complain at length; like after a kill, it is no checkpoint
+    os._exit(code)  # skip cleanup, because an interrupted save prints a long error and leaves no checkpoint anyway
 
 
 def _end_on_sigterm() -> None:
-    """Makes SIGTERM end the run at once, also as the first process of a container, where its default does nothing.
+    """Make SIGTERM end the run immediately, even as PID 1 of a container, where it is ignored by default.
 
-    A handler in Python waits until the main thread is out of a step or a compilation, minutes perhaps; so a thread reads
-    the signal from a pipe.
+    A Python signal handler only runs once the main thread has finished the current step or compilation, which can take
+    minutes. A separate thread therefore reads the signal from a pipe.
     """
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
@@ -165,10 +166,10 @@ def _end_on_sigterm() -> None:
         while number := os.read(reader, 1):
             if number[0] == signal.SIGTERM:
                 with contextlib.suppress(OSError):
-                    print(end="\n" if sys.stderr.isatty() else "", file=sys.stderr)  # below the bar
+                    print(end="\n" if sys.stderr.isatty() else "", file=sys.stderr)  # move below the progress bar
                 _interrupted(128 + signal.SIGTERM, "terminated")
 
-    def forget() -> None:  # a fork's signals are not ours
+    def forget() -> None:  # restore the default in forked processes
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
@@ -177,11 +178,14 @@ def _end_on_sigterm() -> None:
 
 
 def main() -> None:
-    """Parses, runs, and ends with one line; exit code 2 on a mistake that the user can correct, 1 where a retry may help."""
+    """Parse the command line, run the mode and report errors in one line.
+
+    The exit code is 2 for a mistake that the user can correct and 1 for an error where a retry may help.
+    """
     logging.use_absl_handler()
     logging.set_verbosity(logging.WARNING)
     logging.get_absl_handler().setFormatter(standard_logging.Formatter("%(levelname)s: %(message)s"))
-    # orbax advises to save less often where a disk is slow, which is no mistake of the user's.
+    # Hide orbax's advice to save less often on slow disks, since the user did nothing wrong.
     logging.get_absl_logger().addFilter(lambda record: "Waiting for previous save" not in record.getMessage())
     app.define_help_flags()
     show_help_of(__name__, __doc__)

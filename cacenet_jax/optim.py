@@ -16,13 +16,13 @@ class Settings:
 
     Attributes:
         name: "sgd" or "adamw".
-        learning_rate: peak, for a batch of `reference_batch` images.
-        reference_batch: images.
-        momentum: of SGD.
-        weight_decay: L2 for SGD, decoupled for AdamW.
-        warmup_epochs: of a linear rise from 0.
-        clip_norm: largest norm of the gradient, 0 for no limit.
-        attention_scale: learning rate of w and w' relative to the rest.
+        learning_rate: peak learning rate for a batch of `reference_batch` images.
+        reference_batch: batch size that `learning_rate` refers to.
+        momentum: SGD momentum.
+        weight_decay: L2 penalty for SGD, decoupled weight decay for AdamW.
+        warmup_epochs: epochs of linear warm-up from 0.
+        clip_norm: maximum global gradient norm, 0 to disable clipping.
+        attention_scale: learning-rate multiplier for the attention parameters w and w'.
     """
 
     name: str = "sgd"
@@ -36,16 +36,16 @@ class Settings:
 
 
 def schedule(settings: Settings, batch_size: int, epochs: int, steps_per_epoch: int) -> optax.Schedule:
-    """Linear warm-up from 0 to the peak, then cosine to 0 at the last epoch.
+    """Return the learning-rate schedule: linear warm-up from 0 to the peak, then cosine decay to 0 at the last epoch.
 
     Args:
-        settings: peak and warm-up.
-        batch_size: images of the global batch; the peak scales linearly with it.
-        epochs: of training.
-        steps_per_epoch: steps of one epoch.
+        settings: peak learning rate and warm-up.
+        batch_size: global batch size; the peak scales linearly with it.
+        epochs: number of training epochs.
+        steps_per_epoch: number of steps per epoch.
 
     Returns:
-        Step to learning rate.
+        Function from step to learning rate.
     """
     peak = settings.learning_rate * batch_size / settings.reference_batch
     warmup = round(settings.warmup_epochs * steps_per_epoch)
@@ -62,19 +62,19 @@ def optimizer(
     kept: Collection[str] = (),
     attention: Collection[str] = (),
 ) -> optax.GradientTransformation:
-    """Build SGD with momentum and L2 weight decay (the paper), or AdamW for networks from scratch.
+    """Build SGD with momentum and L2 weight decay as in the paper, or AdamW for training from scratch.
 
-    Weight decay pulls on every parameter but those of the attention, whose scale a normalised graph does not see; they
-    learn at `attention_scale` times the rate of the rest.
+    Weight decay applies to all parameters except those of the attention, because the normalised graph is invariant to
+    their scale. The attention parameters use `attention_scale` times the learning rate.
 
     Args:
         settings: optimiser, weight decay and clipping.
-        rate: step to learning rate, as `schedule` makes it.
-        kept: top-level names of parameters that do not change and have no state.
-        attention: names of the attention's parameters (`PairStage.attention_parameters`).
+        rate: learning-rate schedule, see `schedule`.
+        kept: top-level names of frozen parameters, which have no optimiser state.
+        attention: names of the attention parameters (`PairStage.attention_parameters`).
 
     Raises:
-        UserError: no such optimiser.
+        UserError: the optimiser is unknown.
     """
 
     def is_attention(path: tuple[Any, ...]) -> bool:
@@ -102,6 +102,7 @@ def optimizer(
     chain = [*parts, scaling, optax.scale_by_learning_rate(rate)]
     if not kept:
         return optax.chain(*chain)
-    # Kept parameters have no state: AdamW's two moments of a backbone would be twice its size in memory and checkpoints.
+    # Frozen parameters get no state, because AdamW's moments would take twice the backbone's size in memory and on
+    # disk.
     labels = lambda params: {name: "kept" if name in kept else "trained" for name in params}
     return optax.partition({"trained": optax.chain(*chain), "kept": optax.set_to_zero()}, labels)

@@ -1,15 +1,15 @@
-"""A trained network in use: images to embeddings and to ranked lists, without labels and without a data set.
+"""Inference with a trained network: embed images and rank galleries, without labels or a data set.
 
-    reid = load("workdirs/synthetic")               # or workdirs/synthetic/export, or a copy of it
+    reid = load("workdirs/synthetic")  # or workdirs/synthetic/export, or a copy of it
     embeddings = reid.embed(["a.jpg", "b.jpg"])
     for match in reid.rank("query.jpg", ["a.jpg", "b.jpg"])[0]:
         print(match.name, match.mixed)
 
-The numbers are those of the evaluation: images are decoded, resized and described by the same functions, and lists are
-ordered by the same distances.
+Results match those of the evaluation, because the same functions decode and resize images, extract features and compute
+the distances.
 
-Legend: n images, Q queries, G gallery images, K re-scored candidates of a query, L places of a list, H x W pixels, F
-embedding size.
+Legend: n images, Q queries, G gallery images, K re-scored candidates per query, L length of a ranked list, H x W
+pixels, F embedding size.
 """
 
 import os
@@ -39,23 +39,24 @@ from cacenet_jax.retrieval.term_store import replicate
 ImageLike = str | os.PathLike[str] | np.ndarray | jax.Array | Image.Image
 Images = ImageLike | Iterable[ImageLike]
 
-_AXIS = "images"  # of the devices
+_AXIS = "images"  # name of the device axis
 _OTHER_DISK = "set the environment variable TMPDIR to a folder on another disk, or rank fewer queries at a time"
 
 
 class _Network(NamedTuple):
-    """A trained network as retrieval uses it, wherever it was loaded from.
+    """A trained network and its retrieval settings, loaded from a workdir or an export.
 
     Attributes:
-        describe: `variables` and uint8 images (n, H, W, 3) to their features.
+        describe: function from `variables` and uint8 images (n, H, W, 3) to features.
         variables: first argument of `describe`, a tree of arrays.
-        distance: `constants`, terms of one image and of C others to C distances; None without a pair stage.
+        distance: function from `constants`, the terms of one image and those of C others to C distances; None without a
+            pair stage.
         constants: first argument of `distance`, a tree of arrays.
         image_size: (H, W).
         top_k: K.
         mix: weight of the pair distance.
-        batch_size: images described at a time.
-        memory_gib: limit of the terms in the host's memory; more lie in temporary files.
+        batch_size: number of images per batch.
+        memory_gib: host memory for the terms, in GiB; beyond it, they go to temporary files.
     """
 
     describe: Callable[[Any, Any], Described]
@@ -72,19 +73,19 @@ class _Network(NamedTuple):
 def load(place: str | os.PathLike[str], *, batch_size: int | None = None) -> "Retriever":
     """Load a trained network.
 
-    From a workdir it is the checkpoint that config.eval.checkpoint of WORKDIR/config.json names. From the folder of an
-    export (WORKDIR/export or a copy of it) it is the artefacts of jax.export, without the code of the network. Both give the
-    same numbers, except that an export keeps the terms of the pair stage in float32 and an evaluation in
+    From a workdir, load the checkpoint selected by config.eval.checkpoint in WORKDIR/config.json. From an export
+    (WORKDIR/export or a copy of it), load the jax.export artefacts, which do not need the network's code. Both produce
+    the same numbers, except that an export keeps the terms of the pair stage in float32 and a workdir in
     config.eval.map_dtype.
 
     Args:
-        place: workdir of a run that has a checkpoint, or folder of an export.
-        batch_size: images described at a time on all devices of this process together, which every call is filled up to;
-            config.eval.batch_size of the run by default. A small one answers sooner where few images come at a time.
+        place: workdir of a run with a checkpoint, or folder of an export.
+        batch_size: number of images per batch over all devices of this process; every batch is padded to this size.
+            Defaults to config.eval.batch_size of the run. A smaller value lowers the latency of calls with few images.
 
     Raises:
-        UserError: the folder is neither of them, its files do not fit together, the artefacts do not run on this platform,
-            or the network needs part labels.
+        UserError: `batch_size` is below 1, the folder is neither a workdir nor an export, its files are inconsistent,
+            the artefacts do not support this platform, or the network needs part labels.
     """
     if batch_size is not None and batch_size < 1:
         raise UserError(f"batch_size: found {batch_size}, expected 1 or more; raise it")
@@ -103,29 +104,29 @@ def load(place: str | os.PathLike[str], *, batch_size: int | None = None) -> "Re
 class Retriever:
     """A trained network that embeds images and ranks galleries, returned by `load`.
 
-    Images are given one by one or several at a time, of any size and mixed: paths of JPEG and PNG files, uint8 arrays
-    (height, width, 3) in the order red, green, blue, PIL images, or one array (n, height, width, 3). Grey values are
-    repeated and an alpha channel is dropped. All images of a call are held in memory only as they were given: they are
-    decoded, resized to `image_size` and described in batches of one shape, so that any number of images compiles one program
-    and takes bounded memory.
+    Every method accepts a single image or an iterable of images, of any sizes and types: paths of JPEG or PNG files,
+    RGB uint8 arrays (height, width, 3), or PIL images. A uint8 array (n, height, width, 3) is a sequence of n images.
+    Grey images are expanded to three channels and alpha channels are dropped. Images are decoded, resized to
+    `image_size` and processed in batches of a fixed shape, so one compiled program serves any number of images and
+    memory use is bounded.
 
     Attributes:
-        image_size: (height, width) of an image in the network.
+        image_size: (height, width) of the network's input.
         embedding_size: F.
-        top_k: images that `rank` scores again by pairs for each query, config.eval.top_k of the run; 0 in a network without
-            a pair stage.
-        mix: weight of the pair distance in the mixed one, config.eval.mix of the run; 0 in a network without a pair stage.
-        batch_size: images described at a time.
+        top_k: number of images that `rank` re-scores with the pair stage for each query, config.eval.top_k of the run;
+            0 without a pair stage.
+        mix: weight of the pair distance in the mixed distance, config.eval.mix of the run; 0 without a pair stage.
+        batch_size: number of images per batch.
     """
 
     def __init__(self, network: _Network, place: str):
-        """Prepare the network on the devices of this process.
+        """Place the network on the devices of this process.
 
         Args:
-            network: the network.
-            place: folder that it was loaded from.
+            network: network to place.
+            place: folder it was loaded from.
         """
-        # Devices of this process alone: where several run, each may have images of its own.
+        # Only this process's devices: different processes may process different images.
         self._mesh = Mesh(np.asarray(jax.local_devices()), (_AXIS,), axis_types=(AxisType.Auto,))
         self._network, self._place = network, place
         self._variables, self._constants = replicate((network.variables, network.constants), self._mesh)
@@ -140,7 +141,7 @@ class Retriever:
             self._compare = Comparer(network.distance, self._constants, self._mesh, self.top_k)
 
     def __repr__(self) -> str:
-        """Return the place and the sizes."""
+        """Return the folder and the sizes."""
         sizes = (
             f"image_size={self.image_size}, embedding_size={self.embedding_size}, top_k={self.top_k}, mix={self.mix}"
         )
@@ -150,13 +151,14 @@ class Retriever:
         """Compute the L2-normalised embeddings f(I) of images.
 
         Args:
-            images: one image or n of them, as the class takes them.
+            images: one or n images, in any form the class accepts.
 
         Returns:
-            float32, in the order of the images; (1, F) for one image.
+            float32 embeddings in the order of the images; shape (1, F) for a single image.
 
         Raises:
-            UserError: a file cannot be read or a value is no image; names the image.
+            UserError: a file cannot be read, a value is not an image, or an embedding is not finite. The message names
+                the image.
         """
         return self._describe(ListedImages.of(images, "image"), None)
 
@@ -164,11 +166,11 @@ class Retriever:
         """Compute the individual (cosine) distances between all queries and all gallery images.
 
         Args:
-            queries: one image or Q of them, as the class takes them.
-            gallery: one image or G of them.
+            queries: one or Q images, in any form the class accepts.
+            gallery: one or G images.
 
         Returns:
-            float32, 0 for equal directions to 2.
+            float32 distances, from 0 (same direction) to 2 (opposite).
 
         Raises:
             UserError: as in `embed`.
@@ -178,25 +180,25 @@ class Retriever:
         return cosine_distance(query_QF, gallery_GF.astype(np.float64))
 
     def rank(self, queries: Images, gallery: Images, k: int = 10) -> list[RankedList]:
-        """Rank a gallery for each query, as the mixed ranking of the evaluation does.
+        """Rank a gallery for each query, using the mixed ranking of the evaluation.
 
-        Individual distances rank the whole gallery. The `top_k` nearest images are scored again by the pair stage and
-        re-ordered among themselves by the mixed distance, so that a re-scored image never falls behind one that was not.
-        Equal distances keep the order of the gallery. No image is left out: the query itself is found where the gallery
-        holds it.
+        The whole gallery is ranked by individual distance. The pair stage then re-scores the `top_k` nearest images,
+        which are re-ordered among themselves by mixed distance and stay ahead of all other images. Ties keep gallery
+        order. No image is excluded: if the gallery contains the query image, it is ranked too.
 
-        The gallery is described anew in each call, so rank several queries in one call where there are several.
+        Every call extracts the features of the whole gallery, so pass all queries in one call.
 
         Args:
-            queries: one image or Q of them, as the class takes them.
-            gallery: one image or G of them.
-            k: places of a list, cut to G. Does not change how many images are re-scored.
+            queries: one or Q images, in any form the class accepts.
+            gallery: one or G images.
+            k: maximum length of each ranked list; does not affect how many images are re-scored.
 
         Returns:
-            A ranked list for each query, in their order; a list of one for one query.
+            One ranked list per query, in query order.
 
         Raises:
-            UserError: as in `embed`, no query, no gallery image, or no room for the terms of the pair stage.
+            UserError: as in `embed`; also if there are no queries or no gallery images, `k` is below 1, or there is too
+                little disk space for the terms of the pair stage.
         """
         query, shown = ListedImages.of(queries, "query"), ListedImages.of(gallery, "gallery image")
         if not query.images or not shown.images:
@@ -208,8 +210,9 @@ class Retriever:
             raise UserError(f"k: found {k}, expected 1 or more; raise it")
         num_query, num_gallery = len(query.images), len(shown.images)
         top_k = min(self.top_k, num_gallery)
-        # The terms of an image are a thousand times as large as its embedding. Where the queries cannot reach most of the
-        # gallery (one query in a large folder), their candidates are described a second time rather than all terms kept.
+        # The terms of an image are a thousand times larger than its embedding. If most gallery images cannot be
+        # candidates (one query and a large folder), recompute the candidates' terms instead of storing those of the
+        # whole gallery.
         keep_all = num_query * top_k >= num_gallery
         query_terms = self._allocate(num_query) if top_k else None
         gallery_terms = self._allocate(num_gallery) if top_k and keep_all else None
@@ -237,7 +240,7 @@ class Retriever:
         return [ranked(q) for q in range(num_query)]
 
     def _describe(self, listed: ListedImages, terms: HostTerms | None) -> Float[np.ndarray, "n F"]:
-        """Compute embeddings, and the terms of the pair stage where there is a place for them."""
+        """Compute embeddings, and write the terms of the pair stage to `terms` unless it is None."""
         count = len(listed.images)
         if not count:
             return np.empty((0, self.embedding_size), np.float32)
@@ -254,20 +257,20 @@ class Retriever:
         return embedding.astype(np.float32, copy=False)
 
     def _allocate(self, count: int) -> HostTerms:
-        """Allocate the terms of a number of images."""
+        """Allocate storage for the terms of `count` images."""
         limit = round(self._network.memory_gib * 2**30)
         return HostTerms(self._terms_like, count, self.batch_size, limit, tempfile.gettempdir(), _OTHER_DISK)
 
 
 def _from_workdir(folder: Path) -> _Network:
     """Load the checkpoint of a run with the settings of its config.json."""
-    # Here: an export needs neither checkpoints nor what reads data sets.
+    # Imported here because loading an export needs neither checkpoints nor the data-set readers.
     from cacenet_jax import experiment
     from cacenet_jax.run.completion import read_config
     from cacenet_jax.train import load_network
 
     config = read_config(folder, "workdir")
-    config.devices = 0  # of this machine, not of the one that trained
+    config.devices = 0  # all devices of this machine, not the number used in training
     net, _, state = load_network(config, folder)
     _check_channels(net.image_channels, folder)
     settings = experiment.read(config)
@@ -302,12 +305,12 @@ def _from_export(folder: Path) -> _Network:
     )  # fmt: skip
 
 
-# The file that tells what a folder is, and how its network is loaded.
+# The file that identifies each kind of folder, and the function that loads its network.
 _LOADERS: dict[str, Callable[[Path], _Network]] = {"config.json": _from_workdir, MANIFEST: _from_export}
 
 
 def _check_channels(channels: int, folder: Path) -> None:
-    """Raise UserError for a network that needs a fourth channel."""
+    """Raise UserError if the network needs a fourth input channel."""
     if channels != 3:
         raise UserError(
             f"{folder}: found a network of {channels} channels, which reads the body part of each pixel (semantic "

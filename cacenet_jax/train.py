@@ -1,4 +1,4 @@
-"""Training: the loop, in chapters. The maths is in train_step.py, the model in models/, the ranking in retrieval/."""
+"""Training loop. The maths is in train_step.py, the model in models/ and the ranking in retrieval/."""
 
 import math
 import sys
@@ -36,32 +36,32 @@ from cacenet_jax.run.validation import validate
 from cacenet_jax.run.workdir import check_network, check_workdir, claim_workdir
 from cacenet_jax.train_step import TrainState, create_state, make_train_step
 
-# What may differ between the processes of one run: where their machine keeps the data and how it reads them.
+# Data fields that may differ between the processes of a run: where each machine stores the data and how it reads them.
 _OF_THE_MACHINE = ("root", "dir", "parts", "workers")
 _PATIENCE_S = 10.0
 _SHOWN = ("loss", "identity", "triplet", "pair_identity", "pair_triplet", "evidence")
 
 
 def prepare_data(data: Data) -> Prepared:
-    """Return the prepared data set, which is prepared now if it is the first time."""
+    """Return the prepared data set, preparing it on first use."""
     with writer_first("prepare"):
         return prepare(data.name, root=data.root, data_dir=data.dir, options=data.options, progress=is_writer())
 
 
 def check_same_config(config: ConfigDict) -> None:
-    """Raises UserError where the processes of a run were given different configs."""
+    """Raise UserError if the processes of a run have different configs or jax versions."""
     shared = to_dict(config)
     shared["data"] = {name: value for name, value in shared["data"].items() if name not in _OF_THE_MACHINE}
     check_same("config", {"jax": jax.__version__, "config": shared})
 
 
 def cut_training(data: Data, prepared: Prepared) -> TrainVal:
-    """Return the training split without the identities that are held out for validation."""
+    """Split the training data into training and validation identities."""
     return cut_validation(open_split(prepared, "train"), data.val_share, data.val_seed, data.val_group)
 
 
 def check_finite(step: int, metrics: dict[str, float]) -> None:
-    """Raises UserError naming the step and the terms where a number is not finite."""
+    """Raise UserError if a metric is not finite; the message names the step and the metric."""
     broken = [f"{name}={value}" for name, value in metrics.items() if not math.isfinite(value)]
     if broken:
         raise UserError(
@@ -71,7 +71,10 @@ def check_finite(step: int, metrics: dict[str, float]) -> None:
 
 
 def restore(settings: Experiment, net: CACENet, checkpoints: Checkpoints) -> tuple[int, TrainState]:
-    """Return the step that `evaluation.checkpoint` names and its state; there is at least one checkpoint."""
+    """Load the checkpoint selected by `evaluation.checkpoint` and return its step and state.
+
+    At least one checkpoint must exist.
+    """
     best = checkpoints.best_step() if settings.evaluation.checkpoint == "best" else None
     step = checkpoints.agree_on_step(max(checkpoints.steps(), default=0) if best is None else best)
     optimizer, image_size = settings.optimizer(1), settings.data.image_size
@@ -80,19 +83,20 @@ def restore(settings: Experiment, net: CACENet, checkpoints: Checkpoints) -> tup
 
 
 def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
-    """Trains, evaluates and writes the results; continues where it stopped if the workdir holds the same run.
+    """Train and evaluate a network and write the results. Resumes if the workdir contains the same run.
 
     Args:
-        config: every field of `cacenet_jax.config.paper`, as a file in configs/ sets them.
-        workdir: gets config.json, metrics.jsonl, tensorboard/, checkpoints/ and results.json.
+        config: config with every field of `cacenet_jax.config.paper`, as returned by the files in configs/.
+        workdir: output folder for config.json, metrics.jsonl, tensorboard/, checkpoints/ and results.json.
 
     Returns:
-        What results.json holds: metrics of the individual, conditional and mixed ranking of the test split.
+        Contents of results.json: metrics of the individual, conditional and mixed rankings on the test split.
 
     Raises:
-        UserError: an impossible value, broken data, a workdir of another run, or a loss that is not finite.
+        UserError: a value is invalid, the data are broken, the workdir belongs to another run, or a metric is not
+            finite.
     """
-    # -- The config and the devices -----------------------------------------------------------------------------------
+    # -- Config and devices -------------------------------------------------------------------------------------------
     workdir, config = Path(workdir).expanduser(), complete(config)
     validate(config)
     check_same_config(config)
@@ -107,7 +111,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     device_map = DeviceMap(devices, settings.parallel)
     device_map.connect()
 
-    # -- The data -----------------------------------------------------------------------------------------------------
+    # -- Data ---------------------------------------------------------------------------------------------------------
     prepared = prepare_data(data)
     cut = cut_training(data, prepared)
     check_splits(settings, prepared, cut)
@@ -117,7 +121,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     last_step = settings.epochs * steps_per_epoch
     checkpoint_every = settings.checkpoint_every or steps_per_epoch
 
-    # -- The network, the optimiser and the step ----------------------------------------------------------------------
+    # -- Network, optimiser and training step -------------------------------------------------------------------------
     net = settings.network.build(cut.train.num_identities, AXIS)
     optimizer, learning_rate = settings.optimizer(steps_per_epoch), settings.learning_rate(steps_per_epoch)
     init_key, augment_key = jax.random.split(jax.random.key(settings.seed))
@@ -125,8 +129,8 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     mapped_step = compilation.warn_on_recompilation(device_map.map(step_fn))
     state = create_state(net, optimizer, init_key, data.image_size)
 
-    # -- Where we stopped ---------------------------------------------------------------------------------------------
-    if is_new:  # before the workdir is claimed, which would hold on to a wrong config.init_from
+    # -- Initialisation or resumption ---------------------------------------------------------------------------------
+    if is_new:  # before the workdir is claimed, which would make a wrong config.init_from permanent
         state = initialisation.initialise(config, state, cut.train.summary())
     claim_workdir(workdir, to_dict(config), cut.train.summary())
     checkpoints = Checkpoints(workdir)
@@ -134,10 +138,10 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     if first_step:
         state = checkpoints.load(first_step, state, replicated_sharding(device_map.mesh))
         _say(f"continuing {workdir} from step {first_step} of {last_step}")
-    elif not is_new:  # it was stopped before its first checkpoint
+    elif not is_new:  # interrupted before the first checkpoint
         state = initialisation.initialise(config, state, cut.train.summary())
     state = device_map.replicate(state)
-    if data.hard_pool:  # from what is frozen, so that a run that continues draws the same batches
+    if data.hard_pool:  # from frozen parameters, so that a resumed run draws the same batches
         classifier = state.params["individual_head"]["classifier"]["kernel"].addressable_data(0)
         sampler.nearest = look_alikes(np.asarray(classifier), data.hard_pool)
     writer = MetricWriter(workdir, first_step) if is_writer() else NullWriter()
@@ -150,7 +154,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
         f"{len(devices)} {devices[0].platform} device(s){together}"
     )
 
-    # -- The loop: numbers are fetched one step late, while the device works on the next ------------------------------
+    # -- Training loop: metrics are fetched one step late, while the device computes the next step --------------------
     batches = training_batches(
         cut.train, sampler, height=data.height, width=data.width, first_step=first_step, last_step=last_step,
         workers=data.workers, process=jax.process_index(), processes=jax.process_count(),
@@ -178,7 +182,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
                 and (step // steps_per_epoch) % settings.eval_every == 0
             ) or (data.val_share > 0 and step == last_step)  # fmt: skip
             if validates or step % checkpoint_every == 0 or step == last_step:
-                report(*pending)  # a state with a broken number is never saved
+                report(*pending)  # a state with non-finite metrics is never saved
                 pending = None
                 validation_map = None
                 if validates:
@@ -190,11 +194,11 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     finally:
         progress.close()
         writer.close()
-        # After an error another process may be gone, or wait for this one, and a save that all share is never complete.
+        # After an error, other processes may have exited or be waiting, so a shared save may never complete.
         failed = sys.exc_info()[0] is not None and jax.process_count() > 1
         checkpoints.close(_PATIENCE_S if failed else None)
 
-    # -- The test split -----------------------------------------------------------------------------------------------
+    # -- Test split ---------------------------------------------------------------------------------------------------
     if settings.evaluation.checkpoint == "best":
         checkpoints = Checkpoints(workdir, create=False)
         first_step, state = restore(settings, net, checkpoints)
@@ -205,14 +209,14 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
 
 
 class Trained(NamedTuple):
-    """A trained network and the data of its config.
+    """Trained network and the data set of its config.
 
     Attributes:
-        settings: of the config.
-        net: the network.
-        step: of the checkpoint.
-        state: of the network at that step.
-        prepared: the data set of config.data.
+        settings: settings read from the config.
+        net: network.
+        step: step of the checkpoint.
+        state: network state at that step.
+        prepared: prepared data set of config.data.
     """
 
     settings: Experiment
@@ -223,14 +227,14 @@ class Trained(NamedTuple):
 
 
 def load(config: ConfigDict, workdir: str | Path) -> Trained:
-    """The network in a workdir, at the checkpoint that config.eval.checkpoint names.
+    """Load the network of a workdir at the checkpoint selected by config.eval.checkpoint.
 
     Args:
-        config: the config of the run; eval fields and the data set may differ.
-        workdir: of a run that has a checkpoint.
+        config: config of the run; eval fields and the data set may differ.
+        workdir: workdir of a run with at least one checkpoint.
 
     Raises:
-        UserError: no checkpoint, one that does not fit the config, or broken data.
+        UserError: there is no checkpoint, it does not match the config, or the data are broken.
     """
     net, step, state = load_network(config, workdir)
     settings = experiment.read(complete(config))
@@ -240,7 +244,7 @@ def load(config: ConfigDict, workdir: str | Path) -> Trained:
 
 
 def load_network(config: ConfigDict, workdir: str | Path) -> tuple[CACENet, int, TrainState]:
-    """The network, step and state that `load` gives, where no data set is needed; arguments and errors as there."""
+    """Load the network, step and state without the data set; arguments and errors are as in `load`."""
     workdir, config = Path(workdir).expanduser(), complete(config)
     validate(config)
     check_same_config(config)
@@ -254,19 +258,19 @@ def load_network(config: ConfigDict, workdir: str | Path) -> tuple[CACENet, int,
 
 
 def evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
-    """Scores the checkpoint of a workdir on the test split of config.data and writes results.json.
+    """Evaluate the checkpoint of a workdir on the test split of config.data and write results.json.
 
-    With config.eval.data, a cross-domain test, on that data set: results_<its name>.json.
+    If config.eval.data is set, evaluate on that data set instead (cross-domain) and write results_NAME.json.
 
     Args:
-        config: the config of the run; eval fields may differ.
-        workdir: of a run that has a checkpoint.
+        config: config of the run; eval fields may differ.
+        workdir: workdir of a run with at least one checkpoint.
 
     Returns:
-        What the file holds.
+        Contents of the results file.
 
     Raises:
-        UserError: no checkpoint, one that does not fit the config, or broken data.
+        UserError: there is no checkpoint, it does not match the config, or the data are broken.
     """
     file = f"results_{config.eval.data}.json" if config.eval.data else "results.json"
     trained = load(with_eval_dataset(config), workdir)

@@ -1,8 +1,8 @@
-"""One training step, pure: (state, batch) -> (state, metrics), the same result on any number of devices.
+"""Training step: a pure function (state, batch) -> (state, metrics) with the same result on any number of devices.
 
-The one exception is the drop connect of a backbone that has it, off by default, which draws device by device.
+The only exception is drop connect, which is off by default and draws separate masks on each device.
 
-Legend: B images of the global batch, R images of one device, F embedding size, I training identities.
+Legend: B images of the global batch, R images per device, F embedding size, I training identities.
 """
 
 from collections.abc import Callable
@@ -21,19 +21,20 @@ from cacenet_jax.losses import LossWeights
 from cacenet_jax.models.cacenet import CACENet
 from cacenet_jax.models.heads import Embedded, normalise
 
-# Folded into the key of a run for the masks of dropout, and of a backbone that leaves out blocks (drop connect).
+# Folded into the run's random key for the masks of dropout and of drop connect (skipped backbone blocks).
 _DROPOUT, _DROP_CONNECT = 2**32 - 1, 2**32 - 2
 
 
 @struct.dataclass
 class TrainState:
-    """Everything that training changes.
+    """Training state.
 
     Attributes:
-        step: steps done, an integer scalar (any leaf type: trees of shapes and of host arrays have this form too).
+        step: number of completed steps, an integer scalar. Typed as Any because trees of shapes and of host arrays use
+            the same structure.
         params: parameters.
-        batch_stats: running statistics of the batch norms.
-        opt_state: the optimiser's state.
+        batch_stats: running statistics of the batch norm layers.
+        opt_state: optimiser state.
     """
 
     step: Any
@@ -45,7 +46,7 @@ class TrainState:
 def create_state(
     model: CACENet, optimizer: optax.GradientTransformation, key: jax.Array, image_shape: tuple[int, int]
 ) -> TrainState:
-    """Freshly initialised parameters, statistics and optimiser state; image_shape is (height, width)."""
+    """Initialise parameters, running statistics and optimiser state; `image_shape` is (height, width)."""
     images = jnp.zeros((2, *image_shape, model.image_channels))
     variables = jax.jit(lambda key: model.init(key, images, train=False))(key)
     params = variables["params"]
@@ -60,15 +61,15 @@ def loss_terms(
     index_R: jax.Array,
     weights: LossWeights,
 ) -> dict[str, jax.Array]:
-    """Compute the weighted terms of the loss over the global batch, each a scalar equal on every device.
+    """Compute the weighted loss terms over the global batch, as scalars that are equal on all devices.
 
     Args:
-        net: the network, of which the pair stage, the ReLU in front of classifiers and the device axis are read.
+        net: network; only its pair stage, `relu` and `axis_name` are used.
         individual: f(I) and logits of this device's images.
-        grid: pairs of this device's images and all images, from the pair stage.
+        grid: pair-stage output for the pairs of this device's images with all images.
         labels_R: identities of this device's images.
-        index_R: their positions in the global batch.
-        weights: weights and constants.
+        index_R: positions of these images in the global batch.
+        weights: weights and constants of the loss.
     """
     axis_name = net.axis_name
 
@@ -96,19 +97,20 @@ def make_train_step(
     key: jax.Array,
     axis_name: str | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
-    """The per-device training step, to be compiled by jax.jit or mapped by distributed.device_map.DeviceMap.
+    """Build the per-device training step, to be compiled by jax.jit or mapped by `distributed.device_map.DeviceMap`.
 
     Args:
-        model: the network, with the same axis_name.
-        optimizer: as optim.optimizer builds it.
+        model: network with the same `axis_name`.
+        optimizer: optimiser, as built by `optim.optimizer`.
         weights: weights and constants of the loss.
-        augmentation: what happens to an image; None takes `Batch.images` as they are, normalised floats.
-        key: seed of augmentation and dropout; step and image position are folded in, so a resumed run draws the same.
+        augmentation: image augmentation; None if `Batch.images` are already normalised floats.
+        key: random key for augmentation and dropout. The step and the image positions are folded in, so a resumed run
+            draws the same numbers.
         axis_name: device axis for collectives, None on one device.
 
     Returns:
-        A pure function of a state and this device's share of the batch to the new state and scalar metrics: `loss`, each
-        weighted term of the loss under its name, `accuracy`, `grad_norm`, `param_norm` and the pair stage's diagnostics.
+        Pure function from a state and this device's share of the batch to the new state and scalar metrics: `loss`,
+        each weighted loss term by name, `accuracy`, `grad_norm`, `param_norm` and the diagnostics of the pair stage.
     """
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -119,9 +121,9 @@ def make_train_step(
         if augmentation is not None:
             images_RHWC = augment(jax.random.fold_in(key, state.step), index_R, images_RHWC, augmentation)
 
-        # A stream of its own: no step and no image of the augmentation has this number.
+        # A separate random stream: the augmentation never folds in this number.
         rngs = {"dropout": jax.random.fold_in(jax.random.fold_in(key, _DROPOUT), state.step)} if model.dropout else {}
-        # Another on each device, which draws for its own images.
+        # The key differs between devices, because each device draws masks for its own images.
         drop_connect = jax.random.fold_in(jax.random.fold_in(key, _DROP_CONNECT), state.step)
         rngs["drop_connect"] = jax.random.fold_in(drop_connect, first)
 
@@ -134,7 +136,8 @@ def make_train_step(
             return jnp.asarray(sum(terms.values())), (terms, individual, grid, updates["batch_stats"])
 
         (loss, (terms, individual, grid, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-        # The loss is averaged over devices inside, the gradients here: right under pmap and shard_map alike.
+        # `loss_fn` averages the loss over devices, and the gradients are averaged here. This is correct under both
+        # pmap and shard_map.
         grads = pmean(grads, axis_name)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         metrics = {"loss": loss, **terms, "grad_norm": optax.tree.norm(grads)}
@@ -143,7 +146,7 @@ def make_train_step(
         if model.pair_stage is not None:
             metrics |= pmean(dict(model.pair_stage.diagnostics(grid)), axis_name)
         params = optax.apply_updates(state.params, updates)
-        metrics["param_norm"] = optax.tree.norm(params)  # not finite where the update broke them
+        metrics["param_norm"] = optax.tree.norm(params)  # not finite if the update broke the parameters
         return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
 
     return step

@@ -1,14 +1,14 @@
 """CACE-Net on DukeMTMC-reID with the paper's settings (section 4.2; table 4, 81.29 mAP / 90.89 rank-1).
 
-The data set was withdrawn by its authors: this reads a copy that you have. See configs/market1501.py for what the schedule
-needs; the command differs in the name alone.
+The authors have withdrawn the data set, so you need an existing copy. See configs/market1501.py for the pretrained
+weights that the schedule needs; the commands are otherwise the same.
 
     python -m cacenet_jax.main --config=configs/dukemtmc.py --config.data.root=DIR --workdir=workdirs/dukemtmc
 
-`:released` is the authors' later recipe, as in configs/market1501.py (their page: 81.13 mAP / 89.90 rank-1, individual
-features); a row of tables 1 to 3 is an argument too, `:normal`.
+`:released` selects the authors' later recipe, as in configs/market1501.py (their page reports 81.13 mAP / 89.90 rank-1
+with individual features). A row of tables 1 to 3 is selected in the same way, for example `:normal`.
 
-Measured with this package: nothing yet.
+Not yet measured with this package.
 """
 
 from ml_collections import ConfigDict

@@ -1,9 +1,9 @@
-"""CACE-Net on Market-1501 without a GPU: a small ResNet on 128 x 64 images, from scratch, for a machine with two cores.
+"""CACE-Net on Market-1501 without a GPU: a small ResNet trained from scratch on 128 x 64 images, on two CPU cores.
 
     python -m cacenet_jax.main --config=configs/market1501_cpu.py --config.data.root=data --workdir=workdirs/market1501_cpu
 
-The recipe of configs/synthetic.py, chosen there and not on Market-1501. Measured: individual 46.50 mAP / 67.81 rank-1, mixed
-47.96 / 69.63, in 42 minutes on one core; docs/results.md has the rest. More epochs were not tried.
+The recipe is that of configs/synthetic.py and was not tuned on Market-1501. Measured: individual 46.50 mAP / 67.81
+rank-1, mixed 47.96 / 69.63, in 42 minutes on one core. See docs/results.md for details. Longer training was not tried.
 """
 
 from ml_collections import ConfigDict

@@ -5,18 +5,18 @@
     python -m cacenet_jax.main --config=configs/second_stage.py --config.init_from=workdirs/lite0 --config.epochs=6 \
         --workdir=workdirs/lite0_second
 
-The aim is 80 mAP. Measured: nothing yet, it needs a GPU (add --config.model.dtype=bfloat16 there). `:individual` leaves out
-the pair stage; `--config.pretrained=` starts from scratch, for which raise --config.epochs.
+The target is 80 mAP. Not yet measured, because it needs a GPU (add --config.model.dtype=bfloat16 there). `:individual`
+omits the pair stage. `--config.pretrained=` trains from scratch, which needs more epochs (--config.epochs).
 
-`:cpu` is its small sibling, 128 x 64 images without a GPU, an hour on one core: the first stage trains the individual
-embedding alone, the second compares two images.
+`:cpu` is a smaller version for 128 x 64 images without a GPU, which takes an hour on one core. The first stage trains
+only the individual embedding, and the second stage learns to compare two images.
 
     python -m cacenet_jax.main --config=configs/market1501_lite0.py:cpu --config.data.root=data --workdir=workdirs/lite0_cpu
     python -m cacenet_jax.main --config=configs/second_stage.py --config.init_from=workdirs/lite0_cpu --config.epochs=2 \
         --workdir=workdirs/lite0_cpu_second
 
-Measured, mAP / rank-1: individual 57.96 / 77.23 in 45 minutes on one shared core, mixed 60.00 / 79.25 after a second stage
-of 4 minutes; docs/results.md has three epochs more, 60.69 / 79.81 and 62.44 / 80.88.
+Measured, mAP / rank-1: individual 57.96 / 77.23 in 45 minutes on one shared core, mixed 60.00 / 79.25 after a second
+stage of 4 minutes. With three more epochs the results are 60.69 / 79.81 and 62.44 / 80.88 (docs/results.md).
 """
 
 from ml_collections import ConfigDict

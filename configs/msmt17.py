@@ -1,14 +1,15 @@
 """CACE-Net on MSMT17 with the paper's settings (section 4.2; table 4, 62.0 mAP / 83.54 rank-1).
 
-Trains on `train` alone (1,041 identities), as the paper does; --config.data.options.train_val=True adds `val`, as some
-others do. Reads the layouts of MSMT17_V1 and MSMT17_V2. See configs/market1501.py for what the schedule needs.
+As in the paper, only `train` is used for training (1,041 identities); --config.data.options.train_val=True adds `val`,
+as some other papers do. Both the MSMT17_V1 and the MSMT17_V2 layout are supported. See configs/market1501.py for the
+pretrained weights that the schedule needs.
 
     python -m cacenet_jax.main --config=configs/msmt17.py --config.data.root=DIR --workdir=workdirs/msmt17
 
-`:released` is the authors' later recipe, as in configs/market1501.py (their page: 61.9 mAP / 83.77 rank-1, individual
-features); a row of tables 1 to 3 is an argument too, `:normal`.
+`:released` selects the authors' later recipe, as in configs/market1501.py (their page reports 61.9 mAP / 83.77 rank-1
+with individual features). A row of tables 1 to 3 is selected in the same way, for example `:normal`.
 
-Measured with this package: nothing yet.
+Not yet measured with this package.
 """
 
 from ml_collections import ConfigDict

@@ -1,13 +1,13 @@
 """CACE-Net on Occluded-Duke with the paper's settings (section 4.2; table 5, 50.8 mAP / 58.8 rank-1).
 
-See configs/market1501.py for what the schedule needs; the command differs in the name alone.
+See configs/market1501.py for the pretrained weights that the schedule needs; the commands are otherwise the same.
 
     python -m cacenet_jax.main --config=configs/occluded_duke.py --config.data.root=DIR --workdir=workdirs/occluded_duke
 
-`:released` is the authors' later recipe, as in configs/market1501.py (they report nothing for this data set); a row of
-tables 1 to 3 is an argument too, `:normal`.
+`:released` selects the authors' later recipe, as in configs/market1501.py (no results are reported for this data set).
+A row of tables 1 to 3 is selected in the same way, for example `:normal`.
 
-Measured with this package: nothing yet.
+Not yet measured with this package.
 """
 
 from ml_collections import ConfigDict

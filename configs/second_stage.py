@@ -1,12 +1,12 @@
-"""A second stage: the network of a trained workdir is frozen and learns to compare two images by local evidence.
+"""A second stage that freezes a trained network and learns to compare two images by local evidence.
 
     python -m cacenet_jax.main --config=configs/synthetic.py --workdir=workdirs/synthetic
     python -m cacenet_jax.main --config=configs/second_stage.py --config.init_from=workdirs/synthetic \
         --workdir=workdirs/synthetic_second
 
-Data and network are those that the workdir of --config.init_from recorded in its config.json, where the command line does
-not set them. Batches of look-alikes and the loss of a ranked list; docs/conditional_gain.md is the study. Measured, mAP
-(mAP / rank-1 on Market-1501), on one CPU core, on top of the time of the first stage:
+Data and network settings are read from config.json in the workdir of --config.init_from, unless set on the command
+line. Training uses batches of look-alikes and a listwise loss; see docs/conditional_gain.md for the study. Measured mAP
+(mAP / rank-1 on Market-1501) on one CPU core, with times excluding the first stage:
 
     first stage                      more flags          individual      mixed before    mixed after     time
     synthetic.py, three seeds                            44.14           45.18           47.53           8 min or more
@@ -14,9 +14,9 @@ not set them. Batches of look-alikes and the loss of a ranked list; docs/conditi
     market1501_lite0.py:cpu          --config.epochs=2   57.96 / 77.23   -               60.00 / 79.25   4 min
     market1501_lite0.py, on a GPU    --config.epochs=6   not measured
 
-On synthetic data the mixed ranking gains 3.39 ± 0.36 over the individual one; "before" is of the top 100. On Market-1501 the
-conditional ranking of market1501_cpu.py goes from 44.91 / 67.87 to 51.00 / 72.98, and its evaluation takes 81 s. The recipe
-was chosen on the synthetic data of seed 3.
+On synthetic data the mixed ranking gains 3.39 ± 0.36 over the individual one; "before" re-scores the top 100. On
+Market-1501 the conditional ranking of market1501_cpu.py improves from 44.91 / 67.87 to 51.00 / 72.98, and its
+evaluation takes 81 s. The recipe was chosen on the synthetic data with seed 3.
 """
 
 from ml_collections import ConfigDict

@@ -1,11 +1,11 @@
-"""The paper's ablations on synthetic pedestrians: each row of tables 1 to 3 in about 100 s on one CPU core.
+"""The paper's ablations on synthetic pedestrians: each row of tables 1 to 3 takes about 100 s on one CPU core.
 
     python -m cacenet_jax.main --mode=reproduce --table=all --config=configs/synthetic_ablation.py --workdir=workdirs/tables
     python -m cacenet_jax.main --config=configs/synthetic_ablation.py:normal --workdir=workdirs/normal    # one row
 
-cacenet_jax/reproduce/variants.py lists the rows. The full model is the paper's, on a small network and more test images than
-in configs/synthetic.py, so that the differences between rows are less noisy. Nothing is chosen here, so all training
-identities are trained on and the last epoch is reported.
+cacenet_jax/reproduce/variants.py lists the rows. The full model is the paper's, with a small network and more test
+images than in configs/synthetic.py, to reduce the noise in the differences between rows. No choice is made on
+validation data, so training uses all training identities and the last epoch is reported.
 """
 
 from ml_collections import ConfigDict

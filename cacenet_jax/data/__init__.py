@@ -1,6 +1,7 @@
 """Data sets and the input pipeline.
 
-Read `builders` (data sets as prepared records) and `synthetic` (the renderer of the embedded data set), then `subsets`
-(training and validation by identity), `sampler` (P x K batches), `pipeline` (decoding on the host to a `batch`), `augment`
-(augmentation on the device) and `part_labels` (body parts, for semantic alignment).
+Start with `builders` (data sets as prepared records) and `synthetic` (renderer of the default data set). Then read
+`subsets` (training and validation by identity), `sampler` (P x K batches), `images` (decoding and resizing), `pipeline`
+(batches on the host, as a `batch`), `augment` (augmentation on the device) and `part_labels` (body parts for semantic
+alignment).
 """

@@ -1,6 +1,6 @@
-"""Augmentation on the device: flip, pad and crop, normalise, random erasing; pure functions of one key per image.
+"""Augmentation on the device: flip, pad and crop, normalise and erase, as pure functions of one key per image.
 
-Legend: B images, H x W pixels, C channels (3 colours, then optional labels), A attempts.
+Legend: B images, H x W pixels, C channels (3 colours, then L optional label channels), A attempts.
 """
 
 from typing import NamedTuple
@@ -11,20 +11,20 @@ from jaxtyping import Array, Float, UInt8
 
 from cacenet_jax.models.pixels import MEAN, STD, normalise_images
 
-_ATTEMPTS = 16  # rectangles drawn for random erasing; the first that fits is used
+_ATTEMPTS = 16  # candidate rectangles for random erasing; the first that fits is used
 
 
 class Augment(NamedTuple):
-    """Settings of the augmentation.
+    """Augmentation settings.
 
     Attributes:
         flip: probability of a horizontal flip.
         pad: black pixels added on each side before a random crop to the original size.
         erase: probability of random erasing.
-        erase_area: range of the erased fraction of the image.
+        erase_area: range of the erased area, as a fraction of the image.
         erase_aspect: smallest aspect ratio (height over width) of the erased rectangle; the largest is its reciprocal.
         mean: mean of red, green and blue, as in `normalise_images`.
-        std: standard deviation of red, green and blue, likewise.
+        std: standard deviation of red, green and blue, as in `normalise_images`.
     """
 
     flip: float = 0.5
@@ -37,7 +37,7 @@ class Augment(NamedTuple):
 
 
 def _erase(key: Array, image_HWC: Array, erase: float, area: tuple[float, float], aspect: float) -> Array:
-    """Set a random rectangle to 0, the mean pixel.
+    """Set a random rectangle to 0, the value of the mean pixel.
 
     Source: Zhong et al., "Random Erasing Data Augmentation", AAAI 2020.
     """
@@ -60,15 +60,16 @@ def _erase(key: Array, image_HWC: Array, erase: float, area: tuple[float, float]
 def augment_one(key: Array, image_HWC: UInt8[Array, "H W C"], settings: Augment) -> Float[Array, "H W C"]:
     """Flip, pad and crop, normalise and erase one image.
 
-    Label channels move with the pixels, are not normalised, and are 0 in padding and erased rectangles.
+    Label channels undergo the same geometric transforms but are not normalised. They are 0 in the padding and in the
+    erased rectangle.
 
     Args:
-        key: random key of the image; the result is a pure function of it.
-        image_HWC: uint8 pixels: three colours, then optional label channels.
-        settings: settings of the augmentation.
+        key: random key of the image.
+        image_HWC: uint8 image with three colour channels, then optional label channels.
+        settings: augmentation settings.
 
     Returns:
-        float32 image, colours normalised.
+        float32 image with normalised colours.
     """
     key_flip, key_top, key_left, key_erase = jax.random.split(key, 4)
     mirrored = jax.random.uniform(key_flip) < settings.flip
@@ -91,14 +92,14 @@ def augment(
     """Augment a batch with one key per image.
 
     Args:
-        key: key of the step.
-        index_B: index of each image in the global batch, folded into its key, so that the result does not depend on how the
-            batch is split over devices.
-        images_BHWC: uint8 pixels: three colours, then optional label channels.
-        settings: settings of the augmentation.
+        key: random key of the step.
+        index_B: index of each image in the global batch. It is folded into `key`, which makes the result independent of
+            how the batch is sharded over devices.
+        images_BHWC: uint8 images with three colour channels, then optional label channels.
+        settings: augmentation settings.
 
     Returns:
-        float32 images, colours normalised.
+        float32 images with normalised colours.
     """
     keys_B = jax.vmap(lambda i: jax.random.fold_in(key, i))(index_B)
     return jax.vmap(lambda k, image: augment_one(k, image, settings))(keys_B, images_BHWC)

@@ -1,4 +1,4 @@
-"""Training batch, as passed from the host to the device."""
+"""Training batch passed from the host to the device."""
 
 from typing import NamedTuple
 
@@ -7,11 +7,11 @@ import numpy as np
 
 
 class Batch(NamedTuple):
-    """A training batch.
+    """Training batch of R images.
 
     Attributes:
-        images: uint8 (R, H, W, C): three colours, then optional part labels.
-        labels: class 0 .. I-1 of each image's identity, (R,).
+        images: uint8, shape (R, H, W, C); three colour channels, then an optional channel of part labels.
+        labels: class of each image, 0 .. I-1, shape (R,).
     """
 
     images: np.ndarray | jax.Array

@@ -1,6 +1,6 @@
-"""Image files, arrays and PIL images to uint8 RGB pixels of the network's size.
+"""Conversion of image files, arrays and PIL images to uint8 RGB pixels at the network's input size.
 
-Training, evaluation and `cacenet_jax.load` decode and resize here, so that a picture gives the same pixels in all of them.
+Training, evaluation and `cacenet_jax.load` share this code, so an image has the same pixels in all of them.
 """
 
 import os
@@ -17,10 +17,11 @@ from PIL import Image, ImageOps
 
 from cacenet_jax.errors import UserError
 
-# Modes of 8 bits a channel (or 1) that PIL converts to RGB; a palette and an alpha channel go as in the decoding of files.
+# PIL modes of 8 bits per channel (or 1 bit) that convert to RGB. As for image files, palettes are applied and alpha is
+# dropped.
 _PIL_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV")
-_READERS = 4  # threads; decoding and resizing run outside Python's lock
-_PIL_LOCK = threading.Lock()  # an image that was opened and not yet read may stand in several batches
+_READERS = 4  # threads; decoding and resizing release the GIL
+_PIL_LOCK = threading.Lock()  # several batches may contain the same lazily opened image
 _EXPECTED = "uint8 pixels (height, width, 3) in the order red, green, blue, or (height, width) for grey"
 
 
@@ -32,23 +33,23 @@ def decode(
     out_HW3: UInt8[np.ndarray, "H W 3"] | None = None,
     remedy: str = "prepare the data set again",
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """Decode a JPEG or PNG to RGB pixels of the network's size.
+    """Decode a JPEG or PNG to RGB pixels of size H x W.
 
     Args:
-        encoded: bytes of the file.
-        height: H.
-        width: W.
-        name: of the image, for the error.
-        out_HW3: array to write to.
-        remedy: end of the error's line.
+        encoded: file contents.
+        height: H, output rows.
+        width: W, output columns.
+        name: name of the image, for the error message.
+        out_HW3: array to write to; None allocates a new one.
+        remedy: end of the error message.
 
     Returns:
-        `out_HW3`, or a new array.
+        The pixels, in `out_HW3` if it is given.
 
     Raises:
-        UserError: the bytes are no image.
+        UserError: the bytes are not an image.
     """
-    # OpenCV answers bytes it cannot read with None, but no bytes at all with an exception of its own.
+    # OpenCV returns None for invalid bytes, but raises its own exception for empty input.
     image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR) if encoded else None
     if image is None:
         raise UserError(f"{name}: found bytes that are no image, expected a JPEG or PNG; {remedy}")
@@ -56,26 +57,26 @@ def decode(
         out_HW3 = np.empty((height, width, 3), np.uint8)
     if image.shape[:2] == (height, width):
         return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=out_HW3)
-    # Colours are swapped at the stored size, which is mostly the smaller one; resizing does not mix them.
+    # Swap the channels before resizing, because the stored image is usually smaller.
     return resize(cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image), out_HW3)
 
 
 def resize(image: UInt8[np.ndarray, "h w 3"], out_HW3: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "H W 3"]:
-    """Resize a whole image bilinearly to the size of `out_HW3`, whatever its proportions; written there and returned."""
+    """Resize an image bilinearly into `out_HW3`, ignoring its aspect ratio, and return it."""
     height, width = out_HW3.shape[:2]
     return cv2.resize(image, (width, height), dst=out_HW3, interpolation=cv2.INTER_LINEAR)
 
 
 def read(image: Any, out_HW3: UInt8[np.ndarray, "H W 3"], name: str) -> None:
-    """Read an image of any kind, resize it and write it to `out_HW3`.
+    """Read an image of any supported kind, resize it and write it to `out_HW3`.
 
     Args:
-        image: path, array or PIL image, as `rgb` takes them.
-        out_HW3: gets the pixels.
-        name: of the image, for errors.
+        image: path, or an array or PIL image as accepted by `rgb`.
+        out_HW3: array to write the pixels to.
+        name: name of the image, for error messages.
 
     Raises:
-        UserError: the file cannot be read or is no image, or the pixels are not 8-bit grey, RGB or RGBA.
+        UserError: the file is unreadable or not an image, or `rgb` does not accept the array or PIL image.
     """
     if not isinstance(image, str | os.PathLike):
         resize(rgb(image, name), out_HW3)
@@ -92,17 +93,16 @@ def read(image: Any, out_HW3: UInt8[np.ndarray, "H W 3"], name: str) -> None:
 
 
 def rgb(image: Any, name: str) -> UInt8[np.ndarray, "h w 3"]:
-    """Convert an array or a PIL image to RGB pixels of its own size.
+    """Convert an array or a PIL image to RGB pixels without resizing.
 
-    As in the decoding of files, grey values are repeated, an alpha channel is dropped and the orientation that a camera
-    recorded is applied.
+    As for image files, grey values are repeated, an alpha channel is dropped and the EXIF orientation is applied.
 
     Args:
-        image: uint8 array (h, w, 3), (h, w, 4), (h, w, 1) or (h, w), or a PIL image of 8 bits a channel.
-        name: of the image, for errors.
+        image: uint8 array of shape (h, w, 3), (h, w, 4), (h, w, 1) or (h, w), or a PIL image with 8 bits per channel.
+        name: name of the image, for error messages.
 
     Raises:
-        UserError: neither of them.
+        UserError: `image` is anything else.
     """
     if isinstance(image, Image.Image):
         if image.mode not in _PIL_MODES:
@@ -133,11 +133,11 @@ def rgb(image: Any, name: str) -> UInt8[np.ndarray, "h w 3"]:
 
 
 class ListedImages(NamedTuple):
-    """Images that were given, in their order, with names to show.
+    """Sequence of images with display names.
 
     Attributes:
         images: paths, arrays and PIL images.
-        names: of each.
+        names: display name of each image.
     """
 
     images: Sequence[Any]
@@ -145,10 +145,10 @@ class ListedImages(NamedTuple):
 
     @classmethod
     def of(cls, images: Any, role: str) -> "ListedImages":
-        """List one image or several; those without a path are named by the role and their place."""
+        """List one or more images. Those without a path are named by `role` and their index."""
         if hasattr(images, "__array__") and not isinstance(
             images, Image.Image
-        ):  # PIL's images have it in some versions
+        ):  # in some Pillow versions, images define it too
             array = np.asarray(images)
             images = list(array) if array.ndim == 4 else [array]
         elif isinstance(images, str | bytes | os.PathLike | Image.Image) or not isinstance(images, Iterable):
@@ -164,12 +164,12 @@ class ListedImages(NamedTuple):
         return cls(images, [name(i, image) for i, image in enumerate(images)])
 
     def take(self, places: Int[np.ndarray, "n"]) -> "ListedImages":
-        """Return the images at some places."""
+        """Return the images at the given indices."""
         return ListedImages([self.images[i] for i in places], [self.names[i] for i in places])
 
 
 def batches(listed: ListedImages, image_size: tuple[int, int], batch_size: int) -> Iterator[np.ndarray]:
-    """Batches of uint8 images (batch_size, H, W, 3), read ahead; the last is filled up with copies of its last image."""
+    """Yield uint8 batches (batch_size, H, W, 3), prefetched. The last one is padded with copies of its last image."""
 
     def load_batch(start: int) -> np.ndarray:
         images_BHW3 = np.empty((batch_size, *image_size, 3), np.uint8)

@@ -1,9 +1,9 @@
-"""Body-part labels of pixels, required by the semantic alignment of table 2.
+"""Per-pixel body-part labels, required by the semantic alignment of table 2.
 
-Labels are read from the records if these carry them (synthetic_pedestrians), otherwise from one file per image:
-config.data.parts/<image name with the suffix .png>, 8 bits, one channel, of any size; it is resized to the image. 0 is
-background; 1 to 31 are body parts in any numbering common to all files, without left and right, because training mirrors
-images.
+Labels are read from the records if present (as in synthetic_pedestrians), otherwise from one PNG file per image in the
+folder config.data.parts. The file has the image's name with the suffix .png, one 8-bit channel and any size; it is
+resized to the image. Label 0 is background, and 1 to 31 are body parts in any numbering common to all files. Left and
+right parts must share a label, because training mirrors images.
 """
 
 import dataclasses
@@ -25,26 +25,26 @@ class PartLabels:
     """Part-label reader.
 
     Attributes:
-        folder: folder of label files, for records without labels.
+        folder: folder of label files, for records without labels; None if there are no such files.
     """
 
     folder: str | None = None
 
     def path(self, name: str) -> str:
-        """Return the path of an image's label file."""
+        """Return the path of the label file of an image."""
         return os.path.join(self.folder or "", os.path.splitext(name)[0] + ".png")
 
     def read(self, encoded: bytes, name: str, height: int, width: int) -> UInt8[np.ndarray, "H W"]:
-        """Decode an image's labels and resize them by nearest neighbour.
+        """Decode the labels of an image and resize them with nearest-neighbour interpolation.
 
         Args:
-            encoded: PNG bytes from the record; empty to read the label file.
+            encoded: PNG bytes from the record; if empty, the label file is read.
             name: name of the record.
             height: output rows.
             width: output columns.
 
         Raises:
-            UserError: labels are missing or invalid.
+            UserError: the labels are missing or invalid.
         """
         where = name
         if not encoded:
@@ -63,14 +63,14 @@ class PartLabels:
         return cv2.resize(labels_HW, (width, height), interpolation=cv2.INTER_NEAREST)
 
     def check(self, splits: dict[str, Split]) -> None:
-        """Raise UserError if an image of a split has no labels.
+        """Raise UserError if any image lacks labels.
 
         Args:
-            splits: splits by name.
+            splits: splits to check, by name.
         """
         for split_name, split in splits.items():
             where = [self.path(name) for name in split.names]
-            # Files are checked first: reading a record takes longer, about 1 s for 15,000.
+            # Look for files first, because reading records is slower (about 1 s for 15,000).
             without_file = [i for i, path in enumerate(where) if self.folder is None or not os.path.isfile(path)]
             missing = [i for i in without_file if not split.records[i]["parts"]]
             if not missing:

@@ -1,7 +1,7 @@
-"""Host input pipeline: records are decoded, resized and batched as uint8; augmentation happens on the device.
+"""Host input pipeline: decodes, resizes and batches records as uint8. Augmentation happens on the device.
 
-A grain MapDataset draws a training batch as a whole (step -> record indices -> images), so that worker processes cannot
-split it and training resumes exactly from a step.
+Each element of the grain MapDataset is a whole training batch (step -> record indices -> images). Worker processes
+therefore never split a batch, and training resumes exactly from any step.
 """
 
 import os
@@ -22,7 +22,7 @@ from cacenet_jax.data.subsets import Subset
 def _decode_rows(
     split: Split, rows: Int[np.ndarray, "R"], height: int, width: int, parts: PartLabels | None
 ) -> UInt8[np.ndarray, "R H W C"]:
-    """Decode records into one array, in half the time of decoding and stacking; `parts` adds a channel of part labels."""
+    """Decode records into one array, twice as fast as decoding and stacking; `parts` adds a part-label channel."""
     images_RHW3 = np.empty((len(rows), height, width, 3), np.uint8)
     labels_RHW1 = np.empty((len(rows), height, width, 0 if parts is None else 1), np.uint8)
     for row, image_HW3, labels_HW1 in zip(rows.tolist(), images_RHW3, labels_RHW1, strict=True):
@@ -34,13 +34,13 @@ def _decode_rows(
 
 
 def reading_threads(workers: int = 0) -> int:
-    """Return the number of threads of each reading process: its share of the cores, 2 to 4 (more wait for the GIL)."""
+    """Return the number of threads per reading process: its share of the cores, from 2 to 4 (more wait for the GIL)."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(max(cores // max(workers, 1), 2), 4)
 
 
 class _ReadBatch:
-    """Picklable function from a step to this process's share of its batch."""
+    """Picklable function that maps a step to this process's share of the batch."""
 
     def __init__(
         self,
@@ -78,23 +78,23 @@ def training_batches(
     processes: int = 1,
     parts: PartLabels | None = None,
 ) -> Iterator[Batch]:
-    """Iterate over the batches of steps first_step .. last_step-1, decoded ahead of use.
+    """Return an iterator over the batches of steps first_step .. last_step-1, decoded ahead of use.
 
     Args:
-        subset: records to train on, whose labels the sampler was built from.
-        sampler: sampler of the records of a step.
-        height: rows of an image.
-        width: columns of an image.
+        subset: records to train on.
+        sampler: sampler built from the labels of `subset`.
+        height: image height in pixels.
+        width: image width in pixels.
         first_step: first step; a resumed run sees the same batches as an uninterrupted one.
         last_step: end of the range, exclusive.
-        workers: number of worker processes; 0 uses threads of this process (faster on small machines).
-        threads: threads of each reading process; 0 for `reading_threads`.
+        workers: number of worker processes; 0 reads in threads of this process (faster on small machines).
+        threads: number of threads per reading process; 0 uses `reading_threads`.
         process: index of this process among those that share the global batch.
         processes: number of processes that share the global batch.
         parts: part-label reader, which adds a fourth channel; None if unused.
 
     Returns:
-        Iterator of uint8 batches with this process's images.
+        Iterator over uint8 batches with this process's share of the images.
     """
     read = _ReadBatch(subset, sampler, height, width, process, processes, parts)
     steps = grain.MapDataset.range(first_step, last_step).map(read)
@@ -108,17 +108,19 @@ def training_batches(
 def evaluation_batches(
     subset: Subset, *, height: int, width: int, batch_size: int, parts: PartLabels | None = None
 ) -> Iterator[tuple[UInt8[np.ndarray, "B H W C"], Int[np.ndarray, "B"]]]:
-    """Iterate over all records once, in order, in batches of equal size; the last batch is padded with its last image.
+    """Return an iterator over all records in order, in batches of equal size.
+
+    The last batch is padded with copies of its last image.
 
     Args:
         subset: records to read.
-        height: rows of an image.
-        width: columns of an image.
-        batch_size: B.
+        height: image height in pixels.
+        width: image width in pixels.
+        batch_size: B, the number of images per batch.
         parts: part-label reader, which adds a fourth channel; None if unused.
 
     Returns:
-        Iterator of uint8 images (B, H, W, C) and their positions in the subset (B,), -1 for padding.
+        Iterator over uint8 images, shape (B, H, W, C), and their positions in the subset, shape (B,); -1 for padding.
     """
     count = len(subset.indices)
     num_batches = -(-count // batch_size)

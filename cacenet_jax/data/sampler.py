@@ -1,6 +1,6 @@
-"""P x K sampling: the identities and images of a step's batch, a pure function of seed and step.
+"""P x K sampling: each batch is a pure function of the seed and the step.
 
-Legend: P identities per batch, K images per identity, I training identities.
+Legend: P identities per batch, K images per identity, I training identities, F features.
 """
 
 from collections.abc import Sequence
@@ -12,39 +12,40 @@ from cacenet_jax.errors import UserError
 
 
 def look_alikes(classifier_FI: Float[np.ndarray, "F I"], count: int) -> Int[np.ndarray, "I count"]:
-    """Return the `count` most similar classes of each class, by the cosine of their classifier weights.
+    """Return the `count` most similar classes of each class, by cosine similarity of the classifier weights.
 
-    A network confuses identities whose weights have similar directions.
+    The network tends to confuse identities whose weights point in similar directions.
 
     Args:
         classifier_FI: classifier kernel, one column per class.
-        count: number of classes to return; at most I - 1 columns result.
+        count: number of classes to return per class; capped at I - 1.
 
     Returns:
-        Class indices, most similar first, without the class itself.
+        Class indices, one row per class, most similar first and excluding the class itself.
     """
     weights_FI = np.asarray(classifier_FI, np.float64)
     weights_FI = weights_FI / np.maximum(np.linalg.norm(weights_FI, axis=0), np.finfo(np.float64).tiny)
-    # Rounded, because BLAS results differ between hosts in the last bits and all must draw the same batches.
+    # BLAS results differ in the last bits between hosts. Round them, because all hosts must draw the same batches.
     cosine_II = np.round(weights_FI.T @ weights_FI, 9)
     np.fill_diagonal(cosine_II, -np.inf)
     return np.argsort(-cosine_II, axis=1, kind="stable")[:, : min(count, len(cosine_II) - 1)]
 
 
 class PKSampler:
-    """Sampler of batches with P distinct identities and K images of each.
+    """Sampler of batches with P distinct identities and K images per identity.
 
-    The numbers of visits of any two identities differ by at most one in every pass. Images are drawn without replacement,
-    except for identities with fewer than K images. A step always draws the same batch, so training resumes exactly.
+    Every pass shuffles the identities and, unless `nearest` is given, draws each of them at most once. Images are drawn
+    without replacement, except for identities with fewer than K images. A given step always draws the same batch, so
+    training resumes exactly.
 
     Attributes:
-        labels: class 0 .. I-1 of each record.
-        num_ids: P.
-        images_per_id: K.
-        seed: seed of all draws.
-        steps_per_epoch: floor(records / (P K)), the usual definition of an epoch, at least 1.
-        nearest: look-alikes of each class, most similar first (see `look_alikes`). A batch is then one class, each in
-            turn, and P - 1 classes drawn from its row. None draws all P at random.
+        labels: class of each record, 0 .. I-1.
+        num_ids: P, the number of identities per batch.
+        images_per_id: K, the number of images per identity.
+        seed: random seed.
+        steps_per_epoch: floor(records / (P K)), the usual definition of an epoch, but at least 1.
+        nearest: look-alikes of each class, most similar first (see `look_alikes`). A batch then consists of the next
+            class in shuffled order and P - 1 classes drawn from its row. None draws all P classes at random.
     """
 
     def __init__(
@@ -55,7 +56,11 @@ class PKSampler:
         seed: int,
         nearest: Int[np.ndarray, "classes pool"] | None = None,
     ):
-        """Group the records by class. Raises UserError for impossible P or K."""
+        """Group the records by class.
+
+        Raises:
+            UserError: P or K is less than 2, or P exceeds the number of identities.
+        """
         self.nearest = nearest
         self.labels, self.num_ids, self.images_per_id, self.seed = labels, num_ids, images_per_id, seed
         order = np.argsort(labels, kind="stable")
@@ -79,7 +84,7 @@ class PKSampler:
         self.steps_per_epoch = max(len(labels) // (num_ids * images_per_id), 1)
 
     def batch(self, step: int) -> Int[np.ndarray, "PK"]:
-        """Return the record indices of a step's batch, (P K,), grouped by identity."""
+        """Return the record indices of the batch at `step`, shape (P K,), grouped by identity."""
         num_in_turn = self.num_ids if self.nearest is None else 1
         pass_index, position = divmod(step, len(self._records) // num_in_turn)
         shuffled = np.random.Generator(np.random.Philox([self.seed, 0, pass_index])).permutation(len(self._records))

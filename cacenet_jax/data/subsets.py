@@ -1,4 +1,4 @@
-"""Subsets of a split: contiguous classes for training, and a validation set of held-out identities."""
+"""Subsets of a split, with contiguous class labels, and a validation set of held-out identities."""
 
 import hashlib
 from typing import NamedTuple
@@ -14,8 +14,8 @@ class Subset(NamedTuple):
     """Subset of the records of a split.
 
     Attributes:
-        split: the split.
-        indices: indices of the records, (n,).
+        split: split that contains the records.
+        indices: indices of the records, shape (n,).
     """
 
     split: Split
@@ -23,21 +23,21 @@ class Subset(NamedTuple):
 
     @property
     def pids(self) -> Int[np.ndarray, "n"]:
-        """Identity of each record."""
+        """Identity of each record, shape (n,)."""
         return self.split.pids[self.indices]
 
     @property
     def camids(self) -> Int[np.ndarray, "n"]:
-        """Camera of each record."""
+        """Camera of each record, shape (n,)."""
         return self.split.camids[self.indices]
 
     @property
     def labels(self) -> Int[np.ndarray, "n"]:
-        """Class 0 .. I-1 of each record, identities in ascending order."""
+        """Class of each record, 0 .. I-1 in ascending order of identity, shape (n,)."""
         return np.unique(self.pids, return_inverse=True)[1]
 
     def summary(self) -> dict[str, str | int]:
-        """Return the number of images and of identities, and a hash of all names and labels in order."""
+        """Return the numbers of images and identities, and a hash of all names and identities in order."""
         content = hashlib.sha256("\n".join(self.split.names[i] for i in self.indices).encode())
         content.update(np.ascontiguousarray(self.pids).tobytes())
         return {"images": len(self.indices), "identities": self.num_identities, "sha256": content.hexdigest()[:16]}
@@ -49,12 +49,12 @@ class Subset(NamedTuple):
 
 
 class TrainVal(NamedTuple):
-    """The training split cut by identity.
+    """Training split divided by identity into training and validation.
 
     Attributes:
-        train: records to train on.
+        train: training records.
         query: validation queries, one image per camera of each held-out identity.
-        gallery: other images of the held-out identities.
+        gallery: all other images of the held-out identities.
     """
 
     train: Subset
@@ -71,17 +71,16 @@ def cut_validation(split: Split, share: float, seed: int, group: int = 1) -> Tra
     """Hold out a share of the identities, with all their images, for validation.
 
     Args:
-        split: the training split.
-        share: share of the identities, 0 for none; otherwise at least two are held out.
-        seed: seed of the choice.
-        group: number of consecutive identities held out together, so that a group of look-alikes is not split between
-            training and validation.
+        split: training split.
+        share: fraction of the identities to hold out, in [0, 1). If it is positive, at least two are held out.
+        seed: random seed for the choice of identities.
+        group: number of consecutive identities held out together, which keeps look-alikes on the same side of the cut.
 
     Returns:
-        Training records, validation queries and gallery; no identity is in both training and validation.
+        Training records, validation queries and validation gallery. Training and validation share no identity.
 
     Raises:
-        UserError: fewer than two identities remain for training.
+        UserError: fewer than two identities remain for training, or `share` is outside [0, 1).
     """
     identities = np.unique(split.pids)
     if len(identities) < 2:

@@ -1,7 +1,7 @@
-"""Collectives over a named device axis that reduce to local operations when there is no axis.
+"""Collectives over a named device axis that become local operations without an axis.
 
-Per-device functions take `axis_name: str | None`. With a name they run under `jax.pmap` or `jax.shard_map`; with None the
-same function handles the whole batch on one device.
+Per-device functions take `axis_name: str | None`. With a name, they run inside `jax.pmap` or `jax.shard_map`. With
+None, the same function processes the whole batch on one device.
 """
 
 from typing import Any
@@ -13,29 +13,31 @@ def all_gather(x: Any, axis_name: str | None) -> Any:
     """Concatenate the leading axis of each array over all devices.
 
     Args:
-        x: tree of arrays (R, ...), this device's share.
-        axis_name: device axis; None returns `x`.
+        x: tree of arrays on this device, shape (R, ...).
+        axis_name: device axis; if None, `x` is returned unchanged.
 
     Returns:
-        Tree of arrays (R * devices, ...), equal on every device.
+        Tree of arrays, shape (R * devices, ...), equal on every device.
     """
     return x if axis_name is None else jax.lax.all_gather(x, axis_name, tiled=True)
 
 
 def pmean(x: Any, axis_name: str | None) -> Any:
-    """Average each array of a tree over all devices; the identity where `axis_name` is None."""
+    """Average each array of a tree over all devices; the identity if `axis_name` is None."""
     return x if axis_name is None else jax.lax.pmean(x, axis_name)
 
 
 def transpose_grid(grid_RC: jax.Array, axis_name: str | None) -> jax.Array:
-    """Transpose a pair grid whose rows are split over devices: entry (u, v) of the result is entry (v, u) of the input.
+    """Transpose a pair grid whose rows are split over devices.
+
+    Entry (u, v) of the result is entry (v, u) of the input.
 
     Args:
-        grid_RC: rows of this device's R images and all C columns, (R, C, ...).
-        axis_name: device axis; None on one device.
+        grid_RC: rows of this device's R images, with all C columns, shape (R, C, ...).
+        axis_name: device axis, or None for a single device.
 
     Returns:
-        (R, C, ...): entries (v, u) for this device's images u and all images v.
+        Entries (v, u) for this device's images u and all images v, shape (R, C, ...).
     """
     if axis_name is not None:
         grid_RC = jax.lax.all_to_all(grid_RC, axis_name, split_axis=1, concat_axis=0, tiled=True)

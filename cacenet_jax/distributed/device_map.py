@@ -1,8 +1,8 @@
 """Mapping of a per-device function over devices; the only module that distinguishes pmap from shard_map.
 
-A mapped function has the signature (state, batch) -> (state, metrics). The state is replicated, the batch is split along
-its leading axis, and collectives inside the function use the axis name AXIS. Both mappings give the same numbers, in one
-process or several (see processes.py); each process passes its own rows of the batch.
+A mapped function has the signature (state, batch) -> (state, metrics). The state is replicated, the batch is split
+along its leading axis, and collectives inside the function use the axis name AXIS. Both mappings produce the same
+numbers, in a single process or several (see processes.py). Each process passes its own rows of the batch.
 """
 
 from collections import Counter
@@ -22,7 +22,7 @@ MapMode = Literal["pmap", "shard_map"]
 
 
 def check_divisible(batch_size: int, num_devices: int) -> None:
-    """Raise UserError unless the global batch is a multiple of the number of devices of all processes."""
+    """Raise UserError unless the global batch size is a multiple of the total number of devices."""
     if batch_size % num_devices:
         raise UserError(
             f"config.data.num_ids x config.data.images_per_id: found a batch of {batch_size} images on "
@@ -32,13 +32,14 @@ def check_divisible(batch_size: int, num_devices: int) -> None:
 
 
 def pick_devices(count: int) -> list[jax.Device]:
-    """Return the first `count` devices of each process, ordered by process as the rows of a global batch are.
+    """Return the first `count` devices of each process, ordered by process like the rows of a global batch.
 
     Args:
-        count: devices of each process; 0 for all.
+        count: number of devices per process; 0 for all.
 
     Raises:
-        UserError: a process has fewer than `count` devices, or, for 0, processes differ in their number of devices.
+        UserError: a process has fewer than `count` devices, or `count` is 0 and processes have different numbers of
+            devices.
     """
     devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
     devices_per_process = Counter(device.process_index for device in devices)
@@ -60,17 +61,17 @@ def pick_devices(count: int) -> list[jax.Device]:
 
 
 def _mesh(devices: list[jax.Device]) -> Mesh:
-    """Build a one-axis mesh in the given order; jax.make_mesh may reorder, which would send rows to other devices."""
+    """Build a one-axis mesh that keeps the given order; jax.make_mesh may reorder devices."""
     return Mesh(np.asarray(devices), (AXIS,), axis_types=(AxisType.Auto,))
 
 
 def global_mesh(count: int = 0) -> Mesh:
-    """Build a mesh of `pick_devices(count)` with the single axis AXIS."""
+    """Build a mesh over `pick_devices(count)` with the single axis AXIS."""
     return _mesh(pick_devices(count))
 
 
 def replicated_sharding(mesh: Mesh) -> NamedSharding:
-    """Return the fully replicated sharding of a mesh, in which checkpoints are loaded."""
+    """Return the fully replicated sharding of a mesh, as used for loading checkpoints."""
     return NamedSharding(mesh, PartitionSpec())
 
 
@@ -79,8 +80,8 @@ class DeviceMap:
 
     Attributes:
         mode: "pmap" or "shard_map".
-        devices: devices of all processes, in the order of the batch.
-        mesh: one-axis mesh of these devices.
+        devices: devices of all processes, in batch order.
+        mesh: one-axis mesh over these devices.
     """
 
     def __init__(self, devices: list[jax.Device], mode: MapMode = "pmap"):
@@ -96,16 +97,16 @@ class DeviceMap:
     def connect(self) -> None:
         """Open the connections between processes right after a barrier.
 
-        On CPUs the first collective times out after 30 s, and compilation times of processes can differ by more.
+        The first collective on CPUs times out after 30 s, and compilation times may differ by more between processes.
         """
         if self._multi_process:
             barrier("connect")
-            multihost_utils.sync_global_devices("connect")  # orbax's
+            multihost_utils.sync_global_devices("connect")  # the connection that orbax uses
             ones = self.split(np.ones((self._local_mesh.size, 1), np.float32))
             self.map(lambda state, rows: (state, jax.lax.psum(rows, AXIS)))(self.replicate(np.zeros(1)), ones)
 
     def map(self, step: Callable[[Any, Any], tuple[Any, Any]]) -> Callable[[Any, Any], tuple[Any, Any]]:
-        """Compile a per-device step over all devices. The memory of the state argument is donated."""
+        """Compile a per-device step for all devices. The state argument is donated."""
         if self.mode == "pmap":
             return jax.pmap(
                 step, axis_name=AXIS, in_axes=(None, 0), out_axes=None, devices=self.devices, donate_argnums=(0,)
@@ -117,7 +118,7 @@ class DeviceMap:
         return jax.jit(mapped, donate_argnums=(0,))
 
     def split(self, batch: Any) -> Any:
-        """Lay out host arrays holding this process's rows of the batch (axis 0) for the mapped step."""
+        """Distribute this process's rows of the batch (axis 0 of host arrays) in the layout of the mapped step."""
         count = self._local_mesh.size
         if self.mode == "pmap":
             return jax.tree.map(lambda x: np.reshape(x, (count, x.shape[0] // count, *x.shape[1:])), batch)
@@ -127,7 +128,7 @@ class DeviceMap:
         return jax.tree.map(lambda x: jax.device_put(x, sharding), batch)
 
     def replicate(self, state: Any) -> Any:
-        """Copy a state to every device, in the layout of the mapped step; all processes pass equal states.
+        """Copy a state to every device, in the layout of the mapped step. All processes must pass equal states.
 
         Args:
             state: host arrays, arrays on this process's devices, or the result of `to_global`.
@@ -136,18 +137,19 @@ class DeviceMap:
             return jax.device_put(state, replicated_sharding(self.mesh))
         if self.mode == "shard_map":
             return jax.tree.map(lambda x: _to_replicated(x, replicated_sharding(self.mesh)), state)
-        # Across processes pmap returns arrays of the local devices; passing the same layout in avoids a recompilation.
+        # With several processes, pmap returns arrays on local devices. Passing in the same layout avoids a
+        # recompilation.
         return jax.tree.map(lambda x: _to_replicated(x, replicated_sharding(self._local_mesh)), state)
 
     def to_global(self, state: Any) -> Any:
-        """View a replicated state as arrays over the devices of all processes, as checkpoints need it; copies nothing."""
+        """View a replicated state as global arrays over all devices, as needed for checkpoints, without copying."""
         if not self._multi_process or self.mode == "shard_map":
             return state
         return jax.tree.map(lambda x: _to_replicated(x, replicated_sharding(self.mesh)), state)
 
 
 def _to_replicated(x: Any, sharding: NamedSharding) -> jax.Array:
-    """Convert a value that every process holds to a replicated array, reusing shards that are already in place."""
+    """Convert a value held by every process to a replicated array, reusing shards that are already on the devices."""
     addressable = sharding.addressable_devices
     if isinstance(x, jax.Array):
         shards = {shard.device: shard.data for shard in x.addressable_shards}

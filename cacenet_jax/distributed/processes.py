@@ -1,8 +1,8 @@
 """Multi-process setup: joining, barriers, key-value exchange, failure propagation.
 
-The processes of a run share JAX's coordination service, hosted by process 0. Beside JAX's own use it provides barriers
-with long timeouts, an exchange of strings, and the notification that a process has failed. In a run of one process every
-function here is a no-op or the identity.
+The processes of a run share JAX's coordination service, hosted by process 0. In addition to JAX's own use, it
+provides barriers with long timeouts, string exchange and failure notifications. In a single-process run, every function
+here is a no-op or the identity.
 """
 
 import atexit
@@ -25,18 +25,18 @@ from cacenet_jax.errors import UserError
 
 _NAMESPACE = "cacenet_jax"  # prefix of our keys in the coordination service
 _POLL_S = 0.5
-_GRACE_S = 5.0  # time that a failed process gives the others to read its message
+_GRACE_S = 5.0  # time that a failed process waits for the others to read its message
 _BARRIER_TIMEOUT_S = 24 * 3600  # process 0 may be preparing a large data set
 _CONNECTION_ERROR = re.compile(r"Gloo|NCCL|[Cc]onnection|UNAVAILABLE|[Hh]eartbeat|[Bb]arrier|DEADLINE_EXCEEDED|ABORTED")
 _joined = threading.Event()
-_ending = threading.Event()  # this process ends with a message of its own
-_notified = threading.Event()  # the others have been notified of the end
+_ending = threading.Event()  # this process is ending with its own message
+_notified = threading.Event()  # the other processes have been notified
 _key_counts: Counter[str] = Counter()
 _FLAGS = "--coordinator=HOST:PORT --num_processes=N --process_id=I"
 
 
 class NotJoinedError(UserError):
-    """Error for processes that could not be joined; the same command may succeed later."""
+    """Error raised if processes could not be joined. Retrying the same command may succeed."""
 
     exit_code = 1
 
@@ -47,34 +47,35 @@ def start(
     process_id: int | None = None,
     timeout: int = 300,
 ) -> None:
-    """Join this process to the others. Must precede any use of a device.
+    """Join this process to the others. Must be called before any device is used.
 
     Args:
-        coordinator: HOST:PORT of process 0. None, like the next two, takes it from TPU, Slurm or Kubernetes.
-        num_processes: number of processes.
-        process_id: index of this process, from 0.
+        coordinator: HOST:PORT of process 0. If None, it is detected from TPU, Slurm or Kubernetes.
+        num_processes: number of processes, detected if None.
+        process_id: index of this process, starting at 0, detected if None.
         timeout: seconds to wait for the others.
 
     Raises:
-        UserError: no cluster was detected, or one of a single process, which would start N independent runs.
+        UserError: no cluster was detected, or it has an unexpected number of processes. A detected cluster with only
+            one process is rejected because the result would be N independent runs.
         NotJoinedError: the other processes or the devices could not be reached.
     """
     where = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS") or "the coordinator of this cluster"
-    # The preemption service would swallow SIGTERM, with which Slurm, Kubernetes and users end a run.
+    # The preemption service would intercept SIGTERM, which Slurm, Kubernetes and users send to end a run.
     jax.config.update("jax_enable_preemption_service", False)
-    # JAX's own timeout aborts with a C++ stack that Python cannot catch, so ours fires first.
+    # JAX's own timeout aborts the process in C++, which Python cannot catch, so ours must fire first.
     timer = threading.Timer(timeout, _exit_on_timeout, (where, timeout))
     timer.daemon = True
     timer.start()
     error_type: type[UserError] = NotJoinedError
-    # With explicit flags detection is off: inside a Slurm shell it would choose this process's GPU.
+    # Explicit flags disable detection, which inside a Slurm shell would choose this process's GPU.
     detection = None if coordinator is None else "deactivate"
     try:
         jax.distributed.initialize(
             coordinator, num_processes, process_id,
             cluster_detection_method=detection, initialization_timeout=timeout + 60,
         )  # fmt: skip
-        joined = jax.process_count()  # starts the devices, which synchronises the processes again
+        joined = jax.process_count()  # initialises the devices, which synchronises the processes again
     except Exception as error:
         reason = " ".join(str(error).split()) or f"{type(error).__name__} while starting the devices"
         if "coordinator_address should be defined" in reason:
@@ -106,7 +107,7 @@ def start(
 
 
 def _exit_on_timeout(where: str, timeout: int) -> None:
-    """Print one line and end the process, from the timer's thread."""
+    """Print one line and end the process. Runs in the timer's thread."""
     print(
         f"error: --distributed: found no answer within {timeout} s from {where} or from another process, expected "
         "every process to be started; check that all are running, that the address is right and the port open, "
@@ -118,19 +119,19 @@ def _exit_on_timeout(where: str, timeout: int) -> None:
 
 
 def is_writer() -> bool:
-    """Return True in process 0, which alone writes files and prints."""
+    """Return True in process 0, the only process that writes files and prints."""
     return jax.process_index() == 0
 
 
 def barrier(name: str) -> None:
-    """Wait until every process has reached this call; all processes make the same calls in the same order."""
+    """Wait until every process has reached this call. All processes must make the same calls in the same order."""
     if client := _client():
         client.wait_at_barrier(_unique_key(name), _BARRIER_TIMEOUT_S * 1000)
 
 
 @contextlib.contextmanager
 def writer_first(name: str) -> Iterator[None]:
-    """Run a block in process 0 and then in all others, which can read what it left in a shared folder."""
+    """Run a block in process 0 first and then in the others, which can use the files that process 0 has written."""
     if not is_writer():
         barrier(name)
     yield
@@ -150,7 +151,7 @@ def exchange(name: str, text: str) -> list[str]:
 
 
 def check_same(name: str, values: Mapping[str, Any]) -> None:
-    """Raise UserError in a process whose values differ from process 0's.
+    """Raise UserError if this process's values differ from those of process 0.
 
     Args:
         name: subject of the error message.
@@ -168,16 +169,16 @@ def check_same(name: str, values: Mapping[str, Any]) -> None:
 
 
 def broadcast_from_writer(name: str, value: float) -> float:
-    """Return process 0's number in every process, bit for bit, so that all take the same decision."""
+    """Return process 0's value in every process, bit for bit, so that all processes make the same decision."""
     return float.fromhex(exchange(name, float(value).hex())[0])
 
 
 def shut_down(code: int, reason: str) -> None:
-    """End this process, notifying the others so that none waits for it.
+    """End this process and notify the others, so that none of them waits for it.
 
     Args:
         code: exit code.
-        reason: one line, which the other processes print.
+        reason: one-line message, which the other processes print.
     """
     if _client() is None:
         sys.exit(code)
@@ -186,9 +187,9 @@ def shut_down(code: int, reason: str) -> None:
 
 
 def reported_by_writer(code: int, reason: str) -> bool:
-    """Return True if process 0 fails with the same code and reason, so that its message suffices.
+    """Return True if process 0 fails with the same code and reason, so its message suffices.
 
-    Waits a moment for process 0. The caller must then call `shut_down`.
+    Waits briefly for the report of process 0. The caller must call `shut_down` afterwards.
     """
     if not _joined.is_set() or is_writer():
         return False
@@ -200,7 +201,10 @@ def reported_by_writer(code: int, reason: str) -> bool:
 
 
 def notify_failure(code: int, reason: str) -> None:
-    """Make the other processes end with this code and reason, and wait for their acknowledgement; the caller ends next."""
+    """Make the other processes end with this code and reason, and wait for their acknowledgement.
+
+    The caller must end this process afterwards.
+    """
     if not _joined.is_set() or _notified.is_set():
         return
     _ending.set()
@@ -216,7 +220,10 @@ def notify_failure(code: int, reason: str) -> None:
 
 
 def shut_down_on_error(error: Exception, *, debug: bool = False) -> None:
-    """End this process after an unexpected error; prints one line instead of a traceback if another process caused it."""
+    """End this process after an unexpected error.
+
+    Prints one line instead of a traceback if the error is a lost connection to another process.
+    """
     text = " ".join(str(error).split())
     if _CONNECTION_ERROR.search(text):
         code, message = _failed_peer(2 * _POLL_S) or (
@@ -233,7 +240,7 @@ def shut_down_on_error(error: Exception, *, debug: bool = False) -> None:
 
 
 def _failed_peer(seconds: float = 0.0) -> tuple[int, str] | None:
-    """Poll for a failed process for up to `seconds`; returns its exit code and message, or None."""
+    """Poll for a failed process for up to `seconds`, and return its exit code and message, or None."""
     deadline = time.monotonic() + seconds
     while client := _client():
         for key, value in client.key_value_dir_get(f"{_NAMESPACE}/failed"):
@@ -248,13 +255,13 @@ def _failed_peer(seconds: float = 0.0) -> tuple[int, str] | None:
 
 
 def _watch(stop: threading.Event) -> None:
-    """End this process when another has failed; a collective would otherwise wait forever."""
+    """End this process if another one fails; collectives would otherwise wait forever."""
     while not stop.wait(_POLL_S):
         try:
             failure = _failed_peer()
             if failure:
                 _client().key_value_set(f"{_NAMESPACE}/heard/{jax.process_index()}", "")
-        except Exception:  # the run is ending, or the coordinator is gone and JAX ends this process
+        except Exception:  # the run is ending, or the coordinator is gone and JAX will end this process
             return
         if failure and _ending.is_set():
             return
@@ -265,25 +272,25 @@ def _watch(stop: threading.Event) -> None:
 
 
 def _delay_coordinator_exit() -> None:
-    """Delay the exit of process 0: a process that loses the coordinator aborts with a C++ stack."""
+    """Delay the exit of process 0, because processes that lose the coordinator abort with a C++ stack trace."""
     time.sleep(0 if jax.process_index() else 4 * _POLL_S)
 
 
 def _exit(code: int) -> None:
-    """Exit immediately; the usual interpreter exit waits for the other processes."""
+    """Exit immediately; a normal interpreter exit would wait for the other processes."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
 
 
 def _unique_key(name: str) -> str:
-    """Return a key unique to this call; calls have the same order in every process."""
+    """Return a key for this call, the same in every process because all make their calls in the same order."""
     _key_counts[name] += 1
     return f"{_NAMESPACE}/{name}/{_key_counts[name]}"
 
 
 def _client() -> Any:
-    """Return JAX's coordination service client, or None in a run of one process. Orbax uses the same private name."""
-    from jax._src import distributed  # no public name exists
+    """Return JAX's coordination service client, or None in a single-process run. Orbax uses the same private name."""
+    from jax._src import distributed  # there is no public name
 
     return distributed.global_state.client

@@ -1,1 +1,1 @@
-"""--mode=export: a trained network as files that other programs run without this package."""
+"""--mode=export: files that let other programs run a trained network without this package."""

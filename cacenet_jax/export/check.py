@@ -1,4 +1,4 @@
-"""Differences of an artefact's outputs from the model's, and their bounds."""
+"""Differences between the outputs of an artefact and of the model, and their bounds."""
 
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
@@ -7,16 +7,19 @@ import numpy as np
 
 from cacenet_jax.errors import UserError
 
-# Largest difference of an array, relative to its largest value where that exceeds 1, by the type that the maps are computed
-# in. Measured are 1e-6 and less in float32.
+# Largest allowed difference of an array by the compute type of the maps, relative to the largest value of the array if
+# that exceeds 1. Differences measured in float32 are 1e-6 or less.
 BOUNDS = {"float32": 1e-5, "bfloat16": 5e-2}
-# The K most similar positions are a choice: where two are level, rounding decides. So much of what follows may differ.
+# Rounding decides ties in a top-K selection. These bounds apply to the selection and the distances that depend on it.
 _CHOICES = 1e-2
 _DISTANCE_OF_CHOICES = 1e-3
 
 
 def difference(actual: Any, expected: Any) -> float:
-    """Largest difference of two arrays, relative to the largest value where that exceeds 1; NaN is infinitely far."""
+    """Return the largest difference between two arrays, relative to the largest expected value if that exceeds 1.
+
+    It is infinite if the shapes differ or `actual` is not finite.
+    """
     actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
     if actual.shape != expected.shape or not np.isfinite(actual).all():
         return float("inf")
@@ -26,13 +29,13 @@ def difference(actual: Any, expected: Any) -> float:
 def differences(
     actual: Mapping[str, Any], expected: Mapping[str, Any], selections: Collection[str] = ()
 ) -> dict[str, float]:
-    """`difference` of each array by name; an array that is missing is infinitely far.
+    """Compute the `difference` of each named array; it is infinite for a missing array.
 
     Args:
         actual: outputs of an artefact.
         expected: outputs of the model.
         selections: names of arrays that hold a top-K selection (`PairStage.selection_terms`); their difference is the
-            fraction of other choices.
+            fraction of elements that differ.
     """
     result = {}
     for name, value in expected.items():
@@ -46,15 +49,15 @@ def differences(
 
 
 def worst(*several: Mapping[str, float]) -> dict[str, float]:
-    """The largest of several checks, array by array."""
+    """Return the largest difference of each array over several checks."""
     return {name: max(one[name] for one in several) for name in several[0]}
 
 
 def bound(name: str, dtype: str, selections: Collection[str] = ()) -> float:
-    """Return the largest difference that an array may have.
+    """Return the largest allowed difference of an array.
 
     Args:
-        name: of the array.
+        name: name of the array.
         dtype: compute type of the maps, config.model.dtype.
         selections: as in `differences`.
     """
@@ -64,7 +67,7 @@ def bound(name: str, dtype: str, selections: Collection[str] = ()) -> float:
 
 
 def require(artefact: str, differences: Mapping[str, float], dtype: str, selections: Collection[str] = ()) -> None:
-    """Raise UserError if an artefact is too far from the model; arguments as in `bound`."""
+    """Raise UserError if any difference exceeds its bound; `dtype` and `selections` are as in `bound`."""
     for name, value in differences.items():
         allowed = bound(name, dtype, selections)
         if not value <= allowed:
@@ -75,17 +78,17 @@ def require(artefact: str, differences: Mapping[str, float], dtype: str, selecti
 
 
 def first(values: Mapping[str, Any], names: Iterable[str], count: int) -> dict[str, Any]:
-    """The first `count` rows of the arrays of these names."""
+    """Return the first `count` rows of the named arrays."""
     return {name: values[name][:count] for name in names}
 
 
 def one(values: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
-    """The first row of the arrays of these names, without leading axis: the query of the stored values."""
+    """Return the first row of the named arrays, without leading axis; it is the query of the check values."""
     return {name: values[name][0] for name in names}
 
 
 def summary(differences: Mapping[str, float]) -> str:
-    """Summarise `differences` in a line."""
+    """Summarise `differences` in one line."""
     return "largest difference from the model: " + ", ".join(
         f"{name} {value:.1e}" for name, value in differences.items()
     )

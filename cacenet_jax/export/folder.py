@@ -1,7 +1,7 @@
-"""The folder of an export: its files, their manifest, and how they are put in place.
+"""The export folder: file names, manifest, and replacement of an earlier export.
 
-The manifest is written last and names the SHA-256 of each file: a folder without one was cut off, and a file that does not
-fit it is of another export.
+The manifest is written last and records the SHA-256 of each file. A folder without a manifest is an incomplete export,
+and a file with a different hash belongs to another export.
 """
 
 import hashlib
@@ -17,30 +17,30 @@ MANIFEST = "manifest.json"
 EXTRACTOR, PAIR_SCORER = "extractor", "pair_scorer"
 JAX, ONNX = ".jaxexport", ".onnx"
 WEIGHTS, CHECK = "weights.safetensors", "check.npz"
-DISTANCE = "distance"  # name of what a pair scorer gives
-# Everything that an export may leave in its folder; other files there are the user's.
+DISTANCE = "distance"  # name of the pair scorer's output
+# All files that an export may write; any other files in the folder belong to the user.
 OURS = (EXTRACTOR + JAX, PAIR_SCORER + JAX, EXTRACTOR + ONNX, PAIR_SCORER + ONNX, WEIGHTS, CHECK, MANIFEST)
 _FORMAT = 1
 
 
 def describe_file(path: Path) -> dict[str, Any]:
-    """Size and SHA-256 of a file."""
+    """Return the size and SHA-256 of a file."""
     with path.open("rb") as file:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
 def write_manifest(path: Path, manifest: dict[str, Any]) -> None:
-    """Writes a manifest whole or not at all."""
+    """Write a manifest atomically."""
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     scratch.write_text(json.dumps({"format": _FORMAT} | manifest, indent=2) + "\n")
     os.replace(scratch, path)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of an export.
+    """Read the manifest of an export and verify its files.
 
     Raises:
-        UserError: there is none, it is of another format, or a file is missing or is not the one that it names.
+        UserError: the manifest is missing or has another format, or a file is missing or has the wrong hash.
     """
     again = "run --mode=export again"
     path = folder / MANIFEST
@@ -59,14 +59,14 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def place(scratch: Path, folder: Path, names: Sequence[str], manifest: dict[str, Any], replaced: Sequence[str]) -> None:
-    """Moves checked files into the folder of an export and writes its manifest.
+    """Move checked files into an export folder and write its manifest.
 
     Args:
-        scratch: where the files are, on the same file system.
-        folder: where they go.
-        names: the files.
-        manifest: what to write last.
-        replaced: files of an earlier export that go, where they are not replaced.
+        scratch: folder that contains the files, on the same file system.
+        folder: export folder.
+        names: names of the files.
+        manifest: manifest, written last.
+        replaced: files of an earlier export to delete unless they are overwritten.
     """
     (folder / MANIFEST).unlink(missing_ok=True)
     for name in replaced:

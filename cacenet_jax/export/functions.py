@@ -1,10 +1,10 @@
-"""A network as two functions of named arrays, with the weights inside: the form that is exported.
+"""The functions to export: a network as two functions of named arrays, with its weights as constants.
 
-    extractor(images)               -> {"embedding": f(I), and the terms of the pair stage under their own names}
-    pair_scorer(query, candidates)  -> distances of one image's terms and those of c others
+    extractor(images)               -> {"embedding": f(I), and the terms of the pair stage by name}
+    pair_scorer(query, candidates)  -> distances between the terms of one image and those of c others
 
-Both are those of models/scoring.py, what retrieval ranks with. Reads no data and no checkpoint: the process that
-converts to ONNX imports it too.
+Both wrap the functions in models/scoring.py that retrieval uses. This module reads no data and no checkpoint, because
+the ONNX conversion process imports it too.
 
 Legend: B images, H x W pixels, C channels.
 """
@@ -20,9 +20,9 @@ from cacenet_jax.models.cacenet import CACENet
 from cacenet_jax.models.scoring import scoring
 
 EMBEDDING = "embedding"
-Named = dict[str, Any]  # arrays, or their shapes and types, by name
+Named = dict[str, Any]  # arrays or jax.ShapeDtypeStructs by name
 
-# Fields of a backbone that choose a form that is fast on a CPU; an artefact for every platform has the general one.
+# Backbone fields that select a fast CPU implementation; artefacts for all platforms use the general one.
 _CPU_FORMS = ("matmul_1x1", "cpu_stem", "cpu_depthwise")
 
 
@@ -30,8 +30,9 @@ class Functions(NamedTuple):
     """A network as functions of arrays.
 
     Attributes:
-        extractor: uint8 images (B, H, W, C) to the L2-normalised embedding (B, F) and the terms, leading axis B.
-        pair_scorer: terms of one image and of others (leading axis) to distances; None without the pair stage.
+        extractor: map uint8 images (B, H, W, C) to L2-normalised embeddings (B, F) and terms with leading axis B.
+        pair_scorer: map the terms of one image and of others (with leading axis) to distances; None without a pair
+            stage.
         image: shape of an image, (H, W, C).
         terms: shapes and types of an image's terms.
         selections: names of the terms that hold a top-K selection.
@@ -45,21 +46,21 @@ class Functions(NamedTuple):
 
 
 def general(net: CACENet) -> CACENet:
-    """The same network with the backbone in the form that suits every platform."""
+    """Return the network with the backbone implementation that suits all platforms."""
     forms: dict[str, Any] = {name: False for name in _CPU_FORMS if hasattr(net.backbone, name)}
     return net.clone(backbone=net.backbone.clone(**forms))
 
 
 def functions(net: CACENet, variables: Any, image_size: tuple[int, int], flip: bool) -> Functions:
-    """Return the functions of a trained network.
+    """Return the exportable functions of a trained network.
 
     Terms are float32 regardless of config.eval.map_dtype: other runtimes may not support bfloat16.
 
     Args:
         net: the network.
         variables: its parameters and statistics, arrays of any kind.
-        image_size: height and width of an image.
-        flip: average the maps of an image and its mirror image.
+        image_size: height and width of the images.
+        flip: average the maps of each image and its mirror image.
     """
     variables = jax.tree.map(jnp.asarray, variables)
     functions = scoring(net, flip, "float32")
@@ -89,6 +90,6 @@ def functions(net: CACENet, variables: Any, image_size: tuple[int, int], flip: b
 
 
 def _named(terms: Any) -> Named:
-    """Arrays of nested named tuples by their path, for example `clues.salience_N`; none for None."""
+    """Flatten nested named tuples to arrays by path, for example `clues.salience_N`; None gives an empty dict."""
     named = jax.tree_util.tree_leaves_with_path(terms)
     return {jax.tree_util.keystr(path, simple=True, separator=".") or "terms": x for path, x in named}

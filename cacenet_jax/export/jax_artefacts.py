@@ -1,6 +1,6 @@
-"""The functions of a network as jax.export artefacts for several platforms, read back and compared with the model.
+"""Serialisation of a network's functions with jax.export for several platforms, verified against the model.
 
-Legend: b, c images of a call, symbolic.
+Legend: b, c symbolic numbers of images.
 """
 
 from collections.abc import Callable
@@ -21,12 +21,12 @@ PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
 
 class Artefact(NamedTuple):
-    """A file that was written, read back and run.
+    """An artefact that was written, loaded again and run.
 
     Attributes:
-        name: of the file.
+        name: file name.
         signature: names, shapes and types of inputs and outputs, for the manifest.
-        largest_difference: from the model, by output; `check.differences`.
+        largest_difference: largest difference of each output from the model, from `check.differences`.
     """
 
     name: str
@@ -35,10 +35,10 @@ class Artefact(NamedTuple):
 
 
 def parse_platforms(text: str) -> tuple[str, ...]:
-    """Names with commas between to platforms.
+    """Parse comma-separated platform names.
 
     Raises:
-        UserError: an unknown name, or without the platform in use.
+        UserError: unknown platform, or the current platform is not among them.
     """
     platforms = tuple(name.strip() for name in text.split(","))
     if unknown := [name for name in platforms if name not in PLATFORMS]:
@@ -58,13 +58,13 @@ def parse_platforms(text: str) -> tuple[str, ...]:
 def write(
     folder: Path, functions: Functions, platforms: tuple[str, ...], values: dict[str, np.ndarray]
 ) -> list[Artefact]:
-    """Writes the artefacts of a network; the bounds are the caller's.
+    """Write the artefacts of a network and compare them with the model; the caller checks the bounds.
 
     Args:
-        folder: where to.
-        functions: of the network, in a form for every platform.
-        platforms: what to lower for, this one among them.
-        values: images, and what the model gives for them.
+        folder: output folder.
+        functions: functions of the network that suit all platforms.
+        platforms: platforms to lower for, including the current one.
+        values: check images and the model's outputs for them.
     """
     counts = sorted({1, len(values["images"])})
     (b,), (c,) = jax.export.symbolic_shape("b"), jax.export.symbolic_shape("c")
@@ -97,7 +97,7 @@ def write(
 
 
 def _write(path: Path, function: Callable, arguments: tuple, platforms: tuple[str, ...]) -> Callable:
-    """Writes a function and gives what reading it back gives."""
+    """Export a function to a file and return the function loaded from it."""
     exported = jax.export.export(jax.jit(function), platforms=platforms)(*arguments)
     path.write_bytes(exported.serialize())
     return jax.export.deserialize(bytearray(path.read_bytes())).call
@@ -108,14 +108,14 @@ def _shape(leading: str | None, shape: tuple[int, ...], dtype: Any) -> dict[str,
 
 
 def load(path: Path) -> jax.export.Exported:
-    """Load an artefact that runs on this platform.
+    """Load an artefact for the current platform.
 
     Raises:
-        UserError: it is of another version of jax, or for other platforms.
+        UserError: the artefact comes from an incompatible jax version or does not support the platform.
     """
     try:
         exported = jax.export.deserialize(bytearray(path.read_bytes()))
-    except Exception as error:  # of another version it may fail in any way
+    except Exception as error:  # artefacts of other versions may fail in any way
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
             f"{path}: found an artefact that jax {jax.__version__} cannot read ({reason}), expected one of the last six "

@@ -1,14 +1,15 @@
-"""Conversion of an export to ONNX, in a process and an environment of its own (requirements-onnx.txt).
+"""Conversion of an export to ONNX, run as a separate process in its own environment (requirements-onnx.txt).
 
 python -m cacenet_jax.export.onnx WORKDIR/export
 
-The network is built from the manifest and the weights of the folder, converted by jax2onnx, run by ONNX Runtime on the
-stored images, and put in place where it gives what the model gave. No checkpoint and no data are read.
+The network is built from the manifest and weights in the folder, converted with jax2onnx, and run with ONNX Runtime on
+the stored images. The files are added to the folder only if their outputs match the model's. No checkpoint and no data
+are read.
 
-Names of inputs: `images` of the extractor, `query.<term>` and `candidates.<term>` of the pair scorer; outputs are named
-as in the other artefacts.
+The extractor has the input `images`; the pair scorer has the inputs `query.<term>` and `candidates.<term>`. Outputs
+have the same names as in the other artefacts.
 
-Legend: b, c images of a call, symbolic.
+Legend: b, c symbolic numbers of images.
 """
 
 import logging
@@ -52,17 +53,17 @@ _Job = tuple[Callable[..., Any], Named, tuple[str, ...]]  # function, inputs, na
 
 
 def convert(folder: Path) -> list[str]:
-    """Writes extractor.onnx and, with the pair stage, pair_scorer.onnx beside the artefacts of an export.
+    """Write extractor.onnx and, with a pair stage, pair_scorer.onnx to the folder of an export.
 
     Args:
-        folder: WORKDIR/export.
+        folder: export folder, WORKDIR/export.
 
     Returns:
-        Names of the files.
+        Names of the written files.
 
     Raises:
-        UserError: the export is not complete, a package is missing, the network has a type or a part that has no ONNX form,
-            or a file does not give what the model gave: then no file is written.
+        UserError: the export is incomplete, a package is missing, the network has an unsupported compute type or
+            operation, or the outputs of a file do not match the model's. No file is written in these cases.
     """
     _packages()
     manifest = read_manifest(folder)
@@ -116,7 +117,7 @@ def convert(folder: Path) -> list[str]:
 
 
 def _packages() -> None:
-    """Raises UserError where this is another environment."""
+    """Raise UserError if a required package is missing."""
     for name in ("jax2onnx", "onnx", "onnxruntime"):
         if find_spec(name) is None:
             raise UserError(
@@ -126,8 +127,8 @@ def _packages() -> None:
 
 
 def _write(path: Path, function: Callable, inputs: Mapping[str, Any], outputs: Sequence[str]) -> None:
-    """Converts a function of arrays, in the order of `inputs`, to a tuple of `outputs`."""
-    import onnx  # here and below, so that a missing one is told in a line
+    """Convert a function of arrays to an ONNX file, with the given names of inputs and outputs."""
+    import onnx  # imported late, so that `_packages` can report a missing one
     import onnx_ir
     from jax2onnx import to_onnx
     from onnx_ir.passes.common import DeduplicateHashedInitializersPass
@@ -135,23 +136,23 @@ def _write(path: Path, function: Callable, inputs: Mapping[str, Any], outputs: S
     logging.getLogger("onnx_ir").setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of jax2onnx's own calls
+            warnings.simplefilter("ignore")  # raised by jax2onnx itself
             names = {"input_names": list(inputs), "output_names": list(outputs)}
             graph = onnx_ir.from_proto(to_onnx(function, list(inputs.values()), model_name=path.stem, **names))
-        # The image and its mirror image pass the same weights, which are stored once.
+        # The passes for an image and its mirror image use the same weights; store these once.
         proto = onnx_ir.to_proto(DeduplicateHashedInitializersPass()(graph).model)
-    except Exception as error:  # a converter's plugin can fail in any way
+    except Exception as error:  # converter plugins can fail in any way
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise UserError(
             f"{path.name}: found a network that jax2onnx {version('jax2onnx')} does not convert ({reason}), expected one "
             "that it does; use the .jaxexport files"
         ) from error
-    del proto.graph.value_info[:]  # some still have the axes of before the converter moved the channels
+    del proto.graph.value_info[:]  # some have stale axes, from before the converter moved the channels
     onnx.save_model(proto, path)
 
 
 def _feed(values: Mapping[str, np.ndarray], terms: Collection[str]) -> Callable[[int], dict[str, np.ndarray]]:
-    """Inputs of either file for the first n stored images."""
+    """Return a function of n that gives the inputs of both files for the first n stored images."""
 
     def feed(n: int) -> dict[str, np.ndarray]:
         query, others = check.one(values, terms), check.first(values, terms, n)
@@ -166,7 +167,7 @@ def _feed(values: Mapping[str, np.ndarray], terms: Collection[str]) -> Callable[
 def _differences(
     path: Path, feed: Callable, values: Mapping[str, np.ndarray], outputs: Sequence[str], selections: Collection[str]
 ) -> dict[str, float]:
-    """Compare ONNX Runtime's outputs with the stored values, for one image and for all."""
+    """Compare the outputs of ONNX Runtime with the stored values, for one image and for all images."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -184,7 +185,7 @@ def _signatures(inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Converts, and ends with one line and exit code 2 on a mistake that the user can correct."""
+    """Run the conversion and return the exit code; a UserError prints one line and returns 2."""
     words = [word for word in arguments if word != "--debug"]
     try:
         if len(words) != 1:

@@ -1,4 +1,4 @@
-"""--mode=export: from the checkpoint of a workdir to WORKDIR/export, each file checked before it is put in place."""
+"""--mode=export: export of a checkpoint to WORKDIR/export, with every file checked before it is moved there."""
 
 import tempfile
 from importlib.metadata import version
@@ -25,23 +25,24 @@ from cacenet_jax.run.validation import validate
 from cacenet_jax.train import load_network
 
 _CONVERT = "python -m cacenet_jax.export.onnx"
-_STRIPES = 4  # body parts in the images of a check, from top to bottom
+_STRIPES = 4  # body parts in the check images, from top to bottom
 _PACKAGES = ("jax", "jaxlib", "flax", "numpy", "safetensors")
 
 
 def export(config: ConfigDict, workdir: str | Path) -> Path:
-    """Writes the extractor and the pair scorer, their weights, values to check them against, and manifest.json.
+    """Write the extractor and pair scorer, their weights, check values and manifest.json.
 
     Args:
-        config: the config of the run; eval and export fields may differ.
-        workdir: of a run that has a checkpoint. No data set is needed.
+        config: config of the run; eval and export fields may differ.
+        workdir: workdir with a checkpoint. No data set is needed.
 
     Returns:
-        WORKDIR/export.
+        Path of the export folder, WORKDIR/export.
 
     Raises:
-        UserError: an impossible value, several processes, no checkpoint or one that does not fit the config, or an artefact
-            that is not equal to the model: then nothing is written and an earlier export stays.
+        UserError: a config value is invalid, there are several processes, the checkpoint is missing or does not match
+            the config, the folder is not writable, or an artefact differs from the model. Nothing is written in these
+            cases, and an earlier export is kept.
     """
     workdir, config = Path(workdir).expanduser(), complete(config)
     validate(config)
@@ -76,7 +77,7 @@ def _export(
     folder: Path,
 ) -> None:
     image_size, flip = settings.data.image_size, settings.evaluation.flip
-    evaluated = functions(net, variables, image_size, flip)  # as evaluation computes them on this machine
+    evaluated = functions(net, variables, image_size, flip)  # as in evaluation on this machine
     values = check_values(evaluated, settings.export.check_images)
     exported = functions(general(net), variables, image_size, flip)
     artefacts = jax_artefacts.write(scratch, exported, platforms, values)
@@ -87,9 +88,9 @@ def _export(
         print(f"{name}: {size:.1f} MiB for {', '.join(platforms)}; {check.summary(difference)}", flush=True)
         check.require(name, difference, settings.network.dtype, exported.selections)
     flat = flatten_dict(variables, sep="/")
-    # As bytes: what the package writes by itself is for its owner alone.
+    # Written as bytes, because safetensors creates files that only their owner can read.
     (scratch / WEIGHTS).write_bytes(save({name: np.array(x, order="C") for name, x in flat.items()}))
-    arrays: Any = values  # one argument an array
+    arrays: Any = values  # one keyword argument per array
     np.savez(scratch / CHECK, **arrays)
     more = {
         name: {"platforms": platforms, **signature, "largest_difference": difference}
@@ -107,19 +108,22 @@ def _export(
 
 
 def check_values(model: Functions, count: int) -> dict[str, np.ndarray]:
-    """Random images and what the model gives for them, arrays by name; the first image is the query of the pairs.
+    """Generate random images and compute the model's outputs for them; the first image is the query of all pairs.
 
     Args:
-        model: the network as evaluation computes it.
-        count: images.
+        model: functions of the network as used in evaluation.
+        count: number of images.
+
+    Returns:
+        Images, outputs of the extractor and distances, by name.
     """
     rng = np.random.default_rng(0)
     images_BHWC = rng.integers(0, 256, (count, *model.image), np.uint8)
-    # Images of noise are all alike to a network; with colours of their own they are as different as real ones.
+    # Pure noise images all look alike to a network; random colour scales make them as different as real images.
     images_BHWC = (images_BHWC * rng.uniform(0.2, 1, (count, 1, 1, model.image[2]))).astype(np.uint8)
     stripes_H1 = np.arange(model.image[0])[:, None] * _STRIPES // model.image[0]
     labels_BHW = stripes_H1 + rng.integers(0, 2, (count, 1, 1))
-    images_BHWC[..., 3:] = labels_BHW[..., None]  # where the network reads them
+    images_BHWC[..., 3:] = labels_BHW[..., None]  # body-part labels, if the network uses them
     values = {"images": images_BHWC, **jax.device_get(jax.jit(model.extractor)(images_BHWC))}
     if model.pair_scorer is not None:
         pairs = check.one(values, model.terms), check.first(values, model.terms, count)
@@ -128,7 +132,7 @@ def check_values(model: Functions, count: int) -> dict[str, np.ndarray]:
 
 
 def describe_network(settings: Experiment, net: CACENet, model: Functions) -> dict[str, Any]:
-    """Describe the network for readers of the artefacts: the manifest's part on images, embedding and distances."""
+    """Return the manifest entries on images, embedding and distances, for users of the artefacts."""
     height, width, channels = model.image
     mean, std = ([round(255 * x, 6) for x in given] for given in (net.backbone.pixel_mean, net.backbone.pixel_std))
     labels = [f"body part of the pixel, 0 to {NUM_LABELS - 1}, 0 for none"][: channels - 3]

@@ -1,19 +1,19 @@
-"""The model. Read it in this order; equations are the paper's.
+"""The model, in suggested reading order. Equation numbers refer to the paper.
 
-attention.py            equations 2, 3, 4: the correspondence graph of two images, literal; training computes its scores
-                        here and the ReLU in pair_stages/conditional/alignment.py
-graph.py                equations 5, 6, 7 in their literal form: the whole graph and the whole conditional maps
+attention.py            equations 2, 3 and 4: the correspondence graph of two images, written literally; training uses
+                        the scores from here and applies the ReLU in pair_stages/conditional/alignment.py
+graph.py                equations 5, 6 and 7, written literally, with the full graph and full conditional maps
 pair_stages/base.py     the interface of a pair stage
 pair_stages/conditional/pair.py        equations 2-7 for one pair, exact, with the mean taken first
-pair_stages/conditional/batch_grid.py  the same for all pairs of a batch: the form that training runs, up to Theta,
-                                       which head.py applies
-pair_stages/conditional/stored.py      the same for one image and many: the form that retrieval runs
+pair_stages/conditional/batch_grid.py  the same for all pairs of a batch, used in training; stops before Theta, which
+                                       head.py applies
+pair_stages/conditional/stored.py      the same for one image against many, used in retrieval
 heads.py, pooling.py    from maps to embeddings (section 3.2)
 cacenet.py              backbone + individual head + one pair stage
-backbones/              networks from images to maps, chosen by name
-scoring.py              the functions of a trained network that retrieval, export and figures call
+backbones/              networks from images to feature maps, chosen by name
+scoring.py              inference functions of a trained network, called by retrieval, export and figures
 
-Equations 1 and 8, the losses, stand in ../losses.py; training runs equation 8 as `mixup_rows`.
+The losses, equations 1 and 8, are in ../losses.py; training computes equation 8 with `mixup_rows`.
 """
 
 from cacenet_jax.models import backbones

@@ -1,4 +1,4 @@
-"""Correspondence attention: which pairs of regions decide (paper section 3.3, equations 2-4).
+"""Correspondence attention: the importance of each pair of regions (paper section 3.3, equations 2-4).
 
 Legend: u target image, v contextual image, N and M nodes (positions) of their maps, D channels.
 """
@@ -14,7 +14,7 @@ AnyArray = Array | ndarray
 
 
 class Adjacency(NamedTuple):
-    """The blocks of the symmetric graph A = [[intra_u, cross], [cross^T, intra_v]], after the ReLU.
+    """Blocks of the symmetric graph A = [[intra_u, cross], [cross^T, intra_v]], after the ReLU.
 
     Attributes:
         intra_u: S_u, shape (N, N).
@@ -30,14 +30,14 @@ class Adjacency(NamedTuple):
 def affinity_scores(
     left_ND: Float[AnyArray, "N D"], right_MD: Float[AnyArray, "M D"], weight_D: Float[AnyArray, "D"]
 ) -> Float[Array, "N M"]:
-    """X diag(w) X'^T: the importance of every pair of nodes, of either sign.
+    """Compute the signed importance of every pair of nodes, X diag(w) X'^T.
 
-    Products run in the nodes' type and accumulate in at least float32, the type of the result.
+    Products are computed in the type of the nodes and accumulated in at least float32, which is the type of the result.
 
     Args:
         left_ND: nodes of one image.
-        right_MD: nodes of the same image (equation 2) or of another one (equation 3).
-        weight_D: learned weight of each channel, the diagonal of W or W'.
+        right_MD: nodes of the same image (equation 2) or of another image (equation 3).
+        weight_D: learned channel weights, the diagonal of W or W'.
     """
     left_ND, right_MD = jnp.asarray(left_ND), jnp.asarray(right_MD)
     weighted_ND = left_ND * jnp.asarray(weight_D).astype(left_ND.dtype)
@@ -48,7 +48,7 @@ def affinity_scores(
 def affinity(
     left_ND: Float[AnyArray, "N D"], right_MD: Float[AnyArray, "M D"], weight_D: Float[AnyArray, "D"]
 ) -> Float[Array, "N M"]:
-    """ReLU(X diag(w) X'^T): `affinity_scores` with negative importance cut off, (N, M)."""
+    """Compute ReLU(X diag(w) X'^T), i.e. `affinity_scores` with negative values set to zero, (N, M)."""
     return jax.nn.relu(affinity_scores(left_ND, right_MD, weight_D))
 
 
@@ -58,10 +58,10 @@ def correspondence(
     intra_weight_D: Float[AnyArray, "D"],
     cross_weight_D: Float[AnyArray, "D"],
 ) -> Adjacency:
-    """The correspondence graph of two images: S = ReLU(X W X^T) within, T = ReLU(X_u W' X_v^T) across.
+    """Compute the correspondence graph of two images: S = ReLU(X W X^T) within, T = ReLU(X_u W' X_v^T) across.
 
     Args:
-        nodes_u_ND: map of the target image, one row a position.
+        nodes_u_ND: map of the target image, one row per position.
         nodes_v_MD: map of the contextual image.
         intra_weight_D: diagonal of W (equation 2).
         cross_weight_D: diagonal of W' (equation 3).

@@ -1,4 +1,4 @@
-"""CACE-Net: a backbone, an individual head and one pair stage as one Linen module.
+"""CACE-Net: a backbone, an individual head and one pair stage in a single Linen module.
 
 Legend: B images, H x W pixels, h x w positions of a map (N = h w nodes), D channels, F embedding size, I training
 identities.
@@ -17,15 +17,15 @@ from cacenet_jax.models.pair_stages.base import Individual, PairStage, PairView
 from cacenet_jax.models.part_positions import part_positions
 from cacenet_jax.models.pooling import GeneralisedMean, generalised_mean
 
-INDIVIDUAL_PARAMETERS = ("backbone", "gemp", "individual_head")  # of the branch that `frozen` keeps
+INDIVIDUAL_PARAMETERS = ("backbone", "gemp", "individual_head")  # the branch that `frozen` keeps fixed
 
 
 class Described(NamedTuple):
-    """Images as retrieval describes them.
+    """Image descriptors used in retrieval.
 
     Attributes:
         embedding: L2-normalised f(I), (B, F).
-        terms: per-image terms of the pair stage, leading axis B; None in a network without one.
+        terms: per-image terms of the pair stage, leading axis B; None without a pair stage.
     """
 
     embedding: Array
@@ -33,18 +33,18 @@ class Described(NamedTuple):
 
 
 class CACENet(nn.Module):
-    """The whole network.
+    """The complete network.
 
     Attributes:
         backbone: module from images (B, H, W, 3) to maps (B, h, w, D).
-        num_identities: I, classes of the training set.
-        pair_stage: what is made of two images together (pair_stages/base.py); None for the individual baseline of table 1.
-        embed_dim: F.
-        pooling: of a map to the individual head: "mean", or "gem", the generalised mean with a learned exponent.
-        relu: apply a ReLU between the embedding and its classifier; the triplet loss sees the embedding after it too.
+        num_identities: I, number of training identities.
+        pair_stage: joint computation on two images (pair_stages/base.py); None for the individual baseline of table 1.
+        embed_dim: F, embedding size.
+        pooling: pooling in front of the individual head: "mean" or "gem", the generalised mean with learned exponent.
+        relu: apply a ReLU between the embedding and its classifier; the triplet loss also uses the embedding after it.
         dropout: dropout rate in front of the classifier.
-        frozen: keep the backbone and the individual head as they are and train the pair stage alone, on maps as retrieval
-            sees them: running statistics, averaged with the map of the mirror image.
+        frozen: freeze the backbone and the individual head and train only the pair stage. Its maps are those of
+            retrieval: computed with running statistics and averaged with the maps of the mirrored images.
         dtype: compute type; parameters, statistics, degrees, embeddings and logits are float32.
         axis_name: device axis for collectives in training, None on one device.
     """
@@ -61,7 +61,7 @@ class CACENet(nn.Module):
     axis_name: str | None = None
 
     def setup(self) -> None:
-        """Create the individual head; the parameters of the pair stage stand beside it."""
+        """Create the layers. The pair stage shares this module's scope, so its parameters sit at the top level."""
         self.individual_head = EmbeddingHead(
             self.embed_dim,
             self.num_identities,
@@ -77,10 +77,10 @@ class CACENet(nn.Module):
             nn.share_scope(self, self.pair_stage)
 
     def validate(self) -> None:
-        """Check that the parts go together, of a network that need not be bound.
+        """Check that the parts are compatible. The module need not be bound.
 
         Raises:
-            UserError: the pair stage cannot work beside the pooling, or on a frozen network.
+            UserError: the pair stage does not support the pooling or a frozen network.
         """
         if self.pair_stage is None:
             return
@@ -98,7 +98,7 @@ class CACENet(nn.Module):
 
     @property
     def image_channels(self) -> int:
-        """Channels of an image: three colours and, where the pair stage needs it, the label of each pixel's body part."""
+        """Number of image channels: three colours, plus a body-part label if the pair stage needs one."""
         return 3 if self.pair_stage is None else self.pair_stage.image_channels
 
     @property
@@ -108,30 +108,30 @@ class CACENet(nn.Module):
 
     @property
     def pair_title(self) -> str:
-        """Name of the pair stage's correspondences in figures; empty without a stage."""
+        """Name of the pair stage's correspondences in figures; empty without a pair stage."""
         return "" if self.pair_stage is None else self.pair_stage.title
 
     @property
     def scoring_fields(self) -> frozenset[str]:
-        """Names of the pair stage's fields that an evaluation may choose anew."""
+        """Names of the pair stage's fields that an evaluation may change."""
         return frozenset() if self.pair_stage is None else self.pair_stage.scoring_fields
 
     def astype(self, dtype: Any) -> "CACENet":
-        """Return the network after the backbone in another compute type."""
+        """Return a copy whose head and pair stage use another compute type; the backbone keeps its own."""
         stage = None if self.pair_stage is None else self.pair_stage.clone(dtype=dtype)
         return self.clone(dtype=dtype, pair_stage=stage)
 
     def maps(self, images_BHWC: Float[Array, "B H W 3"], *, train: bool) -> Float[Array, "B h w D"]:
-        """Feature maps of normalised images."""
+        """Compute the feature maps of normalised images."""
         return self.backbone(images_BHWC, train=train)
 
     def mirrored_maps(self, images_BHWC: Float[Array, "B H W 3"]) -> Float[Array, "B h w D"]:
-        """Average the map of an image and that of its mirror image, mirrored back so that positions match, in test mode."""
+        """Compute test-mode maps averaged over each image and its mirror image, flipped back to align positions."""
         mirrored_BHWD = self.maps(images_BHWC[:, :, ::-1], train=False)
         return (self.maps(images_BHWC, train=False) + mirrored_BHWD[:, :, ::-1]) / 2
 
     def individual(self, maps_BHWD: Float[Array, "B h w D"], *, train: bool) -> Embedded:
-        """f(I): global pooling and the individual head."""
+        """Compute f(I) by global pooling and the individual head."""
         if self.pooling == "gem":
             return self.individual_head(generalised_mean(_nodes(maps_BHWD), self.gemp()), train=train)
         acc_dtype = jnp.promote_types(maps_BHWD.dtype, jnp.float32)
@@ -146,36 +146,36 @@ class CACENet(nn.Module):
         return Individual(self.individual_head, self.gemp() if self.pooling == "gem" else None)
 
     def parts(self, images_BHWC: Shaped[Array, "B H W C"], height: int, width: int) -> Int[Array, "B N"] | None:
-        """Body part of each position of a height x width map; None where the images carry no labels."""
+        """Return the body part of each position of a height x width map, or None if the images carry no labels."""
         return part_positions(images_BHWC[..., 3], height, width) if images_BHWC.shape[-1] > 3 else None
 
     def __call__(self, images_BHWC: Float[Array, "B H W C"], *, train: bool) -> tuple[Embedded, Any]:
-        """Compute the individual embeddings and the pair stage's grid.
+        """Compute the individual embeddings and the pair grid.
 
         Args:
-            images_BHWC: normalised images of `image_channels` channels.
-            train: batch statistics and updates, or running statistics. In training the rows of the grid are this device's
-                images, the columns those of all devices along `axis_name`.
+            images_BHWC: normalised images with `image_channels` channels.
+            train: use, and update, batch statistics instead of the running ones. In training, the rows of the grid are
+                this device's images and the columns those of all devices along `axis_name`.
 
         Returns:
-            f(I) with its logits, and the grid of pairs; None in a network without a pair stage.
+            f(I) with its logits, and the pair grid, or None without a pair stage.
         """
         if self.frozen:
             maps_BHWD = jax.lax.stop_gradient(self.mirrored_maps(images_BHWC[..., :3]))
         else:
             maps_BHWD = self.maps(images_BHWC[..., :3], train=train)
         individual = self.individual(maps_BHWD, train=train and not self.frozen)
-        if self.frozen:  # parameters that do not change must not count in the norm of the gradient
+        if self.frozen:  # frozen parameters must not contribute to the gradient norm
             individual = jax.lax.stop_gradient(individual)
         if self.pair_stage is None:
             return individual, None
         parts_BN = self.parts(images_BHWC, *maps_BHWD.shape[1:3])
         return individual, self.pair_stage.grid(_nodes(maps_BHWD), parts_BN, self._branch(), train=train)
 
-    # -- Test mode ------------------------------------------------------------------------------------------------------
+    # -- Test mode -----------------------------------------------------------------------------------------------------
 
     def describe(self, maps_BHWD: Float[Array, "B h w D"], parts_BN: Int[Array, "B N"] | None = None) -> Described:
-        """Compute f(I) and the terms of the pair stage of each image."""
+        """Compute f(I) and the pair stage's terms for each image."""
         embedding_BF = normalise(self.individual(maps_BHWD, train=False).embedding)
         if self.pair_stage is None:
             return Described(embedding_BF, None)
@@ -186,7 +186,7 @@ class CACENet(nn.Module):
         return self._stage().constants(self._branch())
 
     def view(self, u: Any, v: Any, map_u_hwD: Float[Array, "h w D"], map_v_hwD: Float[Array, "h w D"]) -> PairView:
-        """Return what figures show of two images, from their terms and maps."""
+        """Compute the correspondences and map norms shown in figures, from the terms and maps of two images."""
         nodes_u_ND, nodes_v_MD = (x.reshape(-1, x.shape[-1]) for x in (map_u_hwD, map_v_hwD))
         return self._stage().view(u, v, nodes_u_ND, nodes_v_MD, self._branch())
 

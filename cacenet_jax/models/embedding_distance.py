@@ -1,8 +1,8 @@
 """Distances between two L2-normalised embeddings, chosen by name: `config.model.pair.embedding_distance`.
 
-A distance d is half a squared difference. Retrieval ranks by d; the triplet loss trains its metric form, sqrt(2 d). To try
-another distance, write a function of two arrays of embeddings and register it, `DISTANCES.register("name", function)`, or
-give its place, `config.model.pair.embedding_distance=MODULE:FUNCTION`.
+A distance d has the scale of half a squared difference. Retrieval ranks by d; the triplet loss uses the metric
+sqrt(2 d). To try another distance, write a function of two arrays of embeddings and either register it with
+`DISTANCES.register("name", function)` or set `config.model.pair.embedding_distance=MODULE:FUNCTION`.
 
 Legend: F embedding size.
 """
@@ -24,11 +24,11 @@ def cosine(left: Float[Array, "*batch F"], right: Float[Array, "*batch F"]) -> F
     """Compute 1 - cos(left, right) as |left - right|^2 / 2, which is exactly 0 for equal embeddings.
 
     Args:
-        left: embeddings of norm 1.
-        right: embeddings that they are compared with, one by one.
+        left: embeddings of unit norm.
+        right: embeddings of unit norm, compared with `left` elementwise along the batch axes.
 
     Returns:
-        Values from 0 to 2. The paper names no distance, this one is our choice (docs/paper_notes.md).
+        Distances from 0 to 2. The paper does not specify a distance; this is our choice (docs/paper_notes.md).
     """
     return jnp.sum((left - right) ** 2, axis=-1) / 2
 

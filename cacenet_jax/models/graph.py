@@ -1,7 +1,8 @@
-"""Graph convolution on the correspondence graph, in its literal form (paper section 3.4.1, equations 5-7).
+"""Graph convolution on the correspondence graph, written literally (paper section 3.4.1, equations 5-7).
 
-The literal form builds the whole (N+M) x (N+M) graph and the whole conditional maps. It is the oracle of the forms that
-run, pair.py, batch_grid.py and stored.py of pair_stages/conditional/, which agree with it in value and gradient.
+This form builds the full (N+M) x (N+M) graph and the full conditional maps. It is the reference for the implementations
+used in practice, pair.py, batch_grid.py and stored.py in pair_stages/conditional/, which match it in value and
+gradient.
 """
 
 from typing import Literal
@@ -18,7 +19,7 @@ Kind = Literal["discrepancy", "normal"]
 
 
 def neighbour_sign(kind: str) -> int:
-    """-1 for the discrepancy convolution (equation 7), +1 for the normal one (equation 6)."""
+    """Return -1 for the discrepancy convolution (equation 7) and +1 for the normal one (equation 6)."""
     signs = {"discrepancy": -1, "normal": 1}
     if kind not in signs:
         raise UserError(f"graph convolution kind: found {kind!r}, expected one of {sorted(signs)}")
@@ -26,7 +27,7 @@ def neighbour_sign(kind: str) -> int:
 
 
 def inverse_sqrt_degree(degree_N: Float[AnyArray, "*N"]) -> Float[Array, "*N"]:
-    """d^(-1/2), with 0 where the degree is 0 (an isolated node); no NaN or infinity in value or gradient."""
+    """Compute d^(-1/2), or 0 for an isolated node (degree 0), without NaN or infinity in value or gradient."""
     degree_N = jnp.asarray(degree_N)
     positive_N = degree_N > 0
     return jnp.where(positive_N, 1 / jnp.sqrt(jnp.where(positive_N, degree_N, 1)), 0)
@@ -39,23 +40,23 @@ def laplacian_conv(
     theta_DF: Float[AnyArray, "D F"] | None = None,
     kind: Kind = "discrepancy",
 ) -> tuple[Float[Array, "N F"], Float[Array, "M F"]]:
-    """Y = (I - R A R) X Theta (discrepancy) or (I + R A R) X Theta (normal), R = diag(d^-1/2), d = A 1.
+    """Apply Y = (I - R A R) X Theta (discrepancy) or (I + R A R) X Theta (normal), R = diag(d^-1/2), d = A 1.
 
-    The paper prints D^-1/2 A D^{1/2}; that matrix is similar to A and not normalised, so we read it as a misprint of
-    D^-1/2 A D^-1/2, as the paper's own words "normalized graph Laplacian" say.
+    The paper prints D^-1/2 A D^{1/2}, which is similar to A and not normalised. We take this as a misprint of
+    D^-1/2 A D^-1/2, since the paper calls it the "normalized graph Laplacian".
 
     Args:
-        adjacency: blocks of A, none negative.
+        adjacency: blocks of A, non-negative.
         nodes_u_ND: map of the target image.
         nodes_v_MD: map of the contextual image.
-        theta_DF: filter; None stands for the identity.
+        theta_DF: filter; None for the identity.
         kind: "discrepancy" (equation 7) or "normal" (equation 6).
 
     Returns:
         The conditional maps of u given v, (N, F), and of v given u, (M, F).
 
     Raises:
-        UserError: the kind is neither.
+        UserError: unknown kind.
 
     Source: paper, equations 5, 6 and 7.
     """

@@ -1,4 +1,4 @@
-"""Heads: pooled maps to embeddings and logits (paper section 3.2).
+"""Heads that map pooled feature maps to embeddings and logits (paper section 3.2).
 
 Legend: B images, R x C pairs (target u, context v), D channels of a map, F embedding size, I training identities.
 """
@@ -11,16 +11,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-_EPSILON = 1e-5  # of the batch norms
-_LECUN = nn.initializers.lecun_normal()  # flax's default
-_KAIMING = nn.initializers.variance_scaling(2.0, "fan_out", "normal")  # of a shared encoder, as the authors' release
+_EPSILON = 1e-5  # batch norm
+_LECUN = nn.initializers.lecun_normal()  # flax default
+_KAIMING = nn.initializers.variance_scaling(2.0, "fan_out", "normal")  # shared encoder, as in the authors' release
 
 
 class Embedded(NamedTuple):
-    """An embedding and the scores of the training identities.
+    """An embedding and its logits over the training identities.
 
     Attributes:
-        embedding: (..., F), not normalised, float32.
+        embedding: (..., F), unnormalised, float32.
         logits: (..., I), float32.
     """
 
@@ -29,18 +29,19 @@ class Embedded(NamedTuple):
 
 
 class EmbeddingHead(nn.Module):
-    """1x1 convolution D -> F on a pooled map, batch norm, linear classifier.
+    """1x1 convolution D -> F on a pooled map, batch norm and linear classifier.
 
-    On a pooled map the 1x1 convolution is a matrix product. It has no bias, the batch norm after it has one.
+    On a pooled map the 1x1 convolution is a matrix product. It has no bias because the batch norm after it has one.
 
     Attributes:
-        embed_dim: F.
-        num_identities: I, classes of the training set.
-        dtype: compute type of the products; statistics, embedding and logits are float32.
+        embed_dim: F, embedding size.
+        num_identities: I, number of training identities.
+        dtype: compute type of matrix products; statistics, embedding and logits are float32.
         axis_name: device axis over which batch statistics are averaged, None on one device.
         relu: apply a ReLU between the embedding and its classifier.
-        dropout: rate in front of the classifier (rng stream "dropout"), the same masks on any number of devices.
-        shared: encode pairs too, with a second classifier for them.
+        dropout: dropout rate in front of the classifier (rng stream "dropout"). The masks do not depend on the number
+            of devices.
+        shared: encode pairs as well, with a second classifier.
     """
 
     embed_dim: int
@@ -52,7 +53,7 @@ class EmbeddingHead(nn.Module):
     shared: bool = False
 
     def setup(self) -> None:
-        """Creates the layers."""
+        """Create the layers."""
         linear = partial(nn.Dense, use_bias=False, dtype=self.dtype)
         small = nn.initializers.normal(0.001)
         self.conv = linear(self.embed_dim, kernel_init=_KAIMING if self.shared else _LECUN)
@@ -65,9 +66,9 @@ class EmbeddingHead(nn.Module):
         return self.conv(pooled).astype(jnp.promote_types(pooled.dtype, jnp.float32))
 
     def embed_nodes(self, nodes: Float[Array, "*batch D"]) -> Float[Array, "*batch F"]:
-        """Single nodes of a map as embeddings by the running statistics, which get no gradient and no update.
+        """Embed individual nodes of a map with the running statistics, which receive no gradient and no update.
 
-        In test mode the mean of an image's nodes is f(I).
+        In test mode with mean pooling, the mean over an image's nodes is f(I).
         """
         encoded = self._encode(nodes)
         statistics, params = jax.lax.stop_gradient(self.bn.variables["batch_stats"]), self.bn.variables["params"]
@@ -75,33 +76,33 @@ class EmbeddingHead(nn.Module):
         return (encoded - mean) * jax.lax.rsqrt(var + _EPSILON) * scale + bias
 
     def __call__(self, pooled: Float[Array, "*batch D"], *, train: bool) -> Embedded:
-        """Pooled maps (..., D) to embeddings (..., F) and logits (..., I)."""
+        """Map pooled maps (..., D) to embeddings (..., F) and logits (..., I)."""
         return self.finish(self._encode(pooled), train=train)
 
     def finish(self, encoded: Float[Array, "*batch F"], *, train: bool) -> Embedded:
-        """Normalise and classify encoded maps: embeddings (..., F) and logits (..., I)."""
+        """Apply batch norm and classifier to encoded maps, giving embeddings (..., F) and logits (..., I)."""
         embedding = self.bn(encoded, use_running_average=not train)
         return Embedded(embedding, self._scores(self.classifier, embedding, train))
 
     def finish_pairs(self, encoded_RCF: Float[Array, "R C F"], *, train: bool) -> Embedded:
-        """Normalise and classify a grid of encoded pairs by the second classifier of a shared head.
+        """Apply batch norm and the second classifier of a shared head to a grid of encoded pairs.
 
-        The running statistics take the grid's in twice: the authors' network encodes both orders of every pair, one after
-        the other, and the second grid is the first one transposed.
+        The running statistics are updated twice, because the authors' network encodes both orders of every pair in turn
+        and the second grid is the transpose of the first.
         """
         for _ in range(2 if train else 1):
             embedding_RCF = self.bn(encoded_RCF, use_running_average=not train)
         return Embedded(embedding_RCF, self._scores(self.pair_classifier, embedding_RCF, train))
 
     def _scores(self, classifier: nn.Dense, embedding: Array, train: bool) -> Array:
-        """Logits, of the embedding's type."""
+        """Compute logits in the type of the embedding."""
         seen = nn.relu(embedding) if self.relu else embedding
         if train and self.dropout:
             seen = self._drop(seen)
         return classifier(seen).astype(embedding.dtype)
 
     def _drop(self, seen: Array) -> Array:
-        """Zeros and rescaled values; an image's mask follows from its place in the global batch."""
+        """Apply dropout with one mask per image, derived from its index in the global batch."""
         rows, key = seen.shape[0], self.make_rng("dropout")
         first = 0 if self.axis_name is None else jax.lax.axis_index(self.axis_name) * rows
         keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(first + jnp.arange(rows))
@@ -110,18 +111,18 @@ class EmbeddingHead(nn.Module):
 
     @property
     def kernel(self) -> Float[Array, "D F"]:
-        """The 1x1 convolution of an initialised head."""
+        """Kernel of the 1x1 convolution in an initialised head."""
         return self.conv.variables["params"]["kernel"]
 
     def norm_affine(self) -> tuple[Float[Array, "F"], Float[Array, "F"]]:
-        """Scale and bias of the batch norm by its running statistics, of an initialised head."""
+        """Return the scale and bias equivalent to the batch norm of an initialised head with its running statistics."""
         statistics, params = self.bn.variables["batch_stats"], self.bn.variables["params"]
         scale_F = params["scale"] / jnp.sqrt(statistics["var"] + _EPSILON)
         return scale_F, params["bias"] - statistics["mean"] * scale_F
 
 
 def normalise(x: Float[Array, "*batch F"]) -> Float[Array, "*batch F"]:
-    """x / |x| along the last axis in at least float32; a zero vector stays zero, with a zero gradient."""
+    """Normalise to unit length along the last axis in at least float32; a zero vector stays zero with zero gradient."""
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     square = jnp.sum(x * x, axis=-1, keepdims=True)
     positive = square > 0

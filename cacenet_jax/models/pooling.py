@@ -1,4 +1,4 @@
-"""Generalised-mean pooling (Radenovic, Tolias and Chum 2018, https://arxiv.org/abs/1711.02512), of the `released` recipe.
+"""Generalised-mean pooling (Radenovic, Tolias and Chum 2018, https://arxiv.org/abs/1711.02512), for `released`.
 
 Legend: N positions of a map, D channels.
 """
@@ -10,18 +10,18 @@ from numpy import ndarray
 
 AnyArray = Array | ndarray
 
-SMALLEST = 1e-6  # what smaller values count as
-START = 3.0  # exponent at the start
+SMALLEST = 1e-6  # lower clamp
+START = 3.0  # initial exponent
 
 
 def generalised_mean(
     nodes_ND: Float[AnyArray, "*batch N D"], exponent: Float[AnyArray, "*#one"] | None
 ) -> Float[Array, "*batch D"]:
-    """(mean_n max(x_n, 1e-6)^p)^(1/p), at least float32.
+    """Compute (mean_n max(x_n, 1e-6)^p)^(1/p) in at least float32.
 
     Args:
-        nodes_ND: maps, one row a position.
-        exponent: p, one number; None for the plain mean, which clamps nothing.
+        nodes_ND: maps, one row per position.
+        exponent: the scalar p; None for the plain mean, without clamping.
     """
     nodes_ND = jnp.asarray(nodes_ND)
     wide = jnp.promote_types(nodes_ND.dtype, jnp.float32)
@@ -32,9 +32,9 @@ def generalised_mean(
 
 
 class GeneralisedMean(nn.Module):
-    """The learned exponent; `generalised_mean` is the maths."""
+    """The learned exponent p; `generalised_mean` does the pooling."""
 
     @nn.compact
     def __call__(self) -> Float[Array, "1"]:
-        """p, which starts at 3: between the mean (1) and the maximum (infinity)."""
+        """Return p, initialised to 3; p = 1 is the mean and infinite p the maximum."""
         return self.param("p", nn.initializers.constant(START), (1,))

@@ -1,4 +1,4 @@
-"""Named choices of a config field, which MODULE:NAME extends without touching this package."""
+"""Registry of named values for a config field, extensible with MODULE:NAME without changes to this package."""
 
 import importlib
 from collections.abc import Callable, Iterable, Iterator
@@ -12,18 +12,18 @@ T = TypeVar("T")
 def import_named(
     name: str, *, field: str, known: Iterable[str], kind: str, accepts: Callable[[Any], bool], expected: str
 ) -> Any:
-    """Import the value that MODULE:NAME names.
+    """Import the value specified as MODULE:NAME.
 
     Args:
-        name: MODULE:NAME.
-        field: config field that holds it, for errors.
-        known: names that need no import, for errors.
-        kind: noun for the value, "class" or "function".
-        accepts: predicate for a valid value.
-        expected: description of a valid value.
+        name: import specification, MODULE:NAME.
+        field: config field that holds the name, for error messages.
+        known: registered names, for error messages.
+        kind: "class" or "function", for error messages.
+        accepts: predicate that returns True for a valid value.
+        expected: description of a valid value, for error messages.
 
     Raises:
-        UserError: there is none, or it is of another kind.
+        UserError: the name cannot be imported, or the value is not valid.
     """
     start = f"{field}: found {name!r}, expected "
     module, colon, attribute = name.partition(":")
@@ -41,11 +41,11 @@ def import_named(
 
 
 class Registry(Generic[T]):
-    """Values by name.
+    """A mapping from names to values, which also imports MODULE:NAME.
 
     Attributes:
-        field: config field that holds the name, for errors.
-        kind: noun for a value that can be imported, "class" or "function".
+        field: config field that holds the name, for error messages.
+        kind: "class" or "function", for error messages.
     """
 
     def __init__(self, field: str, kind: str, accepts: Callable[[Any], bool], expected: str):
@@ -53,28 +53,28 @@ class Registry(Generic[T]):
 
         Args:
             field: config field that holds the name.
-            kind: noun for a value that can be imported.
-            accepts: predicate for a valid value.
-            expected: description of a valid value, for errors.
+            kind: "class" or "function".
+            accepts: predicate that returns True for a valid value.
+            expected: description of a valid value, for error messages.
         """
         self.field, self.kind = field, kind
         self._accepts, self._expected = accepts, expected
         self._values: dict[str, T] = {}
-        self._imported: dict[str, T] = {}  # by place; not listed among the names
+        self._imported: dict[str, T] = {}  # keyed by MODULE:NAME; not included in iteration
 
     def __iter__(self) -> Iterator[str]:
         """Iterate over the registered names."""
         return iter(self._values)
 
     def __contains__(self, name: str) -> bool:
-        """Test for a registered name."""
+        """Return True if a name is registered."""
         return name in self._values
 
     def register(self, name: str, value: T) -> T:
-        """Add a value under a name, replacing an earlier one.
+        """Register a value, replacing any earlier one of the same name.
 
         Raises:
-            UserError: the value is of another kind.
+            UserError: the value is not valid.
         """
         if not self._accepts(value):
             raise UserError(f"{self.field}={name}: found {value!r}, expected {self._expected}; register one")
@@ -82,10 +82,10 @@ class Registry(Generic[T]):
         return value
 
     def resolve(self, name: str) -> T:
-        """Return the value of a registered name or of MODULE:NAME, which is imported.
+        """Return the value of a registered name, or import MODULE:NAME.
 
         Raises:
-            UserError: there is none, or it is of another kind.
+            UserError: the name is unknown or cannot be imported, or the value is not valid.
         """
         if name in self._values:
             return self._values[name]

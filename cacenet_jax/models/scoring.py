@@ -1,6 +1,6 @@
-"""The functions that retrieval needs of a network: its description of uint8 images, and distances between them.
+"""Inference functions for retrieval: descriptors of uint8 images and distances between them.
 
-Legend: B images, H x W pixels, C channels (colours, then labels), h x w positions of a map, D channels of it.
+Legend: B images, H x W pixels, C channels (colours, then labels), h x w positions of a map, D channels of a map.
 """
 
 import functools
@@ -16,12 +16,15 @@ from cacenet_jax.models.pixels import normalise_images
 
 
 class Scoring(NamedTuple):
-    """The functions that score a network; one object for each network and setting, so that each compiles once.
+    """Inference functions of a network.
+
+    They are cached per network and setting, so each compiles only once.
 
     Attributes:
-        compose: variables to the constants of the pair stage; None in a network without one.
-        describe: (variables, constants) and uint8 images (B, H, W, image_channels) to embeddings and stored terms.
-        distance: constants, stored terms of one image and of C others to C distances; None without a pair stage.
+        compose: map variables to the constants of the pair stage; None without a pair stage.
+        describe: map (variables, constants) and uint8 images (B, H, W, image_channels) to embeddings and stored terms.
+        distance: map constants, the stored terms of one image and those of C others to C distances; None without a pair
+            stage.
     """
 
     compose: Callable[[Any], Any] | None
@@ -32,13 +35,13 @@ class Scoring(NamedTuple):
 def feature_maps(
     net: CACENet, variables: Any, images_BHWC: UInt8[Array, "B H W C"], flip: bool
 ) -> Float[Array, "B h w D"]:
-    """Compute the maps of uint8 images in test mode.
+    """Compute the feature maps of uint8 images in test mode.
 
     Args:
         net: the network.
         variables: its parameters and statistics.
-        images_BHWC: uint8 images; channels after the colours are ignored.
-        flip: average the maps of an image and its mirror image, which is mirrored back first so that positions match.
+        images_BHWC: uint8 images; channels after the first three are ignored.
+        flip: average the maps of each image and its mirror image, flipping the latter back to align positions.
     """
     pixels = normalise_images(images_BHWC[..., :3], net.backbone.pixel_mean, net.backbone.pixel_std)
     arguments: dict[str, Any] = {"method": "mirrored_maps"} if flip else {"method": "maps", "train": False}
@@ -49,9 +52,10 @@ def feature_maps(
 def describe_maps(
     net: CACENet, variables: Any, maps_BHWD: Float[Array, "B h w D"], parts_BN: Array | None = None
 ) -> Described:
-    """Compute embeddings and terms of maps, in at least float32 whatever the network's type.
+    """Compute embeddings and pair-stage terms from feature maps, in at least float32.
 
-    Distances are reported from them, and GPUs and TPUs round products by default: these are exact to float32.
+    Matrix products run at the highest precision: the default on GPUs and TPUs is lower, and reported distances must be
+    accurate to float32.
     """
     acc_dtype = jnp.promote_types(maps_BHWD.dtype, jnp.float32)
     with jax.default_matmul_precision("highest"):
@@ -62,17 +66,17 @@ def describe_maps(
 
 
 def constants_of(net: CACENet, variables: Any) -> Any:
-    """Compute the constants of the pair stage, at least float32."""
+    """Compute the constants of the pair stage in at least float32."""
     with jax.default_matmul_precision("highest"):
         return net.astype(jnp.promote_types(net.dtype, jnp.float32)).apply(variables, method="pair_constants")
 
 
 @functools.lru_cache(maxsize=4)
 def scoring(net: CACENet, flip: bool, map_dtype: str) -> Scoring:
-    """Return the functions of a network, whose variables are arguments.
+    """Return the inference functions of a network, which take its variables as an argument.
 
     Args:
-        net: the network; networks with equal fields share their functions.
+        net: the network; networks with equal fields share the same functions.
         flip: as in `feature_maps`.
         map_dtype: storage type of the terms of the pair stage.
     """

@@ -1,6 +1,6 @@
-"""Weights published by other frameworks, as the start of a backbone or a whole network.
+"""Conversion of weights published for other frameworks, for a backbone or a whole network.
 
-Read `sources` (from a name to a local file: a path, the Hugging Face Hub, an installed package), `reading` and `torch_file`
-(from a file to named arrays, without PyTorch), `matching` (from named arrays to parameters, with all mismatches in one
-error) and `backbone` (all of it, for config.pretrained).
+Read, in this order, `sources` (local files of weights on disk, on the Hugging Face Hub or in an installed package),
+`reading` and `torch_file` (reading of files as named arrays, without PyTorch), `matching` (conversion of named arrays
+to parameters, with all mismatches in one error) and `backbone` (all of these steps for config.pretrained).
 """

@@ -17,7 +17,7 @@ _ADDED = (".non_local_block.",)
 
 
 def shapes(backbone: Any, height: int, width: int) -> dict[str, Any]:
-    """Return shapes and dtypes of a backbone's `params` and `batch_stats`, without computing anything."""
+    """Return the shapes and dtypes of a backbone's `params` and `batch_stats`, without computing anything."""
     images = jax.ShapeDtypeStruct((1, height, width, 3), jnp.float32)
     return dict(jax.eval_shape(lambda x: backbone.init(jax.random.key(0), x, train=False), images))
 
@@ -26,13 +26,13 @@ def load(source: str, backbone: Backbone, like: Mapping[str, Any], name: str) ->
     """Load published weights into the variables of a backbone.
 
     Args:
-        source: as in `sources.locate`; may download from the Hub.
-        backbone: the backbone, which defines the names of the weights.
-        like: its `params` and `batch_stats`: arrays or `jax.ShapeDtypeStruct`s.
+        source: source of the weights (see `sources`), which may be downloaded from the Hub.
+        backbone: backbone module, which defines the names of the weights.
+        like: `params` and `batch_stats` of the backbone, as arrays or `jax.ShapeDtypeStruct`s.
         name: name of the backbone, for error messages.
 
     Raises:
-        UserError: the source is missing or broken, or its arrays do not match; all mismatches are listed.
+        UserError: the source is missing or broken, or its arrays do not match. All mismatches are listed.
     """
     arrays = read(locate(source))
     unused = getattr(backbone, "unused_weights", ())

@@ -1,4 +1,4 @@
-"""Matching of the arrays of a weights file with the parameters of a network; all mismatches are reported in one error."""
+"""Matching of arrays from a weights file to network parameters, with all mismatches reported in one error."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -8,12 +8,12 @@ from flax import traverse_util
 
 from cacenet_jax.errors import UserError
 
-# Prefixes of names under which training scripts wrap a backbone; they may be nested.
+# Prefixes that training scripts add to the parameter names of a backbone; they may be nested.
 _PREFIXES = ("module.", "backbone.", "base.", "model.", "resnet.")
-# Arrays that a feature extractor does not use: the classifier of another data set, and a counter of training steps.
+# Arrays that are not loaded: classifiers of other data sets, and a counter of training steps.
 _CLASSIFIERS = ("fc.", "classifier.", "head.")
 _COUNTER = "num_batches_tracked"
-_SHOWN = 8  # names of each kind in a message
+_SHOWN = 8  # maximum number of names per kind in a message
 
 
 class Mismatches(NamedTuple):
@@ -32,13 +32,13 @@ class Mismatches(NamedTuple):
     broken: list[str]
 
     def summary(self) -> str:
-        """Return the counts in one phrase, empty if everything matches."""
+        """Return the counts as one phrase, empty if everything matches."""
         sizes = (len(self.missing), len(self.unexpected), len(self.shapes), len(self.broken))
         counts = zip(sizes, ("missing", "not expected", "of another shape", "unusable"), strict=True)
         return ", ".join(f"{count} {kind}" for count, kind in counts if count)
 
     def lines(self, source_name: str, target_name: str) -> list[str]:
-        """Return a line for each kind of mismatch, with its first names."""
+        """Return one line per kind of mismatch, with the first few names."""
         shapes = [f"{name} {source} against {target}" for name, source, target in self.shapes]
         kinds = {
             f"missing in {source_name}": self.missing,
@@ -50,13 +50,13 @@ class Mismatches(NamedTuple):
 
 
 class MatchedWeights(NamedTuple):
-    """Variables of a backbone loaded from a file.
+    """Variables of a network loaded from a file.
 
     Attributes:
-        variables: `params` and `batch_stats` (if the backbone has any), float32.
+        variables: `params` and `batch_stats` (if the network has any), float32.
         num_loaded: number of loaded arrays.
-        ignored: names in the file that were not loaded: classifiers, counters, arrays outside the backbone.
-        added: names absent from the file that keep their initial values: optional layers of this backbone.
+        ignored: names in the file that were not loaded (classifiers, counters, arrays outside the network).
+        added: names of optional layers that are absent from the file and keep their initial values.
     """
 
     variables: dict[str, Any]
@@ -66,7 +66,7 @@ class MatchedWeights(NamedTuple):
 
 
 def listed(names: Sequence[str]) -> str:
-    """Format the first names and the number of the others."""
+    """Format the first few names and the number of remaining ones."""
     more = f", and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + more
 
@@ -80,22 +80,22 @@ def match_weights(
     may_lack: Sequence[str] = (),
     unused: Sequence[str] = (),
 ) -> MatchedWeights:
-    """Convert arrays with PyTorch's names and layouts to the variables of a network.
+    """Convert arrays with PyTorch names and layouts to the variables of a network.
 
-    Kernels are converted from OIHW to HWIO (depthwise (C, 1, k, k) to (k, k, 1, C)), matrices from (out, in) to (in, out),
-    half precision to float32.
+    Kernels are converted from OIHW to HWIO (depthwise (C, 1, k, k) to (k, k, 1, C)), matrices from (out, in) to
+    (in, out), and all floating-point types to float32.
 
     Args:
-        arrays: arrays by name, from `reading.read`; names may have a common prefix.
-        like: the network's `params` and `batch_stats`: arrays or `jax.ShapeDtypeStruct`s.
-        torch_name: function from a path in one of these collections to the name in a state dict.
+        arrays: arrays by name, from `reading.read`; names may share a prefix.
+        like: `params` and `batch_stats` of the network, as arrays or `jax.ShapeDtypeStruct`s.
+        torch_name: function that maps a path in one of these collections to its name in a state dict.
         source_name: name of the file, for error messages.
         target_name: name of the network, for error messages.
-        may_lack: substrings of names of optional layers, which keep the values in `like` if the file has none of them.
-        unused: prefixes of further names to ignore, beside common classifiers.
+        may_lack: substrings that identify optional layers, which keep the values in `like` if absent from the file.
+        unused: prefixes of additional names to ignore, besides common classifiers.
 
     Raises:
-        UserError: lists all arrays that are missing, unexpected, of another shape, not floating point or not finite.
+        UserError: arrays are missing, unexpected, of another shape, not floating point or not finite; all are listed.
     """
     ours = {
         (collection, *path): leaf
@@ -150,7 +150,7 @@ def match_weights(
 
 
 def _prefix(names: Iterable[str], expected: Iterable[str]) -> str:
-    """Return the prefix of a network's names in a file, possibly empty: the one under which most names match."""
+    """Return the prefix, possibly empty, under which most of the expected names occur in a file."""
     expected = set(expected)
     matches: dict[str, int] = {"": 0}
     for name in names:

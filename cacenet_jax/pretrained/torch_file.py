@@ -1,8 +1,8 @@
-"""Reader of PyTorch files that needs no PyTorch and executes no code named in the file.
+"""Reader for PyTorch files that does not require PyTorch and executes no code referenced in the file.
 
-A file consists of a pickle and the bytes of its tensors: in a zip archive since version 1.6, concatenated before. A pickle
-can call any function by name. Here every name except those that rebuild tensors maps to an inert class, so checkpoints
-that also contain a scheduler, NumPy scalars or an argparse namespace can be read.
+A file consists of a pickle and the bytes of its tensors, in a zip archive since PyTorch 1.6 and concatenated before. A
+pickle can call any function by name. Here, every name maps to an inert class unless it is needed to rebuild tensors.
+Checkpoints that also contain a scheduler, NumPy scalars or an argparse namespace can therefore be read.
 """
 
 import pickle
@@ -15,7 +15,7 @@ from typing import IO, Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-_MAGIC = 0x1950A86A20F9469CFC6C  # of files before PyTorch 1.6
+_MAGIC = 0x1950A86A20F9469CFC6C  # magic number of files written before PyTorch 1.6
 _PROTOCOL = 1001
 _TYPES = {
     "FloatStorage": "<f4", "DoubleStorage": "<f8", "HalfStorage": "<f2", "LongStorage": "<i8", "IntStorage": "<i4",
@@ -25,7 +25,7 @@ _TYPES = {
 
 
 class _Storage(NamedTuple):
-    """Flat array of numbers that tensors are views of."""
+    """Flat buffer that tensors are views of."""
 
     key: str
     dtype: np.dtype
@@ -42,7 +42,7 @@ class _Tensor(NamedTuple):
 
 
 class _Inert:
-    """Inert stand-in for every class and function that is not needed."""
+    """Inert stand-in for classes and functions that are not needed."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> "_Inert":
         return super().__new__(cls)
@@ -107,11 +107,11 @@ def load(path: Path) -> Any:
         path: file in the format of PyTorch 0.4 or later, except TorchScript.
 
     Returns:
-        Dictionaries, lists, numbers and strings as saved; all other objects are inert.
+        Dictionaries, lists, numbers and strings as saved. All other objects are replaced by inert stand-ins.
 
     Raises:
-        ValueError, pickle.UnpicklingError, EOFError, KeyError, OSError, zipfile.BadZipFile and the like: another format,
-            a broken file, or a tensor dtype that NumPy lacks.
+        ValueError, pickle.UnpicklingError, EOFError, KeyError, OSError, zipfile.BadZipFile and others: the format is
+            not supported, the file is broken, or NumPy lacks the dtype of a tensor.
     """
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
@@ -157,7 +157,7 @@ def _read_counted(file: IO[bytes], storage: _Storage | None) -> bytes:
 
 
 def _with_arrays(content: Any, read: Callable[[_Storage], bytes]) -> Any:
-    """Replace each tensor of the content by an array."""
+    """Replace each tensor in the content with an array."""
     if isinstance(content, _Tensor):
         return _array(content, read(content.storage))
     if isinstance(content, dict):

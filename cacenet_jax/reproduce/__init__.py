@@ -1,1 +1,1 @@
-"""The paper's tables as one command: --mode=reproduce."""
+"""Reproduction of the paper's tables with one command: --mode=reproduce."""

@@ -1,4 +1,4 @@
-"""--mode=reproduce: trains what a table lacks and writes the table, after each run anew."""
+"""--mode=reproduce: training of the missing runs of a table, which is rewritten after each run."""
 
 import os
 from collections.abc import Mapping
@@ -19,27 +19,27 @@ from cacenet_jax.run.completion import complete
 from cacenet_jax.run.validation import validate
 from cacenet_jax.train import load
 
-# What loses one run and not the others: a mistake in its input, or a device that is too small for it.
+# Errors that abort one run but not the others: invalid input, or too little device memory.
 _OF_ONE_RUN = (UserError, jax.errors.JaxRuntimeError)
 
 
 class Study:
-    """Some tables, their runs, and what is known of them so far.
+    """Selected tables, their runs and the results so far.
 
     Attributes:
-        plan: the runs.
-        seeds: of each run, in order.
-        outcomes: of the runs that are done, by name and seed.
-        sweeps: rows of the sweep by seed.
-        absent: why a run's data cannot be had, by name.
-        failed: one line about a run that ended with an error, by name and seed.
+        plan: planned runs.
+        seeds: seeds of each run, in order.
+        outcomes: outcomes of finished runs, by name and seed.
+        sweeps: rows of the sweep, by seed.
+        absent: reasons why a run's data are unavailable, by name.
+        failed: one-line errors of failed runs, by name and seed.
     """
 
     def __init__(self, workdir: Path, config_file: str, tables: tuple[str, ...], plan: Plan, seeds: tuple[int, ...]):
-        """Looks at what is there; writes nothing.
+        """Read existing results without writing anything.
 
         Raises:
-            UserError: a folder holds a run of another config.
+            UserError: a folder contains a run with another config.
         """
         self.workdir, self.config_file, self.tables, self.plan, self.seeds = workdir, config_file, tables, plan, seeds
         self.outcomes: dict[tuple[str, int], runs.Outcome] = {}
@@ -56,7 +56,7 @@ class Study:
                 self._read_sweep(seed)
 
     def folder(self, run: str, seed: int) -> Path:
-        """The work dir of a run."""
+        """Return the workdir of a run."""
         return runs.folder_of(self.workdir, run, seed)
 
     def _read_sweep(self, seed: int) -> None:
@@ -66,7 +66,10 @@ class Study:
                 self.sweeps[seed] = rows
 
     def train(self, run: str, seed: int) -> bool:
-        """One run to its end, and whether it was not done. Its error is kept; raised only where other processes wait."""
+        """Train and score a run; return False if it was already finished.
+
+        An error of the run is recorded. It is raised only in a multi-process run, where other processes would wait.
+        """
         if broadcast_from_writer("done", float((run, seed) in self.outcomes)):
             return False
         config = runs.with_seed(self.plan.configs[run], seed)
@@ -83,7 +86,7 @@ class Study:
         return True
 
     def sweep(self, seed: int) -> bool:
-        """The sweep over the full model of a seed, and whether it was not done."""
+        """Run the sweep for one seed of the full model; return False if there was nothing to do."""
         todo = bool(broadcast_from_writer("sweep", float((FULL, seed) in self.outcomes and seed not in self.sweeps)))
         if todo:
             _say(f"\n== the top K of {FULL}, seed {seed}")
@@ -101,7 +104,7 @@ class Study:
         _say(f"error in {run}, seed {seed}: {self.failed[run, seed]}")
 
     def line(self, run: str, command: str) -> Line:
-        """Return the results of a row."""
+        """Return the results of a table row."""
         cells = [
             Cell(seed, outcome.results, outcome.seconds, outcome.health)
             for seed in self.seeds
@@ -113,7 +116,7 @@ class Study:
         return Line(run, command, runs.changes(self.plan.configs[run], full), cells, "; ".join(missing))
 
     def write(self, run: str | None = None) -> None:
-        """Writes the tables that a run is in; None for all. Each file is replaced whole."""
+        """Write the tables that contain a run, or all tables if it is None. Each file is replaced atomically."""
         if not is_writer():
             return
         self.workdir.mkdir(parents=True, exist_ok=True)
@@ -158,29 +161,30 @@ def reproduce(
     config_file: str = "configs/synthetic_ablation.py",
     overrides: Mapping[str, Any] | None = None,
 ) -> None:
-    """Trains and scores every row of some tables that is not done, and writes the tables.
+    """Train and score the unfinished rows of the selected tables, and write the tables.
 
-    One seed after the other, so that a stopped study has whole tables of fewer seeds. The same call goes on where it was
-    stopped. A row whose data are absent is named in its table; an error in a row does not lose the others.
+    Rows are trained seed by seed, so an interrupted study has complete tables with fewer seeds. Repeating the call
+    resumes an interrupted study. Rows without data are noted in the table, and an error in one row does not affect the
+    others.
 
     Args:
-        config: of the full model, fields of the command line included.
-        workdir: gets table_<t>.md, .csv and .png, and a work dir for each run in runs/<row>/seed_<n>.
-        tables: what `parse_tables` gives.
-        seeds: config.seed of each run.
-        config_file: where `config` came from.
-        overrides: fields of the command line, for the rows that are data sets.
+        config: config of the full model, with command-line overrides applied.
+        workdir: output folder for table_<t>.md, .csv and .png, and for the workdir of each run, runs/<row>/seed_<n>.
+        tables: table names, from `parse_tables`.
+        seeds: values of config.seed for each row.
+        config_file: file that `config` was loaded from.
+        overrides: command-line overrides, which are also applied to rows with their own config file.
 
     Raises:
-        UserError: before anything is written, an impossible value, a folder with a run of another config, or data that
-            none of the rows finds; at the end, the runs that failed.
+        UserError: before anything is written, if a value is invalid, a folder contains a run with another config, or no
+            row has data; at the end, if any run failed.
     """
     workdir, config = Path(workdir).expanduser(), complete(config)
     validate(config)
     plan = runs.make_plan(config, tables, config_file, overrides)
     study = Study(workdir, config_file, tables, plan, seeds)
     study.absent = _absent(study)
-    check_same("data of the rows", dict.fromkeys(study.absent, "absent"))  # all processes must take the same rows
+    check_same("data of the rows", dict.fromkeys(study.absent, "absent"))  # all processes must train the same rows
     ready = [run for run in plan.configs if run not in study.absent]
     if not ready:
         raise UserError(next(iter(study.absent.values())))
@@ -199,7 +203,7 @@ def reproduce(
 
 def _absent(study: Study) -> dict[str, str]:
     """Return the reason for each unfinished run whose data set is not available."""
-    reasons: dict[str, str | None] = {}  # rows of one config share their data
+    reasons: dict[str, str | None] = {}  # rows with the same data settings share a reason
     absent: dict[str, str] = {}
     for run, config in study.plan.configs.items():
         if all((run, seed) in study.outcomes for seed in study.seeds):
@@ -213,7 +217,7 @@ def _absent(study: Study) -> dict[str, str]:
 
 
 def _tell(study: Study, count: int) -> None:
-    """The tables on the terminal, and what went wrong as an error."""
+    """Print the tables, and raise UserError if any run failed."""
     if is_writer():
         for number in study.tables:
             print(f"\n{(study.workdir / f'table_{number}.md').read_text()}")
@@ -229,7 +233,7 @@ def _tell(study: Study, count: int) -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    """Write a text to a file, whole or not at all."""
+    """Write text to a file atomically."""
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     scratch.write_text(text, encoding="utf-8")
     os.replace(scratch, path)

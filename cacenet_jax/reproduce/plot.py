@@ -1,4 +1,4 @@
-"""Tables as pictures: every seed a point, the mean a mark, the paper's number or gain beside it."""
+"""Plots of the tables, with a point per seed, a marker for the mean, and the paper's numbers for comparison."""
 
 import os
 import statistics
@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from cacenet_jax.reproduce.report import Line, Sweep, by_top_k, compared, gains, scores
 from cacenet_jax.reproduce.tables import RANKINGS, SWEEP_TITLE, Table
 
-# Okabe and Ito's colours, which colour-blind people can tell apart; the marks differ as well.
+# Okabe and Ito's colour-blind-safe palette; the markers differ as well.
 _LOOK: dict[str, dict[str, Any]] = {
     "individual": {"color": "#0072B2", "marker": "o"},
     "conditional": {"color": "#E69F00", "marker": "^"},
@@ -24,9 +24,9 @@ _DPI = 150
 
 
 def plot_table(table: Table, lines: Sequence[Line], path: Path) -> None:
-    """mAP of each ranking of each row, and beside it the gain over the first row with the paper's.
+    """Plot the mAP of each row and ranking, and in a second panel the gains over the first row, ours and the paper's.
 
-    Tables of several data sets have one panel with the paper's numbers in it.
+    Tables that span several data sets have a single panel, which includes the paper's numbers.
     """
     height = 1.9 + 0.62 * len(table.rows)
     figure = Figure(figsize=(13 if table.one_data_set else 8, height), dpi=_DPI, layout="constrained")
@@ -63,7 +63,7 @@ def plot_table(table: Table, lines: Sequence[Line], path: Path) -> None:
 
 
 def plot_sweep(sweeps: Sweep, path: Path) -> None:
-    """mAP against the number of re-scored images, and what an evaluation costs."""
+    """Plot mAP and evaluation time against the number of re-scored images."""
     figure = Figure(figsize=(13, 4.8), dpi=_DPI, layout="constrained")
     left, right = figure.subplots(1, 2)
     rows_of = by_top_k(sweeps)
@@ -80,7 +80,7 @@ def plot_sweep(sweeps: Sweep, path: Path) -> None:
     left.margins(y=0.2)  # room for the legend
     bottom = [0.0] * len(rows_of)
     for part, (label, color) in _COSTS.items():
-        values = [statistics.mean(row[part] for row in rows) for rows in rows_of.values()]  # none before the first run
+        values = [statistics.mean(row[part] for row in rows) for rows in rows_of.values()]  # empty before the first run
         right.bar(range(len(values)), values, 0.6, bottom=bottom, label=label, color=color)
         bottom = [below + value for below, value in zip(bottom, values, strict=True)]
     right.set_ylabel("seconds of an evaluation, mean")
@@ -97,7 +97,7 @@ def plot_sweep(sweeps: Sweep, path: Path) -> None:
 
 
 def _points(axes: Axes, values: list[float], height: float, ranking: str) -> None:
-    """Every seed as a point, their mean as a filled mark."""
+    """Plot a small point per seed and a large outlined marker for their mean."""
     if values:
         look = _LOOK[ranking]
         axes.plot(values, [height] * len(values), linestyle="none", markersize=5, alpha=0.45, **look)
@@ -117,7 +117,7 @@ def _legend(figure: Figure, panels: Sequence[Axes]) -> None:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    """Write a figure to a file, whole or not at all."""
+    """Write a figure to a file atomically."""
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     figure.savefig(scratch, format="png", dpi=_DPI)
     os.replace(scratch, path)

@@ -1,4 +1,4 @@
-"""Tables as Markdown and CSV: ours with its spread beside the paper's. Takes plain results, computes no score."""
+"""Markdown and CSV tables of our results and their spread, next to the paper's numbers. Computes no scores."""
 
 import csv
 import io
@@ -16,13 +16,13 @@ _GAIN = "Gain over the first row, seed by seed; over its ranking of the same nam
 
 
 class Cell(NamedTuple):
-    """One finished run of a row.
+    """One finished run of a table row.
 
     Attributes:
-        seed: its seed.
-        results: as in results.json.
-        seconds: of training and evaluation, None where it was stopped and continued.
-        health: of the last training step.
+        seed: seed of the run.
+        results: contents of results.json.
+        seconds: time for training and evaluation, or None if the run was interrupted and resumed.
+        health: metrics of the last training step.
     """
 
     seed: int
@@ -32,14 +32,14 @@ class Cell(NamedTuple):
 
 
 class Line(NamedTuple):
-    """Results of a row.
+    """Results of a table row.
 
     Attributes:
-        run: folder of its runs.
-        command: what --config takes to train it.
-        changes: `field=value` of what differs from the full model.
-        cells: its finished runs.
-        missing: why there are none or not all, "" where nothing is missing.
+        run: name of the row's run and its folder.
+        command: value of --config that trains the row.
+        changes: `field=value` for each difference from the full model.
+        cells: finished runs.
+        missing: reason why runs are missing, or "" if there is none.
     """
 
     run: str
@@ -50,23 +50,26 @@ class Line(NamedTuple):
 
 
 def compared(results: Mapping[str, Any]) -> str:
-    """The ranking that stands for a network: mixed, or individual where there are no pairs."""
+    """Return the ranking used for comparison: mixed if available, otherwise individual."""
     return "mixed" if "mixed" in results else "individual"
 
 
 def scores(line: Line, ranking: str, metric: str) -> dict[int, float]:
-    """Per cent by seed of the runs that have the ranking."""
+    """Return a metric in per cent by seed, for runs that have the ranking."""
     return {cell.seed: 100 * cell.results[ranking][metric] for cell in line.cells if ranking in cell.results}
 
 
 def gains(line: Line, first: Line, ranking: str, metric: str) -> dict[int, float]:
-    """Points over the first row by seed: over its same ranking, or its individual one where it has no pairs."""
+    """Return gains over the first row by seed, in percentage points.
+
+    The baseline is the same ranking of the first row, or its individual ranking if the first row lacks the former.
+    """
     base = scores(first, ranking, metric) or scores(first, "individual", metric)
     return {seed: value - base[seed] for seed, value in scores(line, ranking, metric).items() if seed in base}
 
 
 def spread(values: Iterable[float], sign: str = "") -> str:
-    """Mean and, of two or more, sample standard deviation."""
+    """Format the mean and, for two or more values, the sample standard deviation."""
     values = list(values)
     deviation = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):{sign}.2f}{deviation}"
@@ -87,7 +90,7 @@ def _grid(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 
 def describe_data(cells: Iterable[Cell]) -> str:
-    """The data set and how it was scored, of runs that share them."""
+    """Describe the data set and evaluation settings that the runs share."""
     results = next((cell.results for cell in cells), None)
     if results is None:
         return "No run has ended yet."
@@ -100,16 +103,16 @@ def describe_data(cells: Iterable[Cell]) -> str:
 
 
 def markdown(table: Table, lines: Sequence[Line], num_seeds: int) -> str:
-    """A table with ours beside the paper's.
+    """Format a table with our results next to the paper's.
 
     Args:
-        table: the paper's.
-        lines: what is known of each of its rows.
-        num_seeds: how many runs a row is to have.
+        table: table of the paper.
+        lines: results of each row.
+        num_seeds: number of planned runs per row.
     """
     out = [f"# Table {table.number}: {table.title}", ""]
     if table.one_data_set:
-        # The first row has no pairs in tables 1 and 2, and what is said of re-scoring is said by the others.
+        # In tables 1 and 2 the first row has no pairs, so the description of re-scoring comes from another row.
         out += [describe_data(cell for line in reversed(lines) for cell in line.cells)]
     out += [
         f"Paper: {table.data}. Per cent, mAP / rank-1; ours: mean ± sample standard deviation over seeds. A row is compared "
@@ -147,7 +150,7 @@ def _gains(table: Table, lines: Sequence[Line]) -> list[str]:
 
 
 def _orders(table: Table, lines: Sequence[Line]) -> list[str]:
-    """The rows from the worst to the best, over the seeds that all of them have so far."""
+    """List the rows by increasing mAP, ours (over the seeds that all rows have in common) and the paper's."""
     known = {}
     for row, line in zip(table.rows, lines, strict=True):
         if line.cells:
@@ -187,11 +190,11 @@ def csv_text(table: Table, lines: Sequence[Line]) -> str:
     return _csv(head, body)
 
 
-Sweep = Mapping[int, Sequence[Mapping[str, Any]]]  # seed to rows
+Sweep = Mapping[int, Sequence[Mapping[str, Any]]]  # seed -> rows
 
 
 def by_top_k(sweeps: Sweep) -> dict[int, list[Mapping[str, Any]]]:
-    """The rows of all seeds for each K."""
+    """Group the rows of all seeds by K."""
     rows_of_k: dict[int, list[Mapping[str, Any]]] = {}
     for rows in sweeps.values():
         for row in rows:
@@ -200,7 +203,7 @@ def by_top_k(sweeps: Sweep) -> dict[int, list[Mapping[str, Any]]]:
 
 
 def sweep_markdown(sweeps: Sweep, full: Line, num_seeds: int) -> str:
-    """Scores and cost for each number of re-scored images."""
+    """Format scores and cost for each number of re-scored images."""
     out = [
         f"# {SWEEP_TITLE}",
         "",
@@ -226,7 +229,7 @@ def sweep_markdown(sweeps: Sweep, full: Line, num_seeds: int) -> str:
 
 
 def sweep_csv(sweeps: Sweep) -> str:
-    """One line a seed and K."""
+    """Return CSV with one row per seed and K."""
     costs = ["seconds", "describe", "rescore", "rank"]
     head = ["seed", "top_k", "pairs", *(f"{name}_{metric}" for name in RANKINGS for metric in _METRICS)]
     body = [

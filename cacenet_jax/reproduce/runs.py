@@ -1,4 +1,4 @@
-"""The runs behind the tables: which configs they are, which are done, and one of them from its config to its results."""
+"""Runs behind the tables: planning, lookup of finished runs, and execution of a single run."""
 
 import copy
 import gc
@@ -23,19 +23,19 @@ from cacenet_jax.run.completion import complete
 from cacenet_jax.run.records import effective
 from cacenet_jax.run.workdir import check_workdir, write_json
 
-FULL = "full"  # the run that the sweep scores
-# Fields of config.eval that change a score; the others are about memory and speed.
+FULL = "full"  # run that the sweep evaluates
+# Fields of config.eval that affect scores; the others only affect memory and speed.
 _SCORES = ("top_k", "camera_filter", "mix", "flip", "map_dtype", "checkpoint")
 _HEALTH = ("loss", "accuracy", "positive_intra", "positive_cross", "degree")
 
 
 class Plan(NamedTuple):
-    """Runs of a study, each trained once a seed.
+    """Runs of a study, each trained once per seed.
 
     Attributes:
         full: config of the full model.
-        configs: run to config, in the order of training. Its name is its folder's.
-        run_of: (table, position of the row) to run. Rows that are one config have one run.
+        configs: configs by name of the run, in training order. The name is also that of the run's folder.
+        run_of: names of runs by (table, position of the row). Rows with equal configs share a run.
     """
 
     full: ConfigDict
@@ -44,12 +44,12 @@ class Plan(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """A finished run.
+    """Outcome of a finished run.
 
     Attributes:
-        results: what results.json holds.
-        health: what the last training step logged: loss, accuracy and, with pairs, the state of the graph.
-        seconds: of training and evaluation; None where the run was stopped and continued.
+        results: contents of results.json.
+        health: metrics of the last training step: loss, accuracy and, with pairs, graph statistics.
+        seconds: time for training and evaluation, or None if the run was interrupted and resumed.
     """
 
     results: dict[str, Any]
@@ -60,19 +60,19 @@ class Outcome(NamedTuple):
 def make_plan(
     config: ConfigDict, tables: tuple[str, ...], config_file: str | Path, overrides: Mapping[str, Any] | None = None
 ) -> Plan:
-    """The runs of some tables.
+    """Plan the runs of the selected tables.
 
     Args:
-        config: of the full model, fields of the command line included. Rows of tables 1 to 3 change it.
-        tables: numbers, and topk.
-        config_file: where `config` came from; the configs of tables 4 and 5 lie in the same folder.
-        overrides: fields of the command line, dotted. Rows that are data sets take them too, but keep their own
-            data.name and data.options.
+        config: config of the full model, with command-line overrides applied. Rows of tables 1 to 3 are variants of it.
+        tables: table numbers, possibly with topk.
+        config_file: file that `config` was loaded from. The configs of tables 4 and 5 must be in the same folder.
+        overrides: command-line overrides by dotted field. They are also applied to rows with their own config file,
+            except for data.name and data.options.
 
     Raises:
         UserError: a config of table 4 or 5 is missing.
     """
-    # A run's name must not depend on what else is asked for, so every row of the study is named in one order.
+    # All rows are named in a fixed order, so a run's name does not depend on the selected tables.
     catalogue = {row: variants.apply(config, row) for row in variants.rows()}
     names: dict[str, str] = {}
     for name, changed in catalogue.items():
@@ -90,15 +90,15 @@ def make_plan(
                 chosen = _data_set(Path(config_file).parent / f"{row.config}.py", overrides or {})
                 names.setdefault(_key(chosen), row.config)
             run = names[_key(chosen)]
-            configs.setdefault(run, catalogue.get(run, chosen))  # also where a row spells out a default
+            configs.setdefault(run, catalogue.get(run, chosen))  # the same config even if a row spells out a default
             run_of[number, position] = run
-    # The full model first: every table and the sweep have it.
+    # The full model comes first because most tables and the sweep include it.
     order = sorted(configs, key=lambda run: run != FULL)
     return Plan(catalogue[FULL], {run: configs[run] for run in order}, run_of)
 
 
 def training_order(plan: Plan, seeds: tuple[int, ...]) -> list[tuple[str, int]]:
-    """Runs and seeds, one seed after the other; other data sets, which take much longer, after all of the first."""
+    """Return (run, seed) pairs, seed by seed. Runs on other data sets come last because they take much longer."""
     known = variants.rows()
     rows = [run for run in plan.configs if run in known]
     others = [run for run in plan.configs if run not in known]
@@ -106,7 +106,7 @@ def training_order(plan: Plan, seeds: tuple[int, ...]) -> list[tuple[str, int]]:
 
 
 def _key(config: ConfigDict) -> str:
-    """Return a text that two rows share where they are one experiment."""
+    """Return a string that is equal for rows that describe the same experiment."""
     return json.dumps(effective(to_dict(config)), sort_keys=True)
 
 
@@ -117,7 +117,7 @@ def _data_set(path: Path, overrides: Mapping[str, Any]) -> ConfigDict:
             "one in that folder, or leave these tables out"
         )
     spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None  # it ends in .py
+    assert spec is not None and spec.loader is not None  # the path ends in .py
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     own = ("data.name", "data.options.")
@@ -126,25 +126,25 @@ def _data_set(path: Path, overrides: Mapping[str, Any]) -> ConfigDict:
 
 
 def with_seed(config: ConfigDict, seed: int) -> ConfigDict:
-    """A copy of a config with another seed."""
+    """Return a copy of a config with another seed."""
     config = copy.deepcopy(config)
     config.seed = seed
     return config
 
 
 def folder_of(workdir: Path, run: str, seed: int) -> Path:
-    """The work dir of one run."""
+    """Return the workdir of a run."""
     return workdir / "runs" / run / f"seed_{seed}"
 
 
 def changes(plan_config: ConfigDict, full: ConfigDict) -> list[str]:
-    """`field=value` of each field in which a row's config differs from the full model's."""
+    """Return `field=value` for each field in which a row's config differs from the full model's."""
     base = dict(flatten(to_dict(full)))
     return [f"{field}={value}" for field, value in flatten(to_dict(plan_config)) if base.get(field, value) != value]
 
 
 def why_no_data(config: ConfigDict) -> str | None:
-    """Return the reason why the data set of a config is not available, None if it is."""
+    """Return the reason why a config's data set is unavailable, or None if it is available."""
     data = config.data
     try:
         find_prepared(data.name, root=data.root, data_dir=data.dir, options=data.options.to_dict())
@@ -154,12 +154,12 @@ def why_no_data(config: ConfigDict) -> str | None:
 
 
 def outcome(folder: Path, config: ConfigDict) -> Outcome | None:
-    """The outcome of a run that is done, None where it is not, or was scored in another way than the config says.
+    """Return the outcome of a run, or None if it is unfinished or was scored with other settings.
 
-    --mode=evaluate writes results too: of a run that was stopped, or on other data, they are not the run's.
+    --mode=evaluate also writes results. They are ignored if the run was incomplete or they come from other data.
 
     Raises:
-        UserError: the folder holds a run of another config; or a file that is no JSON.
+        UserError: the folder contains a run with another config, or a file is not valid JSON.
     """
     check_workdir(folder, to_dict(config))
     results = _read(folder / "results.json")
@@ -175,7 +175,7 @@ def outcome(folder: Path, config: ConfigDict) -> Outcome | None:
     if other_data or health.pop("step", 0) < _last_step(folder, config):
         return None
     scored = {**recorded, "mix": results["mix"]}
-    # What was cut to the gallery is what a larger one gives.
+    # top_k is clipped to the gallery size; any larger setting yields the same results.
     scored["top_k"] = current["top_k"] if results["top_k"] == min(current["top_k"], results["num_gallery"]) else None
     if any(scored.get(field) != current[field] for field in _SCORES):
         return None
@@ -184,7 +184,7 @@ def outcome(folder: Path, config: ConfigDict) -> Outcome | None:
 
 
 def _last_step(folder: Path, config: ConfigDict) -> int:
-    """The step that a run ends with; 0 where it did not record its data."""
+    """Return the last step of a run, or 0 if the run has not recorded its data."""
     images = (_read(folder / "data.json") or {}).get("images")
     batch = config.data.num_ids * config.data.images_per_id
     return 0 if images is None else config.epochs * max(images // batch, 1)
@@ -200,7 +200,7 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def _health(path: Path) -> dict[str, float]:
-    """The last training metrics of a run and their step."""
+    """Return the last training metrics of a run and their step."""
     last: dict[str, float] = {}
     for line in path.read_text().splitlines() if path.exists() else ():
         values = json.loads(line)
@@ -210,14 +210,15 @@ def _health(path: Path) -> dict[str, float]:
 
 
 def run(config: ConfigDict, folder: Path) -> None:
-    """Trains and scores one run, from where it was stopped.
+    """Train and score one run, resuming it if it was interrupted.
 
-    In this process: nothing is left running when it is killed, and a later run finds the compiled programs in the cache.
+    The run takes place in this process, so no child process survives if it is killed. Later runs reuse compiled
+    programs from the cache.
 
     Raises:
-        UserError: as `cacenet_jax.train.train`.
+        UserError: same as for `cacenet_jax.train.train`.
     """
-    if is_writer():  # of other settings, and no longer true once the new ones are recorded
+    if is_writer():  # results of other settings would be stale
         (folder / "results.json").unlink(missing_ok=True)
     continued = (folder / "config.json").exists()
     start = time.monotonic()
@@ -230,6 +231,6 @@ def run(config: ConfigDict, folder: Path) -> None:
 
 
 def _forget_programs() -> None:
-    """Frees the compiled programs of a run: those of forty would fill the memory."""
+    """Free the compiled programs of a run; over dozens of runs they would exhaust memory."""
     jax.clear_caches()
     gc.collect()

@@ -1,4 +1,4 @@
-"""Section 3.5: one trained network, re-scoring more and more images of each query. Nothing is trained here."""
+"""Section 3.5: evaluation of a trained network for increasing numbers of re-scored images. Nothing is trained."""
 
 import dataclasses
 import json
@@ -18,18 +18,18 @@ from cacenet_jax.retrieval.rankings import Rescore, evaluate
 from cacenet_jax.run.workdir import write_json
 from cacenet_jax.train import Trained
 
-FILE = "top_k.json"  # in the work dir of the run
+FILE = "top_k.json"  # in the workdir of the run
 
 
 class _Timed:
-    """A re-scoring that knows how long it took."""
+    """Wrapper that measures the duration of a re-scoring function."""
 
     def __init__(self, rescore: Rescore):
         self._rescore = rescore
         self.seconds = 0.0
 
     def __call__(self, candidates_QK: np.ndarray) -> np.ndarray:
-        """As the one inside."""
+        """Call the wrapped function and record its duration."""
         start = time.monotonic()
         try:
             return self._rescore(candidates_QK)
@@ -38,13 +38,13 @@ class _Timed:
 
 
 def top_ks(num_gallery: int) -> list[int]:
-    """The numbers of re-scored images that are compared; 0 for the individual ranking alone."""
+    """Return the numbers of re-scored images to compare; 0 means that only the individual ranking is computed."""
     whole_gallery = [num_gallery] if num_gallery <= SWEEP_WHOLE else []
     return sorted({*(k for k in SWEEP_TOP_K if k <= num_gallery), *whole_gallery})
 
 
 def done(folder: Path, evaluation: Evaluation) -> list[dict[str, Any]] | None:
-    """Return the sweep over a run, None where it was not made, or with other settings or another training."""
+    """Return the sweep of a run, or None if it is missing or belongs to other settings or other results."""
     path, results = folder / FILE, folder / "results.json"
     if not path.exists() or not results.exists():
         return None
@@ -53,26 +53,26 @@ def done(folder: Path, evaluation: Evaluation) -> list[dict[str, Any]] | None:
 
 
 def _identity(results: Path, evaluation: Evaluation) -> dict[str, Any]:
-    """Settings that the numbers of a sweep depend on, beside the config of the run."""
+    """Return the results and settings that a sweep depends on, except for top_k."""
     individual = json.loads(results.read_text())["individual"]
     settings = dataclasses.asdict(evaluation)
     return {"individual": individual, "eval": {name: value for name, value in settings.items() if name != "top_k"}}
 
 
 def sweep(trained: Trained, folder: Path) -> list[dict[str, Any]]:
-    """Score a trained network for each of `top_ks` and write the numbers to its work dir.
+    """Score a trained network for each K from `top_ks` and write the results to its workdir.
 
     Args:
         trained: network and data, from `cacenet_jax.train.load`.
-        folder: work dir of the run.
+        folder: workdir of the run.
 
     Returns:
-        For each K: "top_k", the rankings that there are, "pairs" scored of a query, and seconds: "describe" (features of
-        all images, measured once), "rescore" (of the pairs), "rank" (the rest) and "seconds" (their sum), without
-        compilation.
+        One row per K, with "top_k", the available rankings, "pairs" (number of pairs per query) and times in seconds
+        without compilation: "describe" (features of all images, measured once), "rescore" (scoring of the pairs),
+        "rank" (everything else) and "seconds" (total).
     """
     query, gallery = (all_records(open_split(trained.prepared, split)) for split in ("query", "gallery"))
-    for _ in range(2):  # the first time compiles
+    for _ in range(2):  # the first pass includes compilation
         start = time.monotonic()
         images = describe(trained.settings, trained.net, trained.state, query, gallery)
         described = time.monotonic() - start

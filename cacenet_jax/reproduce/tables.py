@@ -1,4 +1,4 @@
-"""The tables of the paper: rows, the configs that they are here, and the paper's numbers. Imports no jax."""
+"""Tables of the paper: rows, corresponding configs, and published numbers. Does not import jax."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -6,15 +6,15 @@ from typing import NamedTuple
 from cacenet_jax.errors import UserError
 from cacenet_jax.reproduce.variants import FULL, RECIPES, ROWS, registered_rows
 
-SWEEP = "topk"  # section 3.5: how many images are re-scored, which the paper does not tabulate
+SWEEP = "topk"  # section 3.5: number of re-scored images, not tabulated in the paper
 SWEEP_TITLE = "Section 3.5: how many images of a query are re-scored, and what it costs"
 SWEEP_TOP_K = (0, 10, 20, 50, 100, 200)
-SWEEP_WHOLE = 1000  # largest gallery that is also re-scored as a whole
+SWEEP_WHOLE = 1000  # largest gallery that is also re-scored completely
 RANKINGS = ("individual", "conditional", "mixed")
 
 
 class Score(NamedTuple):
-    """Per cent, as the paper prints them.
+    """Scores in per cent, as printed in the paper.
 
     Attributes:
         mAP: mean average precision.
@@ -26,14 +26,14 @@ class Score(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A row of a table.
+    """Row of a table.
 
     Attributes:
-        label: the paper's words, shortened.
-        paper: the paper's numbers; None for a row that is not the paper's.
-        row: key of `cacenet_jax.reproduce.variants.ROWS`, applied to the config of the command line.
-        config: or the config file in its folder, for rows that are data sets.
-        note: what a reader should know, below the table.
+        label: the paper's row label, abbreviated.
+        paper: the paper's numbers, or None if the row is not in the paper.
+        row: name of the variant to apply to the command line's config (`cacenet_jax.reproduce.variants.rows`).
+        config: name of the config file to use instead, from the same folder, for rows on different data sets.
+        note: remark printed below the table.
     """
 
     label: str
@@ -44,13 +44,13 @@ class Row(NamedTuple):
 
 
 class Table(NamedTuple):
-    """A table.
+    """Table of the paper.
 
     Attributes:
-        number: what --table takes.
-        title: what it is about.
-        data: what the paper measured it on.
-        rows: the first one is what the others are compared with, where they are of one data set.
+        number: value of --table that selects it.
+        title: title of the table.
+        data: data set used in the paper.
+        rows: rows of the table. If all use the same data set, the first row is the baseline for the others.
     """
 
     number: str
@@ -60,12 +60,12 @@ class Table(NamedTuple):
 
     @property
     def one_data_set(self) -> bool:
-        """True if the rows are measured on one data set, so that they can be compared."""
+        """True if all rows use the same data set and can be compared."""
         return self.rows[0].config is None
 
     @property
     def name(self) -> str:
-        """Stem of the names of its files."""
+        """Stem of the table's file names."""
         return f"table_{self.number}"
 
 
@@ -109,7 +109,7 @@ TABLES: dict[str, Table] = {
 
 
 def table_of(number: str) -> Table:
-    """Return a table; table 2 with a row for each alignment strategy that brings one, without numbers of the paper."""
+    """Return a table. Table 2 also has rows for registered alignment strategies, without published numbers."""
     table = TABLES[number]
     if number != "2":
         return table
@@ -117,10 +117,10 @@ def table_of(number: str) -> Table:
 
 
 def parse_tables(text: str | None) -> tuple[str, ...]:
-    """Parse --table: numbers, topk or all, in the paper's order.
+    """Parse the value of --table (numbers, topk or all) and return the table names in the paper's order.
 
     Raises:
-        UserError: nothing, or no such table.
+        UserError: the value is empty, or a table does not exist.
     """
     known = (*TABLES, SWEEP)
     words = [word.strip() for word in (text or "").split(",") if word.strip()]
@@ -134,10 +134,10 @@ def parse_tables(text: str | None) -> tuple[str, ...]:
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:
-    """Parse --seeds: 3 means 0, 1, 2; a list means itself, also with one entry, "7,".
+    """Parse the value of --seeds: a count ("3" means seeds 0, 1 and 2) or a list ("4,5", or "7," for a single seed).
 
     Raises:
-        UserError: no number, a negative one, or one twice.
+        UserError: an entry is not a non-negative integer or occurs twice, or the count is 0.
     """
     words = [word.strip() for word in text.split(",")]
     if len(words) > 1 and not words[-1]:
@@ -154,12 +154,12 @@ def parse_seeds(text: str) -> tuple[int, ...]:
 
 
 def check_rows_are_free(file: str, argument: str, fields: Iterable[str]) -> None:
-    """Raises UserError where the command line fixes what the rows of a table and --seeds choose.
+    """Raise UserError if the command line sets the variant or the seed, which the table rows and --seeds determine.
 
     Args:
-        file: config file of --config.
-        argument: of that file.
-        fields: dotted fields that were given.
+        file: config file given by --config.
+        argument: argument of the config file.
+        fields: dotted fields set on the command line.
     """
     rows = {row.row for table in TABLES.values() for row in table.rows}
     if argument != FULL and argument in {*RECIPES, *ROWS, *rows}:

@@ -1,4 +1,4 @@
-"""Variants of a config: recipes, and the rows of the paper's tables 1 to 3. A variant is the argument of a config file.
+"""Variants of a config: recipes and the rows of tables 1 to 3, selected by the argument of a config file.
 
 python -m cacenet_jax.main --config=configs/market1501.py:released --workdir=workdirs/released
 python -m cacenet_jax.main --config=configs/synthetic_ablation.py:normal --workdir=workdirs/normal
@@ -16,12 +16,12 @@ from cacenet_jax.run.choices import override
 
 FULL = "full"  # changes nothing
 
-# Name -> dotted field -> value. Fields that a variant does not name are the config's, but those of another pair stage than
-# the config's own start from that stage's defaults.
+# Name -> dotted field -> value. All other fields keep the config's values, except that a variant with a different pair
+# stage starts from that stage's defaults.
 RECIPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "baseline": {"model.pair_stage": NO_PAIR_STAGE},
-        # What the authors published later; docs/paper_notes.md says how it differs from the paper.
+        # The code that the authors released later; docs/paper_notes.md lists its differences from the paper.
         "released": {
             "model.pair_stage": "released",
             "model.backbone_fields.non_local": True,
@@ -58,22 +58,22 @@ ROWS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 
 
 def registered_rows() -> dict[str, str]:
-    """Return the rows of table 2 that alignment strategies bring beside the paper's: name to label. Imports jax."""
-    from cacenet_jax.models.pair_stages.conditional.alignment import table_rows  # here: a typo need not wait for jax
+    """Return name -> label of the rows that registered alignment strategies add to table 2. Imports jax."""
+    from cacenet_jax.models.pair_stages.conditional.alignment import table_rows  # imported late: loads jax
 
     return {name: label for name, (label, _) in table_rows().items() if name not in ROWS}
 
 
 def rows() -> dict[str, Mapping[str, Any]]:
-    """Return every row of tables 1 to 3, the registered ones last: name to changes."""
+    """Return the changes of all rows of tables 1 to 3 by name, with registered rows last."""
     return dict(ROWS) | {name: {"model.pair.alignment": name} for name in registered_rows()}
 
 
 def changes(name: str) -> Mapping[str, Any]:
-    """Return what a recipe or a row changes, dotted field to value.
+    """Return the changes that a recipe or row makes to a config, as values by dotted field.
 
     Raises:
-        UserError: there is no such variant.
+        UserError: the variant does not exist.
     """
     known = {**RECIPES, **ROWS}
     if name not in known:
@@ -87,13 +87,13 @@ def changes(name: str) -> Mapping[str, Any]:
 
 
 def apply(config: ConfigDict, name: str) -> ConfigDict:
-    """Return a copy of a config with what a variant changes.
+    """Return a copy of a config with the changes of a variant applied.
 
     Args:
-        config: of the full model, as `cacenet_jax.config.paper` and a file in configs/ make it.
-        name: a key of `RECIPES` or `ROWS`; `full` changes nothing.
+        config: config of the full model, from `cacenet_jax.config.paper` or a file in configs/.
+        name: key of `RECIPES` or `rows()`; `full` changes nothing.
 
     Raises:
-        UserError: there is no such variant.
+        UserError: the variant does not exist.
     """
     return override(config, changes(name))

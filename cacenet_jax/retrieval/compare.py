@@ -1,9 +1,9 @@
-"""Pair distances of one query after another: one compiled program for any number of queries and gallery images.
+"""Pair distances for a few queries, processed one query at a time.
 
-An evaluation with thousands of queries shares more work between them (rescore.py, term_store.py), for programs of their own
-for each data set.
+One compiled program serves any number of queries and gallery images. Evaluation uses rescore.py and term_store.py
+instead, which share work between thousands of queries but compile separate programs for each data set.
 
-Legend: n images, B images of a batch, Q queries, K candidates of a query, C images of one comparison.
+Legend: n images, B images in a batch, Q queries, K candidates per query, C images in one comparison.
 """
 
 import os
@@ -20,62 +20,64 @@ from cacenet_jax.retrieval.extract import round_up
 from cacenet_jax.retrieval.rescore import GroupDistance
 from cacenet_jax.retrieval.term_store import allocate, tree_bytes
 
-_LARGEST_GROUP = {"cpu": 8}  # images on a device, 32 on other platforms, as in rescore.py
-_IN_FLIGHT = 8  # comparisons that the devices may be behind the host
+_LARGEST_GROUP = {"cpu": 8}  # images per device; 32 on other platforms, as in rescore.py
+_IN_FLIGHT = 8  # comparisons dispatched before their results are fetched
 
 
 class HostTerms:
-    """Terms of n images on the host, written batch by batch and read image by image.
+    """Host storage for the terms of n images, written in batches and indexed by image.
 
     Attributes:
         arrays: tree of NumPy arrays with leading axis n.
-        batch: B, images of a batch.
+        batch: B, number of images per batch.
     """
 
     def __init__(self, like: Any, count: int, batch: int, memory_bytes: int, folder: str | os.PathLike, remedy: str):
-        """Allocate in memory or, past its limit, in temporary files.
+        """Allocate the arrays in memory, or in temporary files if they exceed `memory_bytes`.
 
         Args:
-            like: shapes and types of one image's terms.
+            like: shapes and dtypes of one image's terms.
             count: n.
             batch: B.
-            memory_bytes: limit of the arrays in memory.
-            folder: where temporary files lie.
-            remedy: end of the error's line.
+            memory_bytes: maximum total size of arrays in memory.
+            folder: folder of the temporary files.
+            remedy: advice that ends the error message.
 
         Raises:
-            UserError: the folder cannot be written or has too little room.
+            UserError: the folder is not writable or has too little space.
         """
         whole = jax.tree.map(lambda x: jax.ShapeDtypeStruct((count, *x.shape), x.dtype), like)
         self.arrays = allocate(whole, "memory" if tree_bytes(whole) <= memory_bytes else "file", folder, remedy)
         self.batch = batch
 
     def put(self, step: int, terms: Any) -> None:
-        """Store the terms of a batch, without the filling past the last image."""
+        """Store the terms of batch `step`, dropping the padding after the last image."""
         for target, source in zip(jax.tree.leaves(self.arrays), jax.tree.leaves(terms), strict=True):
             rows = target[step * self.batch : (step + 1) * self.batch]
             rows[...] = np.asarray(source)[: len(rows)]
 
     def __getitem__(self, index: Any) -> Any:
-        """Terms of one image, or of several with a leading axis."""
+        """Return the terms of one image, or those of several images with a leading axis."""
         return jax.tree.map(lambda x: np.asarray(x[index]), self.arrays)
 
 
 class Comparer:
-    """Pair distances of queries and their candidates, in memory of a few groups on the devices.
+    """Callable that computes pair distances between queries and their candidates.
+
+    Only a few groups of candidates are on the devices at a time.
 
     Attributes:
-        group: C, the same for every comparison.
+        group: C, number of candidates per comparison.
     """
 
     def __init__(self, distance: GroupDistance, constants: Any, mesh: Mesh, top_k: int):
-        """Prepare the program, which is compiled at the first comparison.
+        """Prepare the program, which is compiled on the first call.
 
         Args:
-            distance: `constants`, terms of one image and of others to distances.
-            constants: its first argument, on every device.
-            mesh: devices of this process, which share a group.
-            top_k: largest K.
+            distance: function from `constants`, the terms of one image and those of others to distances.
+            constants: first argument of `distance`, replicated over the devices.
+            mesh: devices of this process, over which each group is sharded.
+            top_k: maximum K.
         """
         whole, split = PartitionSpec(), PartitionSpec(mesh.axis_names[0])
         self._distance = jax.jit(
@@ -88,12 +90,15 @@ class Comparer:
     def __call__(
         self, query: HostTerms, gallery: HostTerms, candidates_QK: Int[np.ndarray, "Q K"]
     ) -> Float[np.ndarray, "Q K"]:
-        """Compute the distances of each query and its candidates.
+        """Compute the distances between each query and its candidates.
 
         Args:
             query: terms of the queries.
             gallery: terms of gallery images.
-            candidates_QK: places in `gallery`.
+            candidates_QK: indices into `gallery`.
+
+        Returns:
+            float32 distances, shape (Q, K).
 
         Raises:
             UserError: a distance is not finite.
@@ -109,7 +114,7 @@ class Comparer:
         for q, row_K in enumerate(candidates_QK):
             one = query[q]
             for start in range(0, len(row_K), self.group):
-                group_C = np.resize(row_K[start : start + self.group], self.group)  # filled with repetitions
+                group_C = np.resize(row_K[start : start + self.group], self.group)  # padded by repetition
                 waiting.append((q, start, self._distance(self._constants, one, gallery[group_C])))
                 if len(waiting) > _IN_FLIGHT:
                     fetch()

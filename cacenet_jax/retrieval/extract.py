@@ -1,6 +1,6 @@
-"""Feature extraction: embeddings on the host, per-image terms of the pair stage in a store.
+"""Feature extraction: embeddings to the host, per-image pair-stage terms to a store.
 
-Legend: n images, B images of a batch over all devices and processes, F embedding size.
+Legend: n images, B images in a batch over all devices and processes, F embedding size.
 """
 
 import functools
@@ -20,10 +20,10 @@ Describe = Callable[[Any, Any], Described]
 
 @runtime_checkable
 class TermSink(Protocol):
-    """Destination of per-image terms, for example a `term_store.Store`."""
+    """Destination of per-image terms, such as a `term_store.Store`."""
 
     def put(self, step: int, terms: Any) -> None:
-        """Store the terms of a batch: device arrays with leading axis B, split over the devices."""
+        """Store the terms of batch `step`: device arrays with leading axis B, sharded over the devices."""
 
 
 def round_up(batch_size: int, mesh: Mesh) -> int:
@@ -32,11 +32,11 @@ def round_up(batch_size: int, mesh: Mesh) -> int:
 
 
 def process_rows(count: int, batch: int, mesh: Mesh) -> Int[np.ndarray, "rows"]:
-    """Return the indices, ascending, of the images that this process reads: its devices' columns of each batch.
+    """Return the ascending indices of the images that this process reads, its devices' share of each batch.
 
     Args:
         count: number of images.
-        batch: B, a multiple of the mesh's devices.
+        batch: B, a multiple of the number of devices in the mesh.
         mesh: devices of all processes.
     """
     images = np.arange(count)
@@ -47,7 +47,7 @@ def process_rows(count: int, batch: int, mesh: Mesh) -> Int[np.ndarray, "rows"]:
 
 
 def image_shapes(describe: Describe, variables: Any, image_shape: tuple[int, int, int]) -> Described:
-    """Return shapes and dtypes of one image's features, without a leading axis."""
+    """Return the shapes and dtypes of one image's features, without a leading axis."""
     images = jax.ShapeDtypeStruct((1, *image_shape), np.uint8)
     features = jax.eval_shape(describe, variables, images)
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), features)
@@ -64,15 +64,17 @@ def extract(
     mesh: Mesh,
     store: TermSink | None,
 ) -> Float[np.ndarray, "n F"]:
-    """Extract features of `count` images, each batch split over the devices; every process calls it.
+    """Extract the features of `count` images, with each batch sharded over the devices.
+
+    Every process must call this function.
 
     Args:
-        describe: per-device function; compiled once for each function object.
-        variables: its first argument, replicated over the devices.
-        batches: uint8 images of this process, in the order of `process_rows`; equal batch sizes, the last one padded.
+        describe: function that runs on each device; compiled once per function object.
+        variables: first argument of `describe`, replicated over the devices.
+        batches: batches of this process's uint8 images in the order of `process_rows`, the last one padded.
         count: n.
         image_shape: (H, W, 3).
-        batch: B, a multiple of the mesh's devices.
+        batch: B, a multiple of the number of devices in the mesh.
         mesh: devices of all processes.
         store: destination of the terms; None if the network has no pair stage.
 
@@ -92,12 +94,12 @@ def extract(
             store.put(step, features.terms)
 
     for step in range(steps):
-        # In the last batch this process may have no images where another has some.
+        # This process may have no images in the last batch even if other processes do.
         local = next(images, None)
         local = np.zeros((share, *image_shape), np.uint8) if local is None else local
         features = step_fn(variables, jax.make_array_from_process_local_data(sharding, local, (batch, *image_shape)))
         if previous:
-            keep(*previous)  # one batch late, so that the copy overlaps with the next batch's computation
+            keep(*previous)  # one batch late, so the copy overlaps with the computation of the next batch
         previous = step, features
     if previous:
         keep(*previous)
@@ -106,7 +108,7 @@ def extract(
 
 @functools.lru_cache(maxsize=4)
 def _compile_step(describe: Describe, mesh: Mesh) -> Any:
-    """Map `describe` over the devices: embeddings are gathered on all, terms stay where they were computed."""
+    """Compile `describe` for all devices; embeddings are gathered on every device and terms stay sharded."""
     axis = mesh.axis_names[0]
 
     def step(variables: Any, images: jax.Array) -> Described:
@@ -114,5 +116,5 @@ def _compile_step(describe: Describe, mesh: Mesh) -> Any:
         return Described(jax.lax.all_gather(features.embedding, axis, tiled=True), features.terms)
 
     split = PartitionSpec(axis)
-    specs: Any = Described(PartitionSpec(), split)  # type: ignore[arg-type]  # a tree of specifications
+    specs: Any = Described(PartitionSpec(), split)  # type: ignore[arg-type]  # a tree of PartitionSpecs
     return jax.jit(jax.shard_map(step, mesh=mesh, in_specs=(PartitionSpec(), split), out_specs=specs, check_vma=False))

@@ -1,10 +1,10 @@
-"""Ranks of the gallery images of a query's own identity, which are sufficient for every metric and for re-scoring.
+"""Ranks of the gallery images with the query's identity, from which all metrics are computed.
 
 Sorting values is many times faster than sorting indices, so ranks are looked up in the sorted distances and ties are
-counted. Re-scoring permutes the first K positions and leaves the rest, so the metrics of every further ranking of the same
-query follow from these ranks alone.
+counted. Re-scoring permutes only the first K positions, so these ranks also determine the metrics of the re-scored
+rankings.
 
-Axes: B queries of one block, G gallery images, S gallery images of the query's identity, R of them relevant, K candidates.
+Axes: B queries in a block, G gallery images, S of them with the query's identity, R of those relevant, K candidates.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from jaxtyping import Int, Real
 
 from cacenet_jax.errors import UserError
 
-_MAX_COUNTED_TIES = 100  # above this, a stable index sort is faster than counting the equal distances before each
+_MAX_COUNTED_TIES = 100  # above this, a stable index sort is faster than counting the ties before each image
 
 
 class QueryStatistics(NamedTuple):
@@ -24,9 +24,9 @@ class QueryStatistics(NamedTuple):
     Attributes:
         ap: average precision, float64; NaN for an invalid query.
         first_rank: rank of the first match, from 1; 0 for an invalid query.
-        inp: inverse negative penalty, the number of matches over the rank of the last one, float64; NaN for an invalid
-            query.
-        valid: True where a match remains after the camera filter.
+        inp: inverse negative penalty, float64: the number of matches divided by the rank of the last one. NaN for an
+            invalid query.
+        valid: True if a match remains after the camera filter.
     """
 
     ap: np.ndarray
@@ -36,10 +36,10 @@ class QueryStatistics(NamedTuple):
 
 
 class MatchRanks(NamedTuple):
-    """Positions of a query's identity in its ranked gallery.
+    """Positions of the images with the query's identity in the ranked gallery.
 
     Attributes:
-        position_S: positions from 0 among all gallery images, before the camera filter; ties are in gallery order.
+        position_S: 0-based positions among all gallery images, before the camera filter; ties keep gallery order.
         removed_S: True for images that the camera filter removes.
     """
 
@@ -51,9 +51,9 @@ class RankedBlock(NamedTuple):
     """Ranking of a block of queries.
 
     Attributes:
-        matches: match ranks of each query, B of them.
-        candidates_BK: indices of the K nearest gallery images of each query, nearest first, ties in gallery order.
-        distance_BK: their distances.
+        matches: match ranks of the B queries.
+        candidates_BK: indices of each query's K nearest gallery images, nearest first; ties keep gallery order.
+        distance_BK: distances of the candidates.
     """
 
     matches: list[MatchRanks]
@@ -75,20 +75,20 @@ def rank_block(
     """Rank the gallery for a block of queries by ascending distance; ties keep gallery order.
 
     Args:
-        distance_BG: distances of any real dtype; may be infinite, not NaN.
-        query_pids: identities, (B,).
-        gallery_pids: identities, (G,).
-        query_camids: cameras, (B,).
-        gallery_camids: cameras, (G,).
-        camera_filter: remove gallery images of the query's identity taken by its camera.
+        distance_BG: distances of any real dtype; infinite values are allowed, NaN is not.
+        query_pids: query identities, shape (B,).
+        gallery_pids: gallery identities, shape (G,).
+        query_camids: query cameras, shape (B,).
+        gallery_camids: gallery cameras, shape (G,).
+        camera_filter: remove gallery images with the query's identity and camera.
         first_query: index of the block's first query, for error messages.
         top_k: K, at most G.
 
     Raises:
-        UserError: NaN among the distances.
+        UserError: a distance is NaN.
     """
     num_gallery = distance_BG.shape[1]
-    if distance_BG.dtype not in (np.float32, np.float64):  # half types sort slowly and integers have no NaN
+    if distance_BG.dtype not in (np.float32, np.float64):  # half precision sorts slowly, integers lack NaN
         distance_BG = distance_BG.astype(np.result_type(distance_BG.dtype, np.float32))
     sorted_BG = np.sort(distance_BG, axis=1)
     if num_gallery and (nan_rows := np.flatnonzero(np.isnan(sorted_BG[:, -1]))).size:  # NaN sorts last
@@ -105,15 +105,15 @@ def rank_block(
         if top_k:
             near = np.flatnonzero(distance_G <= sorted_BG[row, top_k - 1])
             candidates_BK[row] = near[np.argsort(distance_G[near], kind="stable")[:top_k]]
-    return RankedBlock(matches, candidates_BK, sorted_BG[:, :top_k].copy())  # a view would keep the whole array alive
+    return RankedBlock(matches, candidates_BK, sorted_BG[:, :top_k].copy())  # a view would keep the array alive
 
 
 def reorder_candidates(matches: MatchRanks, order_K: Int[np.ndarray, "K"]) -> MatchRanks:
     """Return the match ranks after permuting the first K positions of the ranking.
 
     Args:
-        matches: ranks before.
-        order_K: position before of the image at each of the first K positions after.
+        matches: match ranks before the permutation.
+        order_K: old position of the image at each of the first K new positions.
     """
     new_K = np.empty(len(order_K), np.int64)
     new_K[order_K] = np.arange(len(order_K))
@@ -123,10 +123,10 @@ def reorder_candidates(matches: MatchRanks, order_K: Int[np.ndarray, "K"]) -> Ma
 
 
 def query_statistics(matches: Sequence[MatchRanks], ap: str = "step") -> QueryStatistics:
-    """Compute the terms of the metrics of each query.
+    """Compute the per-query terms of the metrics.
 
-    Step form: AP = (1/R) sum_i i / r_i. Trapezoid form: AP = (1/R) sum_i (P(r_i) + P(r_i - 1)) / 2 with P(r)
-    the precision of the first r images and P(0) = 1.
+    The step form is AP = (1/R) sum_i i / r_i. The trapezoid form is AP = (1/R) sum_i (P(r_i) + P(r_i - 1)) / 2, where
+    P(r) is the precision of the first r images and P(0) = 1.
 
     Args:
         matches: match ranks of each query.
@@ -157,7 +157,7 @@ def query_statistics(matches: Sequence[MatchRanks], ap: str = "step") -> QuerySt
 
 
 def _positions(distance_G: np.ndarray, sorted_G: np.ndarray, index_S: np.ndarray) -> np.ndarray:
-    """Return the positions from 0 of the gallery images `index_S` in the stable order of one row."""
+    """Return the 0-based positions of the gallery images `index_S` when the row is stably sorted by distance."""
     position_S = np.searchsorted(sorted_G, distance_G[index_S], side="left")
     end_S = np.searchsorted(sorted_G, distance_G[index_S], side="right")
     tied = np.flatnonzero(end_S - position_S > 1)

@@ -1,8 +1,9 @@
 """Ranking metrics of person re-identification: average precision, CMC and mINP.
 
-Axes: Q queries, G gallery images, B queries of one block, S gallery images of the query's identity, R of them
-relevant. `evaluate_ranking` takes a distance matrix, `evaluate_blocks` a function of blocks of rows, for galleries whose
-matrix does not fit in memory; both copy one block at a time. match_ranks.py explains how rows are ranked.
+Axes: Q queries, G gallery images, B queries in a block, S gallery images of the query's identity, R of them relevant.
+
+`evaluate_ranking` takes a distance matrix. `evaluate_blocks` takes a function that computes blocks of its rows, for
+matrices that do not fit in memory. Both copy one block at a time. match_ranks.py explains how rows are ranked.
 """
 
 from collections.abc import Callable
@@ -17,14 +18,14 @@ from cacenet_jax.retrieval.match_ranks import QueryStatistics, query_statistics,
 
 Array = np.ndarray | jax.Array
 
-# Name of the mean for each form of AP; the two forms differ by up to a point, so they must not share a name.
+# Name of the mean for each form of AP. The two forms differ by up to a point, so they must not share a name.
 MEAN_NAMES = {"step": "mAP", "trapezoid": "mAP_trapezoid"}
 CMC_RANKS = (1, 5, 10)
 CAMERA_FILTER_OPTION = "--config.eval.camera_filter=False"
 _BLOCK_ELEMENTS = 2**20  # default number of distances in a block
 
 
-# Sizes are compared in the function bodies, whose messages name both sides; hence one axis name per array below.
+# Each array has its own axis name because the function bodies compare sizes, with messages that name both sides.
 def evaluate_ranking(
     distance_QG: Real[Array, "Q G"],
     query_pids: Integer[Array, " query_pids"],
@@ -37,28 +38,31 @@ def evaluate_ranking(
     block_size: int | None = None,
     num_threads: int = 2,
 ) -> dict[str, float | int]:
-    """Compute mAP, CMC and mINP of the rankings by ascending distance.
+    """Compute mAP, CMC and mINP of ranking the gallery by ascending distance.
 
-    mAP = mean_q (1/R) sum_i P(r_i),  rank-k = mean_q [r_1 <= k],  mINP = mean_q R / r_R, for the ranks r_1 <
-    ... < r_R of the R relevant images among those that remain, and the precision P(r_i) = i / r_i.
+    mAP = mean_q (1/R) sum_i P(r_i),  rank-k = mean_q [r_1 <= k],  mINP = mean_q R / r_R, where r_1 < ... < r_R are the
+    ranks of the R relevant images after the camera filter and P(r_i) = i / r_i is the precision.
 
     Args:
-        distance_QG: distances, smaller for more similar images; may be infinite, not NaN. Ties keep gallery order.
-        query_pids: identities, shape (Q,).
-        gallery_pids: identities, shape (G,). Distractors, whose identity no query has, count like any other image.
-        query_camids: cameras, shape (Q,).
-        gallery_camids: cameras, shape (G,).
-        camera_filter: remove, for each query, the gallery images of its identity taken by its camera.
-        ap: "step", or "trapezoid" as in the original Market-1501 code, up to a point lower.
-        block_size: queries per block; does not change the result. None derives it from the size of the gallery.
-        num_threads: blocks processed concurrently; does not change the result.
+        distance_QG: distances, smaller for more similar images; infinite values are allowed, NaN is not. Ties keep
+            gallery order.
+        query_pids: query identities, shape (Q,).
+        gallery_pids: gallery identities, shape (G,). Distractors, whose identity no query has, are ranked like any
+            other image.
+        query_camids: query cameras, shape (Q,).
+        gallery_camids: gallery cameras, shape (G,).
+        camera_filter: for each query, remove the gallery images with its identity and camera.
+        ap: "step", or "trapezoid" as in the original Market-1501 code, which is up to a point lower.
+        block_size: number of queries per block; does not affect the result. None derives it from the gallery size.
+        num_threads: number of blocks processed concurrently; does not affect the result.
 
     Returns:
-        mAP (`mAP_trapezoid` instead for that form), rank1, rank5, rank10 and mINP as fractions of 1, averaged over the
-        num_valid queries with a remaining match; num_skipped, the number of the others.
+        Dictionary with mAP (named `mAP_trapezoid` for the trapezoid form), rank1, rank5, rank10 and mINP as fractions
+        of 1, averaged over the queries with a remaining match. num_valid and num_skipped count the queries with and
+        without a remaining match.
 
     Raises:
-        UserError: inconsistent sizes, NaN among the distances, or no query with a remaining match.
+        UserError: sizes are inconsistent, a distance is NaN, or no query has a remaining match.
 
     Source: Zheng et al., "Scalable Person Re-identification", ICCV 2015 (protocol, CMC and mAP); Ye et al.,
         "Deep Learning for Person Re-identification: A Survey and Outlook", TPAMI 2021 (mINP).
@@ -90,22 +94,22 @@ def evaluate_blocks(
     block_size: int | None = None,
     num_threads: int = 2,
 ) -> dict[str, float | int]:
-    """Compute the metrics of `evaluate_ranking` from distances that are computed one block of queries at a time.
+    """Compute the metrics of `evaluate_ranking` from distances computed one block of queries at a time.
 
     Args:
-        distance_rows: (start, stop) -> distances of queries start to stop, shape (stop - start, G). Called
-            once for each block, concurrently from `num_threads` threads.
-        query_pids: identities, shape (Q,).
-        gallery_pids: identities, shape (G,).
-        query_camids: cameras, shape (Q,).
-        gallery_camids: cameras, shape (G,).
+        distance_rows: (start, stop) -> distances of queries start to stop, shape (stop - start, G). Called once per
+            block, concurrently from `num_threads` threads.
+        query_pids: query identities, shape (Q,).
+        gallery_pids: gallery identities, shape (G,).
+        query_camids: query cameras, shape (Q,).
+        gallery_camids: gallery cameras, shape (G,).
         camera_filter: as in `evaluate_ranking`.
         ap: as in `evaluate_ranking`.
-        block_size: queries per block; None derives it from the size of the gallery.
-        num_threads: blocks processed concurrently.
+        block_size: number of queries per block; None derives it from the gallery size.
+        num_threads: number of blocks processed concurrently.
 
     Returns:
-        The dictionary of `evaluate_ranking`.
+        Metrics, as in `evaluate_ranking`.
 
     Raises:
         UserError: as in `evaluate_ranking`.
@@ -158,14 +162,16 @@ def ranking_statistics(
     ap: str = "step",
     first_query: int = 0,
 ) -> QueryStatistics:
-    """Compute the per-query terms of the metrics for a block of queries; concatenate blocks field by field.
+    """Compute the per-query terms of the metrics for a block of queries.
+
+    To combine blocks, concatenate the results field by field.
 
     Args:
-        distance_BG: distances of the block's queries.
+        distance_BG: distances from the block's queries to the gallery.
         query_pids: identities of the block's queries, shape (B,).
-        gallery_pids: identities, shape (G,).
+        gallery_pids: gallery identities, shape (G,).
         query_camids: cameras of the block's queries, shape (B,).
-        gallery_camids: cameras, shape (G,).
+        gallery_camids: gallery cameras, shape (G,).
         camera_filter: as in `evaluate_ranking`.
         ap: "step" or "trapezoid".
         first_query: index of the block's first query, for error messages.
@@ -174,9 +180,9 @@ def ranking_statistics(
         QueryStatistics with B entries in each field.
 
     Raises:
-        UserError: inconsistent sizes, NaN among the distances, or an unknown form of AP.
+        UserError: sizes are inconsistent, a distance is NaN, or the form of AP is unknown.
 
-    Source: the trapezoid form is that of compute_AP.m in the Market-1501 baseline code.
+    Source: compute_AP.m in the Market-1501 baseline code, for the trapezoid form.
     """
     distance_BG = np.asarray(distance_BG)
     labels = [np.asarray(array) for array in (query_pids, gallery_pids, query_camids, gallery_camids)]
@@ -196,15 +202,17 @@ def check_rankable(
     camera_filter: bool = True,
     where: str,
 ) -> None:
-    """Raise UserError if no query has a match, from labels alone, so that training need not run first.
+    """Raise UserError if no query has a match.
+
+    Only labels are needed, so this can be checked before training.
 
     Args:
-        query_pids: identities, shape (Q,).
-        gallery_pids: identities, shape (G,).
-        query_camids: cameras, shape (Q,).
-        gallery_camids: cameras, shape (G,).
+        query_pids: query identities, shape (Q,).
+        gallery_pids: gallery identities, shape (G,).
+        query_camids: query cameras, shape (Q,).
+        gallery_camids: gallery cameras, shape (G,).
         camera_filter: as in `evaluate_ranking`.
-        where: name of the split, the subject of the error message.
+        where: name of the split, for the error message.
     """
     labels = [np.asarray(array) for array in (query_pids, gallery_pids, query_camids, gallery_camids)]
     query_pids, gallery_pids, query_camids, gallery_camids = labels
@@ -223,13 +231,13 @@ def summarise(statistics: QueryStatistics, *, ap: str = "step") -> dict[str, flo
 
     Args:
         statistics: statistics of all queries.
-        ap: form of AP that they were computed with; it determines the name of the mean.
+        ap: form of AP they were computed with, which determines the name of the mean.
 
     Returns:
-        The dictionary of `evaluate_ranking`.
+        Metrics, as in `evaluate_ranking`.
 
     Raises:
-        UserError: no valid query, or an unknown form of AP.
+        UserError: no query is valid, or the form of AP is unknown.
     """
     _check_ap(ap)
     valid = statistics.valid
@@ -275,7 +283,7 @@ def _check_sizes(
 
 
 def _explain_no_match(query_pids: Array, gallery_pids: Array, query_camids: Array, gallery_camids: Array) -> str:
-    """Return one line on why no query has a match left in the gallery, and the remedy."""
+    """Return a one-line explanation of why no query has a match left in the gallery, with the remedy."""
     problem = f"none of {len(query_pids)} queries has a match left among {len(gallery_pids)} gallery images"
     if not np.isin(query_pids, gallery_pids).any():
         return f"{problem}: query and gallery have no identity in common; check the pids of both"

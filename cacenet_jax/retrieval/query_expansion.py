@@ -12,23 +12,22 @@ def query_expansion(
 ) -> Float[np.ndarray, "Q F1"]:
     """Replace each query by a weighted mean of itself and its nearest gallery images.
 
-    q' = (q + sum_{g in top-k(q)} max(q.g, 0)^alpha g) / |...|, of L2-normalised q and g; alpha 0 is the plain
+    q' = (q + sum_{g in top-k(q)} max(q.g, 0)^alpha g) / |...| for L2-normalised q and g. With alpha 0 this is the plain
     mean.
 
     Args:
         query_QF: features of the queries.
         gallery_GF: features of the gallery.
         k: number of neighbours; ties keep gallery order. 0 returns the queries unchanged.
-        alpha: exponent of the weights; larger values favour near neighbours.
+        alpha: exponent of the weights; larger values favour nearer neighbours.
 
     Returns:
         Expanded queries, L2-normalised if k > 0.
 
     Raises:
-        UserError: different feature sizes, features that are not finite, k or alpha below 0.
+        UserError: feature sizes differ, features are not finite, or k or alpha is negative.
 
-    Source: Radenovic, Tolias and Chum, "Fine-tuning CNN Image Retrieval with No Human Annotation", TPAMI
-        2018.
+    Source: Radenovic, Tolias and Chum, "Fine-tuning CNN Image Retrieval with No Human Annotation", TPAMI 2018.
     """
     if k < 0 or alpha < 0:
         raise UserError(f"query expansion: found k {k} and alpha {alpha}, expected both to be at least 0; raise them")

@@ -1,4 +1,4 @@
-"""Ranked lists of `cacenet_jax.Retriever`: names and distances of the best gallery images of a query."""
+"""Ranked lists returned by `cacenet_jax.Retriever`: names and distances of a query's best gallery images."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -8,15 +8,17 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Match:
-    """A gallery image in the ranked list of a query. Distances are smaller for images that are more alike.
+    """A gallery image in the ranked list of a query.
+
+    More similar images have smaller distances.
 
     Attributes:
         name: path of the image, or "gallery image i" for an array.
-        index: i, place of the image in the gallery as it was given, from 0.
-        individual: cosine distance of the embeddings of query and image, 0 to 2.
-        pair: distance by the pair stage; NaN where the image was not re-scored.
-        mixed: distance that orders the re-scored images, `mix * pair + (1 - mix) * individual`; NaN where the image was not
-            re-scored, and the individual distance in a network without a pair stage.
+        index: i, index of the image in the input gallery, from 0.
+        individual: cosine distance between the embeddings of query and image, from 0 to 2.
+        pair: pair-stage distance; NaN if the image was not re-scored.
+        mixed: distance that re-scored images are sorted by, `mix * pair + (1 - mix) * individual`; NaN if the image was
+            not re-scored. Without a pair stage, the individual distance.
     """
 
     name: str
@@ -28,11 +30,11 @@ class Match:
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class RankedList:
-    """The beginning of a query's ranking of the gallery; a sequence of `Match`, which prints as a table.
+    """The top matches of a query, a sequence of `Match` that prints as a table.
 
     Attributes:
         query: path of the query, or "query i" for an array.
-        matches: gallery images, the best first.
+        matches: gallery images, best first.
     """
 
     query: str
@@ -43,15 +45,15 @@ class RankedList:
         return len(self.matches)
 
     def __iter__(self) -> Iterator[Match]:
-        """Iterate over the matches, the best first."""
+        """Iterate over the matches, best first."""
         return iter(self.matches)
 
     def __getitem__(self, place: int) -> Match:
-        """Return the match at a place, from 0."""
+        """Return the match at index `place`, from 0."""
         return self.matches[place]
 
     def __repr__(self) -> str:
-        """Return a table of the list."""
+        """Return the list as a text table."""
         lines = [self.query, f"{'rank':>4}  {'individual':>10}  {'pair':>7}  {'mixed':>7}  name"]
         for rank, match in enumerate(self.matches, start=1):
             pair, mixed = ("-" if np.isnan(x) else f"{x:.4f}" for x in (match.pair, match.mixed))

@@ -1,8 +1,8 @@
 """Individual, conditional and mixed rankings of labelled query and gallery sets, and their metrics.
 
-Each query's gallery is sorted once, by individual distances and in blocks of queries, so memory does not grow with queries
-times gallery. Re-scoring only permutes the first K positions, so every further ranking is nearly free. With several
-processes each ranks a share of the queries.
+The gallery is sorted once per query, by individual distance and in blocks of queries, so the Q x G distance matrix is
+never stored. Re-scoring permutes only the first K positions, so the other rankings are nearly free. With several
+processes, each ranks a share of the queries.
 
 Legend: Q queries, G gallery images, K re-scored candidates, F embedding size.
 """
@@ -30,7 +30,7 @@ from cacenet_jax.retrieval.match_ranks import (
 from cacenet_jax.retrieval.metrics import summarise
 
 METRICS = ("mAP", "rank1", "rank5", "rank10", "mINP")
-_BLOCK_ELEMENTS = 2**22  # distances of one block of queries
+_BLOCK_ELEMENTS = 2**22  # number of distances in a block of queries
 
 # Indices of candidates (Q, K) -> pair distances (Q, K).
 Rescore = Callable[[np.ndarray], np.ndarray]
@@ -38,13 +38,13 @@ Rescore = Callable[[np.ndarray], np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Options of a ranking.
+    """Ranking options.
 
     Attributes:
-        top_k: number of candidates of each query to re-score; reduced to the gallery's size with a warning.
-        camera_filter: remove gallery images of the query's identity taken by its camera.
+        top_k: number of candidates to re-score per query; reduced to the gallery size with a warning.
+        camera_filter: remove gallery images with the query's identity and camera.
         mix: weight of the pair distance in the mixed ranking; the individual distance has weight 1 - mix.
-        query_block: queries ranked at a time; 0 derives it from the size of the gallery.
+        query_block: number of queries ranked at a time; 0 derives it from the gallery size.
     """
 
     top_k: int = 100
@@ -57,9 +57,9 @@ class LabelledSet(NamedTuple):
     """Embeddings and labels of a set of images.
 
     Attributes:
-        embedding: L2-normalised f(I), (n, F).
-        pids: identities, (n,).
-        camids: cameras, (n,).
+        embedding: L2-normalised f(I), shape (n, F).
+        pids: identities, shape (n,).
+        camids: cameras, shape (n,).
     """
 
     embedding: Float[np.ndarray, "n F"]
@@ -68,11 +68,11 @@ class LabelledSet(NamedTuple):
 
 
 class RankedLists(NamedTuple):
-    """First L images of every query's ranking, and the statistics of the whole ranking.
+    """First L images of each query's ranking, and statistics of the full ranking.
 
     Attributes:
-        order_QL: indices of gallery images, best first, camera filter applied; padded with -1.
-        statistics: per-query statistics of the whole ranking.
+        order_QL: indices of gallery images after the camera filter, best first, padded with -1.
+        statistics: per-query statistics of the full ranking.
     """
 
     order_QL: Int[np.ndarray, "Q L"]
@@ -80,12 +80,12 @@ class RankedLists(NamedTuple):
 
 
 class _IndividualRanking(NamedTuple):
-    """Ranking by individual distances.
+    """Ranking by individual distance.
 
     Attributes:
         matches: match ranks of this process's queries.
-        candidates_QK: first K gallery images of all queries, in every process.
-        distance_QK: individual distances of all queries to their candidates.
+        candidates_QK: first K gallery images of every query, available in all processes.
+        distance_QK: individual distances from every query to its candidates, available in all processes.
     """
 
     matches: list[MatchRanks]
@@ -98,8 +98,8 @@ def cosine_distance(
 ) -> Float[np.ndarray, "Q G"]:
     """Compute 1 - cosine similarity of L2-normalised embeddings, rounded to the dtype of the queries.
 
-    A float64 gallery makes the result independent of the block in which images are compared: a BLAS sums the edge of a
-    block in another order, which in float32 would give equal images different distances.
+    Pass a float64 gallery to make the result independent of the block size. BLAS sums the edges of a block in a
+    different order, so in float32 identical images could get different distances.
     """
     cosine_QG = (query_QF.astype(gallery_GF.dtype) @ gallery_GF.T).astype(query_QF.dtype, copy=False)
     return np.subtract(1, cosine_QG, out=cosine_QG)
@@ -108,15 +108,15 @@ def cosine_distance(
 def nearest(
     query_QF: Float[np.ndarray, "Q F"], gallery_GF: Float[np.ndarray, "G F"], count: int
 ) -> tuple[Int[np.ndarray, "Q L"], Float[np.ndarray, "Q L"]]:
-    """Nearest gallery images of each query by `cosine_distance`, the order of the individual ranking.
+    """Find the nearest gallery images of each query by `cosine_distance`, in the order of the individual ranking.
 
     Args:
-        query_QF: L2-normalised embeddings.
-        gallery_GF: the same of the gallery, at least one.
-        count: L, cut to G.
+        query_QF: L2-normalised query embeddings.
+        gallery_GF: L2-normalised gallery embeddings, at least one.
+        count: L, reduced to G if larger.
 
     Returns:
-        Gallery images in ascending distance, equal distances in gallery order, and their distances.
+        Indices of the gallery images by ascending distance, with ties in gallery order, and their distances.
     """
     count = min(count, len(gallery_GF))
     order_QL = np.empty((len(query_QF), count), np.int64)
@@ -134,7 +134,7 @@ def nearest(
 def mixed_distance(
     pair_QK: Float[np.ndarray, "Q K"], distance_QK: Float[np.ndarray, "Q K"], weight: float
 ) -> Float[np.ndarray, "Q K"]:
-    """Weighted mean of pair and individual distances, which re-scored candidates are ordered by."""
+    """Compute the weighted mean of pair and individual distances, by which re-scored candidates are sorted."""
     return weight * pair_QK + (1 - weight) * distance_QK
 
 
@@ -150,21 +150,24 @@ def check_sizes(num_query: int, num_gallery: int) -> None:
 def evaluate(
     query: LabelledSet, gallery: LabelledSet, rescore: Rescore | None, settings: Settings, mixes: Sequence[float] = ()
 ) -> dict[str, Any]:
-    """Compute the metrics of the individual, conditional and mixed rankings; every process calls it.
+    """Compute the metrics of the individual, conditional and mixed rankings.
+
+    Every process must call this function.
 
     Args:
         query: query images.
         gallery: gallery images.
-        rescore: function from candidates to pair distances; None ranks by individual features alone.
-        settings: options of the ranking.
-        mixes: further weights of the pair distance to score, to choose settings.mix on validation data.
+        rescore: function from candidates to pair distances; None ranks by individual distance only.
+        settings: ranking options.
+        mixes: additional weights of the pair distance to evaluate, for choosing settings.mix on validation data.
 
     Returns:
-        "individual" and, with `rescore`, "conditional" and "mixed" metrics, each a dictionary of fractions of 1;
-        "top_k", "num_query", "num_gallery", "num_valid"; "mAP_by_mix" with `mixes`.
+        Dictionary with the metrics, as fractions of 1, under "individual" and, given `rescore`, "conditional" and
+        "mixed". It also contains the counts "top_k", "num_query", "num_gallery" and "num_valid" and, given `rescore`
+        and `mixes`, "mAP_by_mix".
 
     Raises:
-        UserError: no queries, no gallery images, or no query with a remaining match.
+        UserError: there are no queries, no gallery images, or no queries with a remaining match.
     """
     num_query, num_gallery = len(query.pids), len(gallery.pids)
     top_k = _num_candidates(settings, num_query, num_gallery)
@@ -190,24 +193,26 @@ def evaluate(
 def ranked_lists(
     query: LabelledSet, gallery: LabelledSet, rescore: Rescore | None, settings: Settings, length: int
 ) -> dict[str, RankedLists]:
-    """Return the first images of every query's rankings, the ones that `evaluate` scores; every process calls it.
+    """Return the top of each query's rankings, the same rankings that `evaluate` scores.
+
+    Every process must call this function.
 
     Args:
         query: query images.
         gallery: gallery images.
         rescore: as in `evaluate`.
-        settings: options of the ranking.
+        settings: ranking options.
         length: L, length of the lists.
 
     Returns:
-        "individual" and, with `rescore`, "conditional" and "mixed".
+        Dictionary of ranked lists under "individual" and, given `rescore`, "conditional" and "mixed".
 
     Raises:
-        UserError: no queries or no gallery images.
+        UserError: there are no queries or no gallery images.
     """
     num_query, num_gallery = len(query.pids), len(gallery.pids)
     top_k = _num_candidates(settings, num_query, num_gallery)
-    # Rank enough images to fill a list after the camera filter, and at least those that are re-scored.
+    # Rank enough images to fill a list after the camera filter, and at least the re-scored ones.
     seen = np.unique(np.stack([gallery.pids, gallery.camids]), axis=1, return_counts=True)[1]
     spare = int(seen.max()) if settings.camera_filter else 0
     ranking = _rank(query, gallery, settings, min(max(top_k, length + spare), num_gallery))
@@ -233,7 +238,7 @@ def ranked_lists(
 
 
 def _num_candidates(settings: Settings, num_query: int, num_gallery: int) -> int:
-    """Return K, the number of candidates of each query, at most the size of the gallery."""
+    """Return K, the number of candidates per query, at most the gallery size."""
     check_sizes(num_query, num_gallery)
     if settings.top_k > num_gallery and jax.process_index() == 0:
         logging.warning("config.eval.top_k: found %d, reduced to the %d gallery images", settings.top_k, num_gallery)
@@ -241,7 +246,7 @@ def _num_candidates(settings: Settings, num_query: int, num_gallery: int) -> int
 
 
 def _mixed_order(pair_QK: np.ndarray, distance_QK: np.ndarray, weight: float) -> np.ndarray:
-    """Sort the candidates of all queries by weight * pair + (1 - weight) * individual distance."""
+    """Return the order that sorts each query's candidates by weight * pair + (1 - weight) * individual distance."""
     score_QK = mixed_distance(pair_QK, distance_QK, weight)
     return np.argsort(score_QK, axis=1, kind="stable")  # ties keep the individual order
 
@@ -253,7 +258,7 @@ def _reorder_all(matches: list[MatchRanks], order_QK: np.ndarray) -> list[MatchR
 
 
 def _rank(query: LabelledSet, gallery: LabelledSet, settings: Settings, top_k: int) -> _IndividualRanking:
-    """Rank this process's queries by individual distance, and gather the candidates of all queries."""
+    """Rank this process's queries by individual distance and gather the candidates of all queries."""
     num_query = len(query.pids)
     size = settings.query_block or max(1, _BLOCK_ELEMENTS // len(gallery.pids))
     local = _process_queries(num_query)
@@ -296,7 +301,7 @@ def _process_queries(num_query: int) -> slice:
 
 
 def _gather_queries(local: np.ndarray, num_query: int) -> np.ndarray:
-    """Concatenate the rows of all processes' queries, bit for bit."""
+    """Concatenate the query rows of all processes, bit for bit."""
     if jax.process_count() == 1:
         return local
     size = -(-num_query // jax.process_count())

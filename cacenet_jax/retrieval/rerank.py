@@ -1,8 +1,10 @@
-"""Re-ranking without training: k-reciprocal encoding and query expansion, in NumPy with bounded memory.
+"""Training-free k-reciprocal re-ranking in NumPy, with bounded memory.
 
-Axes: Q queries, G gallery images, A = Q + G of both, B images of one block, K nearest neighbours, H of them
-in the half-size list, F features. The A x A distances are computed in blocks of rows; the encoding V, dense
-in the authors' code, is stored as a sparse matrix with about a hundred entries a row.
+Axes: Q queries, G gallery images, A = Q + G images in total, B images in a block, K nearest neighbours, H of them in
+the half-size list, F feature size.
+
+The A x A distances are computed in blocks of rows. The encoding V, which is dense in the authors' code, is stored as a
+sparse matrix with about a hundred entries per row.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,18 +18,19 @@ from cacenet_jax.errors import UserError
 
 Array = np.ndarray | jax.Array
 
-_BLOCK_ELEMENTS = 2**22  # elements of a temporary block
+_BLOCK_ELEMENTS = 2**22  # number of elements in a temporary block
 
 
 class _Distances(NamedTuple):
-    """Squared distances among all images, queries first, computed on demand.
+    """Squared distances between all images, queries first, computed on demand.
 
     Attributes:
         num_query: Q.
         num_all: A.
         dtype: dtype of the distances.
-        block: (start, stop) -> squared distances of images start to stop to all, a new array (stop - start, A).
-        pairs: (index_N, index_N) -> squared distances of N pairs.
+        block: (start, stop) -> squared distances from images start to stop to all images, a new (stop - start, A)
+            array.
+        pairs: (index_N, index_N) -> squared distances of N pairs of images.
     """
 
     num_query: int
@@ -38,14 +41,17 @@ class _Distances(NamedTuple):
 
 
 class _Sparse(NamedTuple):
-    """Compressed sparse rows: row i has `values[start[i]:start[i + 1]]` in `columns[start[i]:start[i + 1]]`, ascending."""
+    """Sparse matrix in compressed sparse row format.
+
+    Row i has `values[start[i]:start[i + 1]]` in `columns[start[i]:start[i + 1]]`, with the columns in ascending order.
+    """
 
     start: np.ndarray
     columns: np.ndarray
     values: np.ndarray
 
 
-# Sizes are compared in the function bodies, whose messages name both sides; hence one axis name per array below.
+# Each array has its own axis name because the function bodies compare sizes, with messages that name both sides.
 def k_reciprocal(
     distance_QG: Real[Array, "Q G"],
     distance_QQ: Real[Array, "Q1 Q2"],
@@ -57,22 +63,24 @@ def k_reciprocal(
     """Re-rank by the overlap of k-reciprocal neighbourhoods.
 
     d* = (1 - lambda) d_J + lambda d,  d_J(q, g) = 1 - sum_c min(V_qc, V_gc) / sum_c max(V_qc, V_gc),
-    where d is the squared distance divided by the largest one of its image, V_ic = exp(-d(i, c)) for c in the expanded
-    reciprocal neighbourhood of i, normalised to sum 1, then averaged over the k2 nearest of i (i among them).
+    where d is the squared distance divided by the image's largest squared distance. V_ic = exp(-d(i, c)) for c in the
+    expanded reciprocal neighbourhood of i, normalised to sum to 1, then averaged over the k2 nearest neighbours of i
+    (including i).
 
     Args:
         distance_QG: Euclidean distances (not squared) from queries to gallery images.
-        distance_QQ: distances among the queries, shape (Q, Q).
-        distance_GG: distances among the gallery images, shape (G, G).
+        distance_QQ: distances between queries, shape (Q, Q).
+        distance_GG: distances between gallery images, shape (G, G).
         k1: size of the neighbourhood that must be mutual (k1 + 1 with the image itself); expansion uses half of it.
         k2: number of neighbours whose encodings are averaged; 1 disables averaging.
-        lambda_value: weight of the original distance, from 0 (Jaccard distance alone) to 1.
+        lambda_value: weight of the original distance, from 0 (only the Jaccard distance) to 1.
 
     Returns:
-        Re-ranked distances, float64 if any of the three matrices is, float32 otherwise.
+        Re-ranked distances, float64 if any of the three matrices is float64, float32 otherwise.
 
     Raises:
-        UserError: inconsistent sizes, infinite distances or NaN, k1 or k2 below 1, lambda outside [0, 1].
+        UserError: sizes are inconsistent, distances are not finite, k1 or k2 is below 1, lambda is outside [0, 1], or
+            there are no queries or no gallery images.
 
     Source: Zhong et al., "Re-ranking Person Re-identification with k-reciprocal Encoding", CVPR 2017, following the
         authors' Python code (k1 + 1 neighbours, division by the column maximum, expansion at an overlap above two
@@ -91,7 +99,7 @@ def k_reciprocal(
     num_all = num_query + num_gallery
 
     def block(start: int, stop: int) -> np.ndarray:
-        # Columns, as in the authors' code; they equal the rows only if the matrices are exactly symmetric.
+        # Read columns, as in the authors' code; they equal the rows only if the matrices are exactly symmetric.
         out_BA = np.empty((stop - start, num_all), dtype)
         split = min(max(num_query, start), stop)
         queries, gallery = slice(start, split), slice(split - num_query, stop - num_query)
@@ -126,22 +134,22 @@ def k_reciprocal_features(
     k2: int = 6,
     lambda_value: float | int = 0.3,
 ) -> Float[np.ndarray, "Q G"]:
-    """Re-rank by `k_reciprocal` of the Euclidean distances of features, computed a block at a time.
+    """Re-rank as in `k_reciprocal`, using Euclidean distances between features that are computed in blocks.
 
-    The distances among the gallery images (27 GB for MSMT17) are never stored.
+    The distances between gallery images (27 GB for MSMT17) are never stored.
 
     Args:
-        query_QF: features of the queries; L2-normalise both sides for distances of unit vectors.
-        gallery_GF: features of the gallery.
+        query_QF: query features; L2-normalise query and gallery features to compare unit vectors.
+        gallery_GF: gallery features.
         k1: as in `k_reciprocal`.
         k2: as in `k_reciprocal`.
         lambda_value: as in `k_reciprocal`.
 
     Returns:
-        Re-ranked distances, float64 if the features are, float32 otherwise.
+        Re-ranked distances, float64 if the query or gallery features are float64, float32 otherwise.
 
     Raises:
-        UserError: as in `k_reciprocal`.
+        UserError: as in `k_reciprocal`, or features are not finite.
     """
     query_QF, gallery_GF = checked_features(query_QF, gallery_GF)
     all_AF = np.concatenate([query_QF, gallery_GF])
@@ -199,7 +207,10 @@ def _re_rank(distances: _Distances, k1: int, k2: int, lambda_value: float | int)
 
 
 def nearest_columns(distance_BA: np.ndarray, k: int) -> np.ndarray:
-    """Return the indices of the k smallest of each row in stable ascending order, using a partition instead of a sort."""
+    """Return the indices of the k smallest elements of each row, in stable ascending order.
+
+    A partition is used instead of a full sort.
+    """
     k = min(k, distance_BA.shape[1])
     bound_B = np.partition(distance_BA, k - 1, axis=1)[:, k - 1]
     out_BK = np.empty((len(distance_BA), k), np.int32)
@@ -210,13 +221,13 @@ def nearest_columns(distance_BA: np.ndarray, k: int) -> np.ndarray:
 
 
 def _is_mutual(nearest_AK: np.ndarray, start: int, stop: int) -> np.ndarray:
-    """Return True for each neighbour of images start to stop that has the image among its own neighbours."""
+    """Mask the neighbours of images start to stop that have the image among their own neighbours."""
     image_B = np.arange(start, stop)
     return (nearest_AK[nearest_AK[start:stop]] == image_B[:, None, None]).any(axis=2)
 
 
 def _encode(distances: _Distances, scale_A: np.ndarray, nearest_AK: np.ndarray, half: int) -> _Sparse:
-    """Compute V: weights exp(-d) on the reciprocal neighbours of each image, expanded by those of the neighbours."""
+    """Compute V: weights exp(-d) on each image's reciprocal neighbours and those added by expansion."""
     num_all, k = nearest_AK.shape
     half_AH = np.ascontiguousarray(nearest_AK[:, :half])
     width = k * half_AH.shape[1]
@@ -227,7 +238,7 @@ def _encode(distances: _Distances, scale_A: np.ndarray, nearest_AK: np.ndarray, 
         member_BKH, reciprocal_BKH = half_AH[near_BK], half_mutual_AH[near_BK]
         own_BK = np.where(mutual_BK, near_BK, -1)
         shared_BKH = reciprocal_BKH & (member_BKH[..., None] == own_BK[:, None, None, :]).any(axis=3)
-        # An overlap of more than two thirds, in integer arithmetic.
+        # Accept an overlap of more than two thirds, computed in integer arithmetic.
         accepted_BK = mutual_BK & (3 * shared_BKH.sum(axis=2) > 2 * reciprocal_BKH.sum(axis=2))
         added_BKH = np.where(accepted_BK[..., None] & reciprocal_BKH, member_BKH, -1)
         members_BM = np.sort(np.concatenate([own_BK, added_BKH.reshape(stop - start, -1)], axis=1), axis=1)
@@ -241,7 +252,7 @@ def _encode(distances: _Distances, scale_A: np.ndarray, nearest_AK: np.ndarray, 
 
 
 def _average(encoding: _Sparse, nearest_AK: np.ndarray) -> _Sparse:
-    """Average the encodings of each image's neighbours (local query expansion)."""
+    """Average the encodings over each image's neighbours (local query expansion)."""
     num_all, k = nearest_AK.shape
     entries = int(np.diff(encoding.start).max(initial=1)) * k
     parts = []
@@ -256,14 +267,14 @@ def _average(encoding: _Sparse, nearest_AK: np.ndarray) -> _Sparse:
 
 
 def _mix_with_jaccard(out_QG: np.ndarray, encoding: _Sparse, lambda_value: float | int) -> np.ndarray:
-    """Overwrite `out_QG` with (1 - lambda) Jaccard + lambda `out_QG`.
+    """Replace `out_QG` by (1 - lambda) Jaccard + lambda `out_QG`, in place.
 
     Encodings sum to 1, so the sum of maxima is 2 minus the sum of minima.
     """
     num_query, num_gallery = out_QG.shape
     num_all = num_query + num_gallery
     first = encoding.start[num_query]
-    order = np.argsort(encoding.columns[first:], kind="stable")  # the gallery's entries, column by column
+    order = np.argsort(encoding.columns[first:], kind="stable")  # gallery entries, column by column
     image_N = np.repeat(np.arange(num_gallery, dtype=np.int32), np.diff(encoding.start[num_query:]))[order]
     value_N = encoding.values[first:][order]
     column_start = np.searchsorted(encoding.columns[first:][order], np.arange(num_all + 1))
@@ -277,7 +288,7 @@ def _mix_with_jaccard(out_QG: np.ndarray, encoding: _Sparse, lambda_value: float
 
 
 def _entries(start: np.ndarray, rows_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return, for all entries of the given sparse rows, the index into `rows_N` and the position of each."""
+    """Return, for all entries of the given sparse rows, their indices into `rows_N` and their positions."""
     counts_N = start[rows_N + 1] - start[rows_N]
     owner_M = np.repeat(np.arange(len(rows_N)), counts_N)
     before_N = np.cumsum(counts_N) - counts_N
@@ -285,7 +296,7 @@ def _entries(start: np.ndarray, rows_N: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def _sparse(parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> _Sparse:
-    """Concatenate blocks of (number of entries of each row, columns, values)."""
+    """Concatenate blocks of (number of entries per row, columns, values)."""
     counts_A, columns, values = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     return _Sparse(np.concatenate([[0], np.cumsum(counts_A)]), columns, values)
 
@@ -298,7 +309,11 @@ def row_blocks(num_rows: int, row_elements: int) -> Iterator[tuple[int, int]]:
 
 
 def checked_features(query_QF: Array, gallery_GF: Array) -> tuple[np.ndarray, np.ndarray]:
-    """Convert to NumPy arrays of a common dtype, at least float32; UserError unless finite and of one feature size."""
+    """Convert features to NumPy arrays of a common dtype, at least float32.
+
+    Raises:
+        UserError: features are not finite, or their shapes are not (Q, F) and (G, F).
+    """
     query_QF, gallery_GF = np.asarray(query_QF), np.asarray(gallery_GF)
     if query_QF.ndim != 2 or gallery_GF.ndim != 2 or query_QF.shape[1] != gallery_GF.shape[1]:
         raise UserError(

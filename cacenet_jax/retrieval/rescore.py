@@ -1,11 +1,11 @@
-"""Re-scoring of each query's best candidates by the distance of their conditional embeddings (paper section 3.5).
+"""Re-scoring of each query's best candidates by the distance between their conditional embeddings (paper section 3.5).
 
-The list of (query, candidate) pairs is processed in nested blocks: a block of queries replicated over the devices, and for
-each a pass over the gallery in chunks split over the devices. A device scores the pairs whose gallery image it holds, in
-groups of one image (the anchor) and the images compared with it, so that a group is one large matrix product. All calls
-have one compiled shape. If everything fits on the devices there is one block and one chunk.
+Query-candidate pairs are processed in nested loops. The outer loop replicates a block of queries over the
+devices; the inner loop shards the gallery over them in chunks. Each device scores the pairs whose gallery image it
+holds. Pairs are grouped by a common image (the anchor), which makes a group one large matrix product. All calls have
+the same shape and compile once. If everything fits on the devices, there is one block and one chunk.
 
-Legend: Q queries, G gallery images, K candidates of a query, R groups of a call, C pairs of a group.
+Legend: Q queries, G gallery images, K candidates per query, R groups per call, C pairs per group.
 """
 
 import functools
@@ -22,23 +22,23 @@ from jaxtyping import Float, Int
 from cacenet_jax.errors import UserError
 from cacenet_jax.retrieval.term_store import Plan, Store, gather_all, global_array, unpack
 
-# (constants, terms of one image, terms of C others) -> C distances; symmetric, so either side may be the one image.
+# (constants, terms of one image, terms of C others) -> C distances. Symmetric, so either side can be the single image.
 GroupDistance = Callable[[Any, Any, Any], Any]
 
 _LARGEST_GROUP = {"cpu": 8}  # pairs; 32 on other platforms
-# On a CPU a loop processes two groups at a time, a working set that fits in the caches. A whole call at once is half as
-# fast, one group at a time a tenth as fast (XLA then fuses conversions into the products).
+# On CPUs, two groups are processed at a time, because their working set fits in the caches. Processing a whole call at
+# once is half as fast, and one group at a time a tenth as fast (XLA then fuses conversions into the products).
 _CPU_GROUPS = 2
 _IN_FLIGHT = 8  # calls dispatched before their results are fetched
 
 
 class CallShape(NamedTuple):
-    """Shape of the calls of a re-scoring, compiled once.
+    """Shape of the re-scoring calls, compiled once.
 
     Attributes:
         by_query: True if anchors are queries, False if they are gallery images.
-        rows: R, groups per device and call.
-        width: C, pairs per group.
+        rows: R, number of groups per device and call.
+        width: C, number of pairs per group.
     """
 
     by_query: bool
@@ -49,10 +49,11 @@ class CallShape(NamedTuple):
 def choose_shape(
     num_pairs: int, top_k: int, gallery: Store, query: Store, plan: Plan, pairs_per_call: int
 ) -> CallShape:
-    """Choose the shape of calls from sizes alone, so that another state of the network compiles nothing.
+    """Choose the shape of the calls from sizes only, so a new state of the network causes no recompilation.
 
-    A query has about `top_k / parts` pairs with one part of the gallery, a gallery image about `pairs / G` with a block of
-    queries. Anchors are on the side with more pairs: groups need less padding, and an anchor is read once per group.
+    A query has about `top_k / parts` pairs with one part of the gallery, and a gallery image has about
+    `num_pairs / blocks / G` pairs with a block of queries. Anchors are taken from the side with more pairs per image,
+    because groups then need less padding and each anchor is read only once per group.
 
     Args:
         num_pairs: number of pairs, Q * K.
@@ -69,27 +70,30 @@ def choose_shape(
     platform = gallery.mesh.devices.flat[0].platform
     largest = min(_LARGEST_GROUP.get(platform, 32), pairs_per_call)
     if parts == 1 and by_query:
-        width = -(-top_k // -(-top_k // largest))  # every query has top_k pairs, so there is almost no padding
+        width = -(-top_k // -(-top_k // largest))  # every query has top_k pairs, so padding is minimal
         groups = query.count / blocks * -(-top_k // width)
     else:
-        # Numbers of pairs differ: larger groups read fewer anchors, but pad half a group per anchor on average.
-        # Groups of one are slow on a CPU, slower than twice as many pairs in groups of two.
+        # The number of pairs varies per anchor. Larger groups read fewer anchors, but pad half a group per anchor on
+        # average. Groups of one are slow on CPUs, slower than twice as many pairs in groups of two.
         width = min(max(round((1.5 * max(pairs_per_query, pairs_per_image)) ** 0.5), 2), largest)
-        groups = num_pairs / (blocks * parts) / width / 4  # several calls, so that the last one has little padding
+        groups = num_pairs / (blocks * parts) / width / 4  # several calls, to limit the padding of the last
     rows = max(min(pairs_per_call // width, int(np.ceil(groups))), 1)
     return CallShape(by_query, rows + (rows % _CPU_GROUPS if platform == "cpu" else 0), width)
 
 
 class Rescorer:
-    """Pair distances of queries and their candidates; every process makes the same calls.
+    """Callable that computes pair distances between queries and their candidates.
+
+    Every process must make the same calls.
 
     Attributes:
-        distance: distance function of a group; compiled once for each function object.
-        constants: its first argument, replicated over the devices.
+        distance: distance function of a group; compiled once per function object.
+        constants: first argument of `distance`, replicated over the devices.
         query: terms of the queries.
         gallery: terms of the gallery, on the same mesh.
         plan: blocks and chunks held on the devices.
-        pairs_per_call: pairs per call and device, which bounds the memory (at least one group, two on a CPU).
+        pairs_per_call: maximum number of pairs per call and device, which bounds the memory. A call has at least one
+            group, or two on CPUs.
     """
 
     def __init__(
@@ -106,16 +110,16 @@ class Rescorer:
         self.query, self.gallery, self.pairs_per_call = query, gallery, pairs_per_call
 
     def __call__(self, candidates_QK: Int[np.ndarray, "Q K"]) -> Float[np.ndarray, "Q K"]:
-        """Compute the distances of each query to its candidates.
+        """Compute the distances from each query to its candidates.
 
         Args:
             candidates_QK: indices of gallery images.
 
         Returns:
-            float32 distances (Q, K), in every process.
+            float32 distances, shape (Q, K), in every process.
 
         Raises:
-            UserError: a distance is NaN or infinite.
+            UserError: a distance is not finite.
         """
         mesh, plan = self.gallery.mesh, self.plan
         num_query, top_k = candidates_QK.shape
@@ -164,7 +168,7 @@ class Rescorer:
     def _calls(
         self, pair_P: np.ndarray, query_P: np.ndarray, inside_P: np.ndarray, shape: CallShape
     ) -> Iterator["_Call"]:
-        """Yield the calls that score the pairs of a query block and a gallery chunk.
+        """Yield the calls that score the pairs between a query block and a gallery chunk.
 
         Args:
             pair_P: indices of the pairs in the list of all pairs.
@@ -196,12 +200,12 @@ class Rescorer:
 
 
 class _Call(NamedTuple):
-    """Groups of pairs, with the device as leading axis. Padding has pair -1 and arbitrary images.
+    """Groups of pairs, with the D devices on the leading axis.
 
     Attributes:
-        pair_DRC: index of each pair in the list of all pairs.
+        pair_DRC: index of each pair in the list of all pairs, -1 for padding.
         anchor_DR: index of each group's anchor.
-        other_DRC: indices of the images compared with it.
+        other_DRC: indices of the images compared with the anchor; arbitrary for padding.
     """
 
     pair_DRC: np.ndarray
@@ -210,8 +214,8 @@ class _Call(NamedTuple):
 
 
 def _group_pairs(pair_P: np.ndarray, anchor_P: np.ndarray, other_P: np.ndarray, width: int) -> _Call:
-    """Form groups of `width` pairs with a common anchor, for one device (no leading axis)."""
-    order_P = np.lexsort((other_P, anchor_P))  # others ascending, so that memory is read in order
+    """Form groups of `width` pairs with a common anchor for one device, without the device axis."""
+    order_P = np.lexsort((other_P, anchor_P))  # others ascending, so memory is read in order
     pair_P, anchor_P, other_P = pair_P[order_P], anchor_P[order_P], other_P[order_P]
     anchors, start, count = np.unique(anchor_P, return_index=True, return_counts=True)
     position_P = np.arange(len(anchor_P)) - np.repeat(start, count)
@@ -225,7 +229,7 @@ def _group_pairs(pair_P: np.ndarray, anchor_P: np.ndarray, other_P: np.ndarray, 
 
 
 def _prefetch(load: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
-    """Yield load(item) for each item, loading the next one in a thread while the caller processes the current one."""
+    """Yield load(item) for each item, loading the next item in a thread while the caller processes the current one."""
     with ThreadPoolExecutor(1) as pool:
         waiting: deque[Future[Any]] = deque()
         for item in items:
@@ -238,11 +242,11 @@ def _prefetch(load: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]
 
 @functools.lru_cache(maxsize=4)
 def _compile_step(distance: GroupDistance, types: tuple[np.dtype, ...], mesh: Mesh, by_query: bool) -> Any:
-    """Compile the distances of a call: each device scores its groups, and the scores are gathered on all devices.
+    """Compile a call in which each device scores its groups and the scores are gathered on all devices.
 
     Args:
         distance: distance function of a group.
-        types: dtypes of the terms, which are stored as bits.
+        types: original dtypes of the terms, which are stored as bits.
         mesh: devices of all processes.
         by_query: as in `CallShape`.
     """

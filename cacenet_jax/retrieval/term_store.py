@@ -1,9 +1,9 @@
-"""Storage of the per-image terms of the pair stage: on the devices, in host memory, or in temporary files.
+"""Storage for per-image pair-stage terms on the devices, in host memory or in temporary files.
 
-Image i is stored in batch i // B at column i % B. The columns of a batch are split over the devices of the mesh, so terms
-stay on the device that computed them, and a process holds only the columns of its own devices.
+Image i is stored in batch i // B at column i % B. The columns of a batch are sharded over the mesh, so terms stay on
+the device that computed them and a process holds only the columns of its own devices.
 
-Half-precision numbers are stored as bits in uint16: on CPUs XLA converts bfloat16 to float32 in every operation, even a
+Half-precision numbers are stored as uint16 bits. On CPUs, XLA converts bfloat16 to float32 in every operation, even a
 copy, so writing a batch or reading an image would convert whole arrays.
 
 Legend: n images, T batches of B images, L columns of this process.
@@ -25,16 +25,16 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from cacenet_jax.errors import UserError
 
-_CHUNK_LIMIT = 2**31  # bytes of a gallery chunk on one device; a larger chunk only delays the first result
+_CHUNK_LIMIT = 2**31  # bytes of a gallery chunk per device; larger chunks only delay the first result
 
 
 class MemoryBudget(NamedTuple):
-    """Memory available to the terms of query and gallery together.
+    """Memory available for the terms of query and gallery combined.
 
     Attributes:
         device_bytes: bytes on each device.
-        host_bytes: bytes in the memory of this process.
-        folder: folder of temporary files, used beyond that.
+        host_bytes: bytes of host memory for this process.
+        folder: folder of temporary files, used if the terms exceed `host_bytes`.
     """
 
     device_bytes: int
@@ -46,13 +46,13 @@ Location = Literal["device", "memory", "file"]
 
 
 class Plan(NamedTuple):
-    """Location of the terms, and the number of batches of them on the devices at a time.
+    """Location of the terms, and the number of batches on the devices at a time.
 
     Attributes:
-        location: "device" holds all terms on the devices; otherwise query blocks and gallery chunks are read from host
-            memory or temporary files.
-        block: batches of queries at a time, replicated over the devices.
-        chunk: batches of gallery images at a time, split over the devices.
+        location: "device" keeps all terms on the devices. Otherwise, query blocks and gallery chunks are read from host
+            memory ("memory") or temporary files ("file").
+        block: number of query batches at a time, replicated over the devices.
+        chunk: number of gallery batches at a time, sharded over the devices.
     """
 
     location: Location
@@ -61,12 +61,13 @@ class Plan(NamedTuple):
 
 
 def memory_budget(mesh: Mesh, device_gib: float, memory_gib: float, folder: str | os.PathLike[str]) -> MemoryBudget:
-    """Compute the memory budget, the minimum over all processes so that they make the same plan.
+    """Compute the memory budget, the minimum over all processes so that all make the same plan.
 
     Args:
         mesh: devices of all processes.
-        device_gib: GiB on each device; 0 for 0.6 of an accelerator's memory. CPU devices share the host's memory equally.
-        memory_gib: GiB of host memory for each process.
+        device_gib: memory on each device in GiB; 0 for 60% of an accelerator's memory. CPU devices share the host
+            memory equally.
+        memory_gib: host memory per process in GiB.
         folder: folder of temporary files.
     """
     host = round(memory_gib * 2**30)
@@ -87,39 +88,39 @@ def memory_budget(mesh: Mesh, device_gib: float, memory_gib: float, folder: str 
 
 
 def make_plan(image_bytes: int, num_query: int, num_gallery: int, batch: int, mesh: Mesh, budget: MemoryBudget) -> Plan:
-    """Choose the location, block and chunk sizes of the terms of query and gallery.
+    """Choose the location, block size and chunk size for the terms of query and gallery.
 
     Args:
-        image_bytes: bytes of one image's terms.
+        image_bytes: size of one image's terms in bytes.
         num_query: number of query images.
         num_gallery: number of gallery images.
-        batch: B, a multiple of the mesh's devices.
+        batch: B, a multiple of the number of devices in the mesh.
         mesh: devices of all processes.
         budget: available memory.
     """
     queries, gallery = -(-num_query // batch), -(-num_gallery // batch)
     split, whole = image_bytes * batch // mesh.size, image_bytes * batch  # bytes of a batch on one device
-    # On one device a block of queries is the stored array itself; on several a gathered copy is needed.
+    # On one device, a query block is the stored array itself. On several devices, it is a gathered copy.
     need = split * (queries + gallery) + (whole * queries if mesh.size > 1 else 0)
     if need <= budget.device_bytes:
         return Plan("device", queries, gallery)
     process_bytes = split * len(mesh.local_devices) * (queries + gallery)
     block = min(max(budget.device_bytes // 4 // whole, 1), queries)  # two blocks coexist while the next is loaded
     chunk = min(max(min(budget.device_bytes // 8, _CHUNK_LIMIT) // split, 1), gallery)
-    # Equal parts, so that the last one is not mostly padding.
+    # Use equal parts so that the last one is not mostly padding.
     location: Location = "memory" if process_bytes <= budget.host_bytes else "file"
     return Plan(location, -(-queries // -(-queries // block)), -(-gallery // -(-gallery // chunk)))
 
 
 def global_array(x: np.ndarray, sharding: NamedSharding) -> jax.Array:
-    """Lay out an array, of which every process holds a full copy, over the devices."""
+    """Place an array on the devices with the given sharding; every process passes a full copy."""
     if sharding.is_fully_addressable:
         return jax.device_put(x, sharding)
     return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
-    """Replicate arrays, of which every process holds a full copy, over the devices."""
+    """Replicate a tree of arrays over the devices; every process passes a full copy."""
     sharding = NamedSharding(mesh, PartitionSpec())
 
     def place(x: Any) -> jax.Array:
@@ -138,17 +139,17 @@ def allocate(
 ) -> Any:
     """Allocate host arrays with the shapes and dtypes of `like`, in memory or memory-mapped from temporary files.
 
-    Files are unlinked at once, so they vanish with the array or the process. Their space is reserved at once, so a full
-    disk is an error before anything is computed and never a fault in a mapped page.
+    Files are unlinked immediately, so they disappear with the array or the process. Their space is reserved up front,
+    so a full disk raises an error before any computation instead of faulting in a mapped page later.
 
     Args:
         like: tree of arrays or `jax.ShapeDtypeStruct`s.
         location: "memory" or "file".
         folder: folder of the files.
-        remedy: advice of an error, in the imperative.
+        remedy: advice for the error message, in the imperative.
 
     Raises:
-        UserError: the folder cannot be written or has too little space.
+        UserError: the folder is not writable or has too little space.
     """
     if location == "memory":
         return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like)
@@ -181,23 +182,23 @@ def _allocate_file(like: Any, folder: str | os.PathLike[str]) -> np.ndarray:
             try:
                 os.posix_fallocate(file.fileno(), 0, size)
             except OSError as error:
-                if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # some file systems cannot
+                if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # unsupported by some file systems
                     raise
         return np.memmap(file, like.dtype, "w+", shape=like.shape)
 
 
 def tree_bytes(tree: Any) -> int:
-    """Return the total bytes of a tree of arrays or `jax.ShapeDtypeStruct`s."""
+    """Return the total size in bytes of a tree of arrays or `jax.ShapeDtypeStruct`s."""
     return sum(math.prod(x.shape) * np.dtype(x.dtype).itemsize for x in jax.tree.leaves(tree))
 
 
 def storage_dtype(dtype: Any) -> np.dtype:
-    """Return the dtype in which numbers are stored: uint16 for 2-byte dtypes, unchanged otherwise."""
+    """Return the storage dtype: uint16 for 2-byte dtypes, otherwise unchanged."""
     return np.dtype(np.uint16 if np.dtype(dtype).itemsize == 2 else dtype)
 
 
 def unpack(tree: Any, like: Any) -> Any:
-    """Reinterpret stored bits as numbers of the dtypes of `like`."""
+    """Reinterpret stored bits as numbers with the dtypes of `like`."""
 
     def to_numbers(x: jax.Array, like_x: Any) -> jax.Array:
         return x if x.dtype == like_x.dtype else jax.lax.bitcast_convert_type(x, like_x.dtype)
@@ -206,10 +207,10 @@ def unpack(tree: Any, like: Any) -> Any:
 
 
 class Store:
-    """Terms of n images, written one batch at a time and read as ranges of batches.
+    """Terms of n images, written one batch at a time and read in ranges of batches.
 
     Attributes:
-        like: shape and dtype of each array for one image.
+        like: shapes and dtypes of one image's terms.
         count: n.
         batch: B.
         steps: T.
@@ -229,11 +230,11 @@ class Store:
         """Allocate the arrays.
 
         Args:
-            like: shape and dtype of each array for one image, without a leading axis.
+            like: shapes and dtypes of one image's terms, without a leading axis.
             count: n.
-            batch: B, a multiple of the mesh's devices.
+            batch: B, a multiple of the number of devices in the mesh.
             mesh: devices of all processes.
-            location: storage of the terms.
+            location: storage location of the terms.
             folder: folder of temporary files.
         """
         self.like, self.count, self.batch, self.steps, self.mesh = like, count, batch, -(-count // batch), mesh
@@ -250,7 +251,7 @@ class Store:
             self._arrays = allocate(stored, location, folder)
 
     def put(self, step: int, terms: Any) -> None:
-        """Write batch `step`: device arrays with leading axis B, split over the devices."""
+        """Write the terms of batch `step`: device arrays with leading axis B, sharded over the devices."""
         if self.resident:
             self._arrays = _compile_write(self.mesh)(self._arrays, terms, np.int32(step))
             return
@@ -261,9 +262,9 @@ class Store:
                 target[step, index * size : (index + 1) * size] = np.asarray(shard.data).view(target.dtype)
 
     def read(self, start: int, length: int) -> Any:
-        """Read `length` batches from `start` as device arrays of bits (length, B, ...), columns split over the devices.
+        """Read `length` batches from `start` as device arrays of bits (length, B, ...), with columns sharded.
 
-        Batches past the end are 0. A resident store is read as a whole.
+        Batches past the end are 0. A resident store can only be read as a whole.
         """
         if self.resident:
             if (start, length) != (0, self.steps):
@@ -273,7 +274,7 @@ class Store:
 
         def load(x: np.ndarray) -> jax.Array:
             part = _aligned((length, *x.shape[1:]), x.dtype)
-            part[: stop - start] = x[start:stop]  # copied so that the disk is read here, not by the device transfer
+            part[: stop - start] = x[start:stop]  # copy, so the disk is read here and not by the device transfer
             part[stop - start :] = 0
             shape = (length, self.batch, *x.shape[2:])
             return jax.make_array_from_process_local_data(self._sharding, part, shape)
@@ -282,7 +283,7 @@ class Store:
 
 
 def _aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """Allocate an uninitialised array, aligned so that a CPU device adopts it without a copy."""
+    """Allocate an uninitialised array, aligned so that a CPU device can use it without a copy."""
     size, edge = math.prod(shape) * np.dtype(dtype).itemsize, 64
     buffer = np.empty(size + edge, np.uint8)
     offset = -buffer.ctypes.data % edge
@@ -296,7 +297,7 @@ def _zeros(shape: tuple[int, ...], dtype: Any, sharding: NamedSharding) -> Any:
 
 @functools.lru_cache(maxsize=4)
 def _compile_write(mesh: Mesh) -> Any:
-    """Compile the write of a batch into the stored arrays, which are donated."""
+    """Compile the function that writes a batch into the stored arrays, which are donated."""
 
     def write_one(stored: jax.Array, batch: jax.Array, step: jax.Array) -> jax.Array:
         bits = batch if batch.dtype == stored.dtype else jax.lax.bitcast_convert_type(batch, stored.dtype)
@@ -314,7 +315,7 @@ def _compile_write(mesh: Mesh) -> Any:
 
 @functools.lru_cache(maxsize=4)
 def gather_all(mesh: Mesh) -> Any:
-    """Return a function that replicates arrays whose columns are split over the devices; the identity on one device."""
+    """Return a function that replicates column-sharded arrays over the devices; the identity on one device."""
     if mesh.size == 1:
         return lambda tree: tree
     return jax.jit(lambda tree: tree, out_shardings=NamedSharding(mesh, PartitionSpec()))

@@ -1,6 +1,7 @@
-"""A run and its folder.
+"""A run and its workdir.
 
-Read `command_line` (config and flags), `workdir` (config.json and data.json of a run), `initialisation` (the first state:
-random, pretrained, or from another run), `checkpoints` (saving and restoring), `metric_writer` (metrics.jsonl, TensorBoard,
-progress), `compilation` (compilation cache, recompilation warning) and `import_checkpoint` (released weights to a workdir).
+Read, in this order, `command_line` (flags and config), `workdir` (config.json and data.json), `initialisation` (random,
+pretrained, or from another run), `checkpoints` (saving and restoring), `metric_writer` (metrics.jsonl, TensorBoard,
+progress), `compilation` (compilation cache, recompilation warning) and `import_checkpoint` (conversion of released
+weights).
 """

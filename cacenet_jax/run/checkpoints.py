@@ -1,4 +1,4 @@
-"""Asynchronous checkpoints of a run (orbax v1); the newest and the best by validation mAP are kept."""
+"""Asynchronous checkpoints of a run (orbax v1), keeping the newest and the best by validation mAP."""
 
 import contextlib
 import threading
@@ -31,7 +31,7 @@ class Checkpoints:
 
         Args:
             workdir: folder of the run.
-            create: create the folder and remove incomplete saves, as training does; readers pass False.
+            create: create the folder and remove incomplete saves. Training passes True, readers pass False.
 
         Raises:
             UserError: the folder does not exist and `create` is False.
@@ -44,22 +44,22 @@ class Checkpoints:
         self._checkpointer = ocp.training.Checkpointer(
             self._directory,
             preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(1), best]),
-            cleanup_tmp_directories=create,  # a reader must not remove the save of a run in progress
+            cleanup_tmp_directories=create,  # a reader must not delete an unfinished save of an active run
         )
 
     def save(self, step: int, state: TrainState, validation_map: float | None = None) -> None:
-        """Save a state in the background; all processes call it.
+        """Save a state in the background. Must be called by all processes.
 
         Args:
             step: training step.
             state: global arrays (`DeviceMap.to_global`).
-            validation_map: mAP on the validation split; checkpoints without it are never the best.
+            validation_map: mAP on the validation split. Checkpoints without it are never selected as the best.
         """
         metrics = None if validation_map is None else {METRIC: validation_map}
         self._checkpointer.save_checkpointables_async(step, {"state": state}, metrics=metrics, force=True)
 
     def steps(self) -> list[int]:
-        """Return the steps with a complete checkpoint, ascending."""
+        """Return the steps of complete checkpoints, in ascending order."""
         return sorted(c.step for c in self._checkpointer.checkpoints)
 
     def best_step(self) -> int | None:
@@ -68,13 +68,15 @@ class Checkpoints:
         return max(scored)[1] if scored else None
 
     def agree_on_step(self, step: int) -> int:
-        """Return process 0's step in every process, waiting for a network file system to show its checkpoint.
+        """Return process 0's step in every process.
+
+        Waits until the checkpoint is visible to this process, which may take a while on a network file system.
 
         Args:
-            step: this process's choice; 0 for no checkpoint.
+            step: this process's choice, or 0 for no checkpoint.
 
         Raises:
-            UserError: the checkpoint does not appear in this process.
+            UserError: the checkpoint does not become visible to this process.
         """
         step = int(broadcast_from_writer("checkpoint", float(step)))
         deadline = time.monotonic() + SHARED_S
@@ -89,22 +91,22 @@ class Checkpoints:
         return step
 
     def num_identities(self) -> int:
-        """Return the number of training identities of the newest checkpoint, from its classifier's shape."""
+        """Return the number of training identities, from the shape of the classifier in the newest checkpoint."""
         if not self.steps():
             raise _no_checkpoint(self._directory)
         metadata = self._checkpointer.checkpointables_metadata(self.steps()[-1]).metadata["state"]
         return metadata["params"]["individual_head"]["classifier"]["kernel"].shape[-1]
 
     def load(self, step: int, like: TrainState, sharding: jax.sharding.Sharding) -> TrainState:
-        """Load the state saved at a step; all processes call it.
+        """Load the state saved at a step. Must be called by all processes.
 
         Args:
             step: one of `steps()`.
-            like: a state of arrays or `jax.ShapeDtypeStruct`s.
+            like: state of arrays or `jax.ShapeDtypeStruct`s with the expected shapes and dtypes.
             sharding: sharding of every array, over the devices of all processes.
 
         Raises:
-            UserError: the checkpoint's arrays differ from those that `like` describes.
+            UserError: the checkpoint's arrays do not match `like`.
         """
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), like)
         try:
@@ -117,7 +119,7 @@ class Checkpoints:
             ) from error
 
     def parameters(self, step: int, sharding: jax.sharding.Sharding) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Load parameters and batch statistics saved at a step as nested dictionaries, without knowing the network."""
+        """Load the parameters and batch statistics of a step as nested dictionaries, without building the network."""
         metadata = self._checkpointer.checkpointables_metadata(step).metadata["state"]
         like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), metadata)
         state = self._checkpointer.load_checkpointables(step, {"state": like})["state"]
@@ -127,7 +129,7 @@ class Checkpoints:
         """Finish pending saves and release the folder.
 
         Args:
-            seconds: longest wait; None waits until all saves are complete.
+            seconds: maximum time to wait; None waits until all saves are complete.
         """
         if seconds is None:
             self._checkpointer.close()

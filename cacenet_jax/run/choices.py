@@ -1,7 +1,7 @@
-"""Changes to a config: dotted fields and their values, of a command line, a recipe or a row of a table.
+"""Overrides of config fields, from the command line, a recipe or a table row.
 
-Three fields are choices that bring fields of their own, which the config keeps in a dictionary beside them. The dictionary
-belongs to the choice: changing the choice empties it. Imports no jax, so that a mistake in a flag is reported at once.
+Three fields are choices with additional fields, which the config stores in a dictionary next to the choice. Changing
+the choice empties this dictionary. This module does not import jax, so mistakes in flags are reported without delay.
 """
 
 import copy
@@ -10,22 +10,22 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-# Choice -> dictionary of its fields.
+# Choice -> dictionary that holds its additional fields.
 CHOICES = {"data.name": "data.options", "model.backbone": "model.backbone_fields", "model.pair_stage": "model.pair"}
 
 
 def is_free(field: str) -> bool:
-    """Return whether a dotted field is one of a choice's own, which a config may hold or not."""
+    """Return True if a dotted field belongs to a choice, so a config need not contain it."""
     return any(field.startswith(f"{fields}.") for fields in CHOICES.values())
 
 
 def to_dict(config: ConfigDict) -> dict[str, Any]:
-    """Return the plain nested dictionary of a config, references resolved, as config.json holds it."""
+    """Return a config as a plain nested dictionary with references resolved, as stored in config.json."""
     return config.copy_and_resolve_references().to_dict()
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield (dotted field, value) of a nested dictionary, in the order of the fields."""
+    """Yield (dotted field, value) for each leaf of a nested dictionary, in order."""
     for key, value in values.items():
         if isinstance(value, Mapping):
             yield from flatten(value, f"{prefix}{key}.")
@@ -41,18 +41,18 @@ def lookup(config: ConfigDict, field: str) -> Any:
 
 
 def override(config: ConfigDict, values: Mapping[str, Any]) -> ConfigDict:
-    """Return a copy of a config with other values.
+    """Return a copy of a config with some values replaced.
 
     Args:
-        config: of every field.
-        values: dotted field to value. A choice that changes loses the fields that the config set for the old one; fields
-            of the choice in `values` are set after that, whatever their order.
+        config: config with all fields.
+        values: new values by dotted field. Changing a choice drops the fields set for the old one. Fields of the new
+            choice are set afterwards, regardless of the order of `values`.
 
     Raises:
-        KeyError: there is no such field.
-        TypeError: a value of another type.
+        KeyError: a field does not exist.
+        TypeError: a value has the wrong type.
     """
-    config = copy.deepcopy(config)  # keeps the types of fields that are empty
+    config = copy.deepcopy(config)  # preserves the types of empty fields
     with config.unlocked():
         for choice, fields in CHOICES.items():
             if choice in values and values[choice] != lookup(config, choice):
@@ -71,17 +71,18 @@ def override(config: ConfigDict, values: Mapping[str, Any]) -> ConfigDict:
 
 
 def with_eval_dataset(config: ConfigDict) -> ConfigDict:
-    """Return the config with the data set of eval.data in place of its own: a cross-domain test.
+    """Return the config with data.name replaced by eval.data, for cross-domain evaluation.
 
-    Of data.options those stay that the other data set has too, such as check_counts.
+    Keeps only the data.options that the other data set also supports, such as check_counts. Without eval.data, the
+    config is returned unchanged.
 
     Raises:
-        UserError: there is no such data set.
+        UserError: the data set does not exist.
     """
     name = config.eval.data
     if not name:
         return config
-    from cacenet_jax.data.builders.prepare import builder_class  # here: it waits for libraries that read data
+    from cacenet_jax.data.builders.prepare import builder_class  # imported late: loads data-reading libraries
 
     shared = {key: value for key, value in config.data.options.items() if key in builder_class(name).OPTIONS}
     return override(config, {"data.name": name} | {f"data.options.{key}": value for key, value in shared.items()})

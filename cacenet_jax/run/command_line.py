@@ -1,4 +1,7 @@
-"""Flags and the config that they describe, every mistake in them one line. Imports no jax: a typo must not wait for it."""
+"""Command-line flags and the config that they describe.
+
+Each mistake is reported in one line. This module does not import jax, so typos are reported without delay.
+"""
 
 import ast
 import os
@@ -18,8 +21,8 @@ from cacenet_jax.run import config_files
 from cacenet_jax.run.choices import CHOICES, is_free, lookup, override
 from cacenet_jax.run.completion import complete
 
-READ_WORKDIR = ("evaluate", "visualize", "export")  # modes that need no --config: a workdir has recorded it
-CONFIG_WORDS: list[str] = []  # the words in which --config looks for its fields, for its definition; `parse` fills it
+READ_WORKDIR = ("evaluate", "visualize", "export")  # modes that can use the config of --workdir
+CONFIG_WORDS: list[str] = []  # arguments that the --config flag searches for overrides; set by `parse`
 _RECORDED = str(Path(__file__).with_name("recorded.py"))
 _COORDINATOR = re.compile(r"(\[[0-9a-fA-F:]+\]|[^\s:/\[\]]+):(\d{1,5})")
 _PROCESSES = "--coordinator=HOST:PORT --num_processes=N --process_id=I"
@@ -27,14 +30,14 @@ _FIELDS = "cacenet_jax/config.py lists the fields"
 
 
 class CommandLine(NamedTuple):
-    """A command line that was parsed.
+    """Parsed command line.
 
     Attributes:
-        words: that are no flags, without the program.
-        config: of the run, complete; None where there is no --config and no workdir to read it from.
-        file: the config file, without its argument.
-        argument: of the config file, what follows the colon.
-        overrides: dotted fields that the command line sets, and their values.
+        words: positional arguments, without the program name.
+        config: completed config, or None if there is neither --config nor a workdir to read it from.
+        file: config file, without its argument.
+        argument: argument of the config file, the part after the colon.
+        overrides: values set on the command line, by dotted field.
     """
 
     words: list[str]
@@ -44,21 +47,21 @@ class CommandLine(NamedTuple):
     overrides: dict[str, Any]
 
     def source(self, field: str) -> str:
-        """Return what set a dotted field: the command line or the config file."""
+        """Return where a dotted field was set: the command line or the config file."""
         return "the command line" if field in self.overrides else self.file
 
 
 def parse(argv: Sequence[str]) -> CommandLine:
-    """Parses the flags of a command line and loads the config that it describes.
+    """Parse command-line flags and load the config that they describe.
 
-    A choice that brings fields of its own (`cacenet_jax.run.choices`) and these fields are taken out before the others are
-    parsed: the config file need not have them.
+    Choices (`cacenet_jax.run.choices`) and their additional fields are extracted before the other flags are parsed,
+    because the config file need not define those fields.
 
     Args:
-        argv: the program, then flags.
+        argv: program name, followed by the flags.
 
     Raises:
-        UserError: a flag, a field or a value that cannot be, or a config file that does not load.
+        UserError: a flag, field or value is invalid, or the config file does not load.
     """
     path = None
     try:
@@ -77,7 +80,7 @@ def parse(argv: Sequence[str]) -> CommandLine:
             )
         CONFIG_WORDS[:] = argv
         words = flags.FLAGS(argv)[1:]
-        loaded: Any = flags.FLAGS["config"]  # ml_collections' own kind of flag
+        loaded: Any = flags.FLAGS["config"]  # a flag type of ml_collections
         if loaded.value is None:
             return CommandLine(words, None, "", "", {})
         file, _, argument = loaded.config_filename.partition(":")
@@ -86,12 +89,12 @@ def parse(argv: Sequence[str]) -> CommandLine:
         return CommandLine(words, config, f"{argument}/config.json" if file == _RECORDED else file, argument, overrides)
     except UserError:
         raise
-    except Exception as error:  # a config file is a program: it can fail in any way
+    except Exception as error:  # a config file is Python code and may raise anything
         raise UserError(_explain(error, argv, path)) from error
 
 
 def _flag(argv: Sequence[str], name: str) -> str | None:
-    """The value of a flag, as far as it can be read before the flags are parsed; None without the flag."""
+    """Return the value of a flag before the flags are parsed, or None if it is absent."""
     value = None
     for position, word in enumerate(argv[1:], start=1):
         flag, equals, text = word.lstrip("-").partition("=")
@@ -102,13 +105,13 @@ def _flag(argv: Sequence[str], name: str) -> str | None:
 
 
 def _config_path(argv: Sequence[str]) -> str | None:
-    """The file that --config names, without the argument after a colon; None without the flag."""
+    """Return the file given by --config without its argument, or None if the flag is absent."""
     value = _flag(argv, "config")
     return None if value is None else value.split(":")[0]
 
 
 def _with_recorded(argv: list[str]) -> list[str]:
-    """A mode that uses a trained network reads the config of its workdir where no other is given."""
+    """Add a --config flag for the config recorded in the workdir if the mode can use it and no config is given."""
     mode, workdir = _flag(argv, "mode"), _flag(argv, "workdir")
     if mode not in READ_WORKDIR or not workdir or _flag(argv, "config") is not None:
         return argv
@@ -116,7 +119,7 @@ def _with_recorded(argv: list[str]) -> list[str]:
 
 
 def _take_free(argv: list[str]) -> tuple[list[str], dict[str, Any]]:
-    """Splits choices and their fields from the other words of a command line."""
+    """Split a command line into ordinary arguments and a dictionary of choices and their fields."""
     others, free, words = argv[:1], {}, iter(argv[1:])
     for word in words:
         flag, equals, text = word.lstrip("-").partition("=")
@@ -133,7 +136,7 @@ def _take_free(argv: list[str]) -> tuple[list[str], dict[str, Any]]:
 
 
 def _value(text: str) -> Any:
-    """The value of a field whose type the config does not know: as Python writes it, else a text."""
+    """Parse the value of a field of unknown type: a Python literal if possible, otherwise a string."""
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
     try:
@@ -143,9 +146,9 @@ def _value(text: str) -> Any:
 
 
 def show_help_of(module: str, text: str | None) -> None:
-    """Make --help show a module's flags and docstring where a console command runs it, not `python -m`.
+    """Make --help show a module's flags and docstring when it runs as a console command instead of `python -m`.
 
-    absl shows those of the module `__main__`, which is then the command's own script of a few lines.
+    By default absl shows those of `__main__`, which is the generated wrapper script in this case.
     """
     if module != "__main__":
         sys.modules["__main__"].__doc__ = text
@@ -156,7 +159,7 @@ def show_help_of(module: str, text: str | None) -> None:
 def check_distributed(
     distributed: bool, coordinator: str | None, num_processes: int | None, process_id: int | None, timeout: int
 ) -> None:
-    """Raises UserError where the flags that start several processes are given in part or cannot be."""
+    """Raise UserError if the multi-process flags are incomplete or invalid."""
     given = {"--coordinator": coordinator, "--num_processes": num_processes, "--process_id": process_id}
     words = " ".join(f"{name}={value}" for name, value in given.items() if value is not None)
     if words and not distributed:
@@ -186,7 +189,7 @@ def check_distributed(
 
 def _explain(error: Exception, argv: Sequence[str], path: str | None) -> str:
     for cause in _causes(error):
-        if isinstance(cause, UserError):  # an argument after the colon that the config refuses
+        if isinstance(cause, UserError):  # the config rejected the argument after the colon
             return str(cause)
         lines = [frame.lineno for frame in traceback.extract_tb(cause.__traceback__) if path and frame.filename == path]
         if isinstance(cause, SyntaxError):
@@ -197,7 +200,7 @@ def _explain(error: Exception, argv: Sequence[str], path: str | None) -> str:
             )
     if "get_config" in str(error):
         return f"{path}: found no function get_config, expected one that returns a config, as in configs/synthetic.py"
-    if isinstance(error, KeyError | AttributeError):  # "'name'", then perhaps "Did you mean"
+    if isinstance(error, KeyError | AttributeError):  # "'name'", possibly followed by "Did you mean"
         text = _text(error)
         for typed in (word.split("=")[0] for word in argv[1:] if "config." in word):
             if not _exists(typed.partition("config.")[2]):
@@ -211,7 +214,7 @@ def _explain(error: Exception, argv: Sequence[str], path: str | None) -> str:
 
 
 def _exists(field: str) -> bool:
-    """Return True if a config has a dotted field."""
+    """Return True if the config has this dotted field."""
     try:
         lookup(paper(), field)
     except (KeyError, AttributeError, TypeError):
@@ -220,16 +223,16 @@ def _exists(field: str) -> bool:
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """The error that started it all first."""
+    """Yield an error and its causes, starting with the root cause."""
     if error is not None:
         yield from _causes(error.__cause__ or error.__context__)
         yield error
 
 
 def _text(error: BaseException) -> str:
-    """The message of an error in one line, without the list of all fields that ml_collections puts into it."""
+    """Return the message of an error on one line, without the list of all fields that ml_collections adds."""
     text = str(error.args[0]) if len(error.args) == 1 else str(error)
-    if text[:1] in "\"'" and text[:1] == text[-1:]:  # the message of a KeyError is the repr of its message
+    if text[:1] in "\"'" and text[:1] == text[-1:]:  # a KeyError may contain the repr of a message
         text = text[1:-1].encode().decode("unicode_escape")
     text = re.sub(r"Other fields present: .*?(?=Did you mean|$)", "", text, flags=re.DOTALL)
     return " ".join(text.split())

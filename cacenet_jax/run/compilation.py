@@ -15,9 +15,9 @@ _num_compiled = 0
 
 
 def default_cache_dir() -> Path:
-    """Return the cache folder of this kind of processor, under the user's cache folder.
+    """Return the compilation cache folder for this type of CPU, within the user's cache folder.
 
-    XLA compiles for the features of the CPU, so machines that share a home folder need separate caches.
+    XLA compiles for specific CPU features, so different machines that share a home folder need separate caches.
     """
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     kind = hashlib.sha256(_cpu_features().encode()).hexdigest()[:8]
@@ -39,14 +39,14 @@ def enable_cache() -> None:
     try:
         folder = default_cache_dir()
         folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, RuntimeError):  # no home, or one that cannot be written: compile anew in each run
+    except (OSError, RuntimeError):  # no writable home folder: compile in every run
         return
     if os.access(folder, os.W_OK):
         jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
 def num_compiled() -> int:
-    """Return the number of programs compiled, or loaded from a cache, since this module was imported."""
+    """Return the number of programs compiled or loaded from a cache since this module was imported."""
     return _num_compiled
 
 
@@ -59,15 +59,15 @@ jax.monitoring.register_event_duration_secs_listener(_on_event)
 
 
 def warn_on_recompilation(step: Callable[[Any, Any], Any], settled: int = 2) -> Callable[[Any, Any], Any]:
-    """Wrap a jitted training step so that it logs a warning when a late call compiles again.
+    """Wrap a jitted training step to log a warning if a later call recompiles it.
 
     Args:
         step: jitted function of (state, batch).
-        settled: number of first calls that may compile: one, and another if the returned state's layout differs from the
-            initial one's.
+        settled: number of initial calls that may compile. By default 2, because the layout of the returned state may
+            differ from that of the initial state.
 
     Returns:
-        A function with the same results. Its warning names the call and the shapes of the batch.
+        A function that returns the same results. The warning includes the call number and the batch shapes.
     """
     calls = 0
 

@@ -1,7 +1,8 @@
-"""Completion of a config: `~` in paths, and the data and network of a first stage.
+"""Completion of a config: expansion of `~` in paths, and inheritance from a first stage.
 
-A second stage trains on the network of another workdir (config.init_from). Its config leaves data.name or model.backbone
-empty (None) and takes them, with what belongs to them, from the config.json of that workdir. Imports no jax.
+A second stage starts from the network of another workdir (config.init_from). If its config leaves data.name or
+model.backbone empty (None), they and the related fields are inherited from the config.json of that workdir. Does not
+import jax.
 """
 
 import copy
@@ -18,7 +19,8 @@ from cacenet_jax.errors import UserError
 from cacenet_jax.run.choices import CHOICES, flatten, lookup, override
 
 PATHS = ("init_from", "pretrained", "data.root", "data.dir", "data.parts")
-# Fields that a second stage may leave empty, and those that are taken with a choice alone: another data set has others.
+# Fields that a second stage may leave empty, then fields that are inherited only together with a choice, because they
+# are specific to a data set.
 _TAKEN = (
     "data.dir", "data.height", "data.width", "data.val_share", "data.val_seed", "data.val_group", "augment.pad",
     "model.embed_dim", "model.pooling", "model.relu",
@@ -27,21 +29,21 @@ _TAKEN_WITH = {"data.name": ("data.root", "data.parts"), "model.backbone": ()}
 
 
 def leave_to_first_stage(config: ConfigDict) -> ConfigDict:
-    """Return a copy of a config whose data and network are empty, for `complete` to take them from config.init_from."""
+    """Return a copy of a config with data and network left empty, to be inherited from config.init_from."""
     config = copy.deepcopy(config)
     for field in (*_TAKEN_WITH, *_TAKEN):
         group, _, name = field.partition(".")
-        config[group][name] = placeholder(type(config[group][name]))  # keeps its type, for the command line
+        config[group][name] = placeholder(type(config[group][name]))  # keeps the type, for parsing overrides
     return config
 
 
 def complete(config: ConfigDict) -> ConfigDict:
-    """Return a copy of a config with home folders in place of `~` and the fields of its first stage filled in.
+    """Return a copy of a config with `~` expanded and empty fields inherited from the first stage.
 
-    A field that has a value keeps it, so that a complete config comes back as it is.
+    Fields that have a value keep it. Completing a complete config therefore changes nothing.
 
     Raises:
-        UserError: config.init_from is not given, or no workdir, where the config leaves data or network to it.
+        UserError: the config has empty fields, but config.init_from is empty or is not a workdir.
     """
     paths = {field: lookup(config, field) for field in PATHS}
     config = override(config, {f: os.path.expanduser(path) for f, path in paths.items() if path and path[0] == "~"})
@@ -66,11 +68,11 @@ def read_config(workdir: Path, field: str) -> ConfigDict:
     """Return the config that a run recorded in its workdir.
 
     Args:
-        workdir: of the run.
-        field: flag or field that names the workdir, for errors.
+        workdir: workdir of the run.
+        field: flag or field that names the workdir, for error messages.
 
     Raises:
-        UserError: there is no config.json, or one that holds no config of this version.
+        UserError: config.json is missing or does not contain a config of this version.
     """
     path = workdir / "config.json"
     try:
@@ -86,14 +88,14 @@ def read_config(workdir: Path, field: str) -> ConfigDict:
 
 
 def from_dict(recorded: dict[str, Any], origin: str) -> ConfigDict:
-    """Return the config that a nested dictionary recorded.
+    """Convert a recorded nested dictionary to a config.
 
     Args:
-        recorded: as `cacenet_jax.run.choices.to_dict` makes it; fields that it lacks have their defaults.
-        origin: file that it comes from, for errors.
+        recorded: nested dictionary, from `cacenet_jax.run.choices.to_dict`; absent fields take their defaults.
+        origin: file that it was read from, for error messages.
 
     Raises:
-        UserError: a field that this version does not have, or a value of another type.
+        UserError: a field does not exist in this version, or a value has the wrong type.
     """
     try:
         return override(paper(), dict(flatten(recorded)))

@@ -1,7 +1,7 @@
-"""Find the configs that come with the package, in a checkout and where it is installed.
+"""Lookup of the configs that ship with the package, in a checkout or an installation.
 
-`--config=configs/synthetic.py`, `--config=synthetic.py` and `--config=synthetic` all name one of them where the working
-folder has no such file; an argument after a colon is kept. Imports no jax.
+`--config=configs/synthetic.py`, `--config=synthetic.py` and `--config=synthetic` all refer to the same packaged config,
+unless the working directory contains a file of that name. An argument after a colon is kept. Does not import jax.
 """
 
 import os
@@ -12,25 +12,25 @@ _PACKAGE = Path(__file__).parents[1]
 
 
 def folder() -> Path:
-    """Folder of the package's configs: `configs/` of a checkout, cacenet_jax/configs where it is installed."""
+    """Return the folder of the package's configs: `configs` in a checkout, `cacenet_jax/configs` if installed."""
     checkout = _PACKAGE.parent
     return checkout / "configs" if (checkout / "pyproject.toml").is_file() else _PACKAGE / "configs"
 
 
 def names() -> list[str]:
-    """Names of the package's configs, without .py."""
+    """Return the names of the package's configs, without .py."""
     return sorted(path.stem for path in folder().glob("*.py") if path.stem != "__init__")
 
 
 def resolve(text: str) -> str:
-    """Find the file that --config names.
+    """Resolve the name of a packaged config to its path.
 
     Args:
         text: FILE or FILE:ARGUMENT.
 
     Returns:
-        The same text, or with the path of a config of the package for FILE, where there is no such file and FILE is the name
-        of one, with or without .py and a leading configs/.
+        `text`, with FILE replaced by the path of the packaged config of that name. The suffix .py and the prefix
+        configs/ are optional. If FILE exists or there is no config of that name, `text` is returned unchanged.
     """
     file, colon, argument = text.partition(":")
     path = PurePath(file)
@@ -40,7 +40,7 @@ def resolve(text: str) -> str:
 
 
 def resolve_flag(argv: Sequence[str]) -> list[str]:
-    """Apply `resolve` to the value of --config in a command line."""
+    """Apply `resolve` to the value of --config on a command line."""
     words = list(argv)
     for i, word in enumerate(words[1:], start=1):
         name, equals, value = word.partition("=")

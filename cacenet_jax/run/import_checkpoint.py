@@ -1,10 +1,10 @@
-"""--mode=import: a checkpoint of the authors' release (PyTorch) becomes a workdir that can be evaluated.
+"""--mode=import: conversion of the authors' released PyTorch checkpoint to a workdir that can be evaluated.
 
 python -m cacenet_jax.main --mode=import --config=configs/market1501.py:released --config.pretrained=FILE --workdir=DIR
 python -m cacenet_jax.main --mode=evaluate --workdir=DIR --config.data.root=DIR
 
-The file names every layer of the whole network, perhaps behind `module.`; the number of identities is that of its
-classifier. Their repository: https://github.com/TencentYoutuResearch/PersonReID-YouReID
+The file must contain every layer of the network; the prefix `module.` is allowed. The number of identities is taken
+from its classifier. Repository of the authors: https://github.com/TencentYoutuResearch/PersonReID-YouReID
 """
 
 from collections.abc import Mapping, Sequence
@@ -45,14 +45,14 @@ _LAYERS = {
     ("individual_head", "classifier", "kernel"): _CLASSIFIER,
     ("individual_head", "pair_classifier", "kernel"): "pair_fc_layer.2.weight",
 }
-_STEP = 1  # of the checkpoint: 0 stands for none
+_STEP = 1  # step of the imported checkpoint; 0 would mean no checkpoint
 
 
 def released_name(path: Sequence[str]) -> str:
-    """A parameter or running statistic of the released network to its name in the authors' state dict.
+    """Return the name of a parameter or running statistic in the authors' state dict.
 
     Args:
-        path: keys from the root of `params` or `batch_stats`, for example ("pair_graph", "y", "kernel").
+        path: keys from the root of `params` or `batch_stats`, such as ("pair_graph", "y", "kernel").
 
     Raises:
         UserError: the authors' network has no such layer.
@@ -68,18 +68,18 @@ def released_name(path: Sequence[str]) -> str:
 
 
 def released_variables(net: CACENet, arrays: Mapping[str, np.ndarray], there: str) -> dict[str, Any]:
-    """The variables of a network of the released recipe from the authors' state dict.
+    """Convert the authors' state dict to variables of a network of the released recipe.
 
     Args:
-        net: the network, with as many identities as the file.
-        arrays: name to array, as PyTorch lays them out.
-        there: what to call the file in an error.
+        net: network with as many identities as the file.
+        arrays: arrays by name, in PyTorch's layout.
+        there: name of the file, for error messages.
 
     Returns:
         `params` and `batch_stats`.
 
     Raises:
-        UserError: names all that is missing, not expected, of another shape or not a number.
+        UserError: arrays are missing, unexpected, of another shape, or not finite; all of them are listed.
     """
     images = jax.ShapeDtypeStruct((1, 64, 32, 3), jnp.float32)
     like = jax.eval_shape(lambda x: net.init(jax.random.key(0), x, train=False), images)
@@ -87,10 +87,10 @@ def released_variables(net: CACENet, arrays: Mapping[str, np.ndarray], there: st
 
 
 def identities(arrays: Mapping[str, np.ndarray], there: str) -> int:
-    """Training identities of a state dict.
+    """Return the number of training identities in a state dict.
 
     Raises:
-        UserError: it has no classifier where the release has it.
+        UserError: the state dict lacks the release's classifier.
     """
     kernels = [x for name, x in arrays.items() if name.removeprefix("module.") == _CLASSIFIER and x.ndim == 2]
     if not kernels:
@@ -102,18 +102,19 @@ def identities(arrays: Mapping[str, np.ndarray], there: str) -> int:
 
 
 def import_checkpoint(config: ConfigDict, workdir: str | Path) -> TrainState:
-    """Writes a checkpoint of the network in config.pretrained to a new workdir.
+    """Write the network in config.pretrained to a new workdir as a checkpoint.
 
     Args:
-        config: of the released recipe, with config.pretrained.
-        workdir: for the checkpoint; --mode=evaluate, visualize and export take it. It cannot be trained on, because no data
-            are known to belong to its classes, but a new run may start from it (config.init_from).
+        config: config of the released recipe, with config.pretrained set.
+        workdir: new workdir, for use with --mode=evaluate, visualize and export. Training cannot resume in it, because
+            the identities behind its classes are unknown, but a new run may start from it (config.init_from).
 
     Returns:
         The state that was written.
 
     Raises:
-        UserError: no file or one that does not fit, a workdir in use, or a config of another recipe.
+        UserError: the file is missing or does not match the network, the workdir is in use, or the config is of another
+            recipe.
     """
     workdir, config = Path(workdir).expanduser(), complete(config)
     validate(config)
@@ -125,7 +126,7 @@ def import_checkpoint(config: ConfigDict, workdir: str | Path) -> TrainState:
         raise UserError(f"config.model.backbone: found {name!r} with --mode=import, expected a ResNet; choose theirs")
     recorded = to_dict(config)
     check_workdir(workdir, recorded)
-    if (workdir / "checkpoints").is_dir():  # also of an import that was cut off
+    if (workdir / "checkpoints").is_dir():  # possibly left by an interrupted import
         checkpoints = Checkpoints(workdir, create=False)
         steps = checkpoints.steps()
         checkpoints.close()

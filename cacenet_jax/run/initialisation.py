@@ -1,4 +1,4 @@
-"""Initialisation of a run: published weights of its backbone, or the network of another workdir."""
+"""Initialisation of a run from published backbone weights or from the network of another workdir."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -23,21 +23,21 @@ from cacenet_jax.run.records import differences, effective
 from cacenet_jax.run.workdir import recorded_config, recorded_data
 from cacenet_jax.train_step import TrainState
 
-# Fields that make another image, another map or another f(I) of it, also where no parameter's shape tells; beside
-# data.options.
+# Prefixes of fields that change the feature maps or f(I) of a frozen network, even if no parameter changes its shape;
+# data.options are compared separately.
 _OF_WHAT_IS_KEPT = ("model.backbone", "model.backbone_fields.", "model.pooling")
-# Of an individual head that encodes pairs too: a pair stage's own, that a network without that stage lacks.
+# Classifier that some pair stages add to the individual head; other networks lack it.
 _PAIR_CLASSIFIER = "pair_classifier"
-_CHECKED = "data.options.check_counts"  # changes no record
-# Data sets made of another's images: whoever was trained on one has seen people of the other.
+_CHECKED = "data.options.check_counts"  # does not affect the records
+# Derived data set -> source data set. A network trained on one may have seen identities of the other.
 _MADE_OF = {"occluded_dukemtmc": "dukemtmc_reid"}
 
 
 def check(config: ConfigDict) -> None:
-    """Checks what a run starts from, before data are prepared and anything is compiled.
+    """Check the initial weights of a run, before data are prepared and anything is compiled.
 
     Raises:
-        UserError: what config.init_from or config.pretrained names is not there, or these weights do not fit.
+        UserError: config.init_from has no checkpoints, or config.pretrained is missing or does not match the backbone.
     """
     if config.init_from:
         _need_checkpoints(Path(config.init_from))
@@ -47,15 +47,15 @@ def check(config: ConfigDict) -> None:
 
 
 def initialise(config: ConfigDict, state: TrainState, data: dict[str, Any]) -> TrainState:
-    """Return a freshly initialised state with the parameters of config.init_from or config.pretrained in it.
+    """Return a state with parameters loaded from config.init_from or config.pretrained, if either is set.
 
     Args:
-        config: of this run.
-        state: freshly initialised.
-        data: training data, a `Subset.summary`.
+        config: config of this run.
+        state: randomly initialised state.
+        data: summary of the training data (`Subset.summary`).
 
     Raises:
-        UserError: there is nothing, it does not fit, or it was trained on this run's validation identities.
+        UserError: the source is missing, does not match, or was trained on this run's validation identities.
     """
     if config.init_from:
         return _from_run(config, state, data)
@@ -64,11 +64,11 @@ def initialise(config: ConfigDict, state: TrainState, data: dict[str, Any]) -> T
     return state
 
 
-# -- Published weights of the backbone ------------------------------------------------------------------------------------
+# -- Published weights of the backbone ---------------------------------------------------------------------------------
 
 
 def _read_weights(config: ConfigDict, like: dict[str, Any]) -> MatchedWeights:
-    with writer_first("pretrained"):  # one process downloads
+    with writer_first("pretrained"):  # only one process downloads
         network = experiment.read(config).network.build_backbone()
         return backbone.load(config.pretrained, network, like, config.model.backbone)
 
@@ -85,28 +85,28 @@ def _from_weights(config: ConfigDict, state: TrainState) -> TrainState:
 
 
 def _grouped(names: list[str]) -> list[str]:
-    """Counters as one, other names by their first part: `num_batches_tracked (53)`, `fc (2)`."""
+    """Count names by their first part, except counters by their last: `fc (2)`, `num_batches_tracked (53)`."""
     kinds = [name.rpartition(".")[2] if name.endswith("num_batches_tracked") else name.split(".")[0] for name in names]
     return [f"{kind} ({kinds.count(kind)})" for kind in dict.fromkeys(kinds)]
 
 
-# -- A network of ours ----------------------------------------------------------------------------------------------------
+# -- Network of another workdir ----------------------------------------------------------------------------------------
 
 
 def check_source(workdir: Path, config: dict[str, Any], data: dict[str, Any]) -> None:
-    """Checks that a run of this config, on this data, may begin from the network in a workdir.
+    """Check that a run with this config and training data may start from the network in a workdir.
 
-    A frozen network must make this run's maps and embeddings and know this run's training identities as its classes. Any
-    other may come from elsewhere, as long as neither it nor what it began from was trained on people of this run's data
-    set, where this run holds some of them out for validation.
+    A frozen network must have this run's backbone and pooling, and must have been trained on the same identities. If
+    the network is not frozen and this run holds out validation identities, then neither that network nor the networks
+    that it was initialised from may have been trained on other identities of the same data set.
 
     Args:
-        workdir: of the network.
-        config: of this run.
-        data: what is trained on, as `Subset.summary` gives it.
+        workdir: workdir of the network.
+        config: nested dictionary of this run's config.
+        data: summary of this run's training data (`Subset.summary`).
 
     Raises:
-        UserError: there is no such network, or it is one of those.
+        UserError: there are no checkpoints, or the network violates these conditions.
     """
     _need_checkpoints(workdir)
     if config["model"]["frozen"]:
@@ -137,7 +137,7 @@ def _need_checkpoints(workdir: Path) -> None:
 
 
 def _fields(workdir: Path) -> dict[str, Any]:
-    """Dotted fields of the run in a workdir; what it does not record is the default."""
+    """Return the dotted fields of the run in a workdir, with defaults for unrecorded fields."""
     return effective(recorded_config(workdir) or {})
 
 
@@ -146,7 +146,7 @@ def _origin(name: str) -> str:
 
 
 def _other_data(workdir: Path, config: dict[str, Any], data: dict[str, Any]) -> list[str]:
-    """List the differences of a workdir's training data from this run's; empty if the identities are the same."""
+    """Return the differences between a workdir's training data and this run's, empty if they are the same."""
     fields = [(d, d.split(":")[0]) for d in differences(recorded_config(workdir) or {}, config)]
     other = [d for d, f in fields if f == "data.name" or (f.startswith("data.options.") and f != _CHECKED)]
     recorded = recorded_data(workdir)
@@ -156,7 +156,7 @@ def _other_data(workdir: Path, config: dict[str, Any], data: dict[str, Any]) -> 
 
 
 def _lineage(workdir: Path) -> Iterator[Path]:
-    """A workdir, the one that its run began from, and so on, as far as they are still there."""
+    """Yield a workdir, the workdir that its run was initialised from, and so on, as long as they exist."""
     seen: set[Path] = set()
     while (workdir / "config.json").exists() and workdir.resolve() not in seen:
         seen.add(workdir.resolve())
@@ -168,17 +168,17 @@ def _lineage(workdir: Path) -> Iterator[Path]:
 
 
 class _Taken(NamedTuple):
-    """One collection of this network, filled from another; names are joined by '/'."""
+    """Collection of variables filled from another network; path components are joined by '/'."""
 
     tree: dict[str, Any]
-    parts: list[str]  # of the network, taken
+    parts: list[str]  # top-level modules in both networks
     new: list[str]
     unused: list[str]
     misfits: Mismatches
 
 
 def _take(ours: Any, theirs: Any, same_people: bool, frozen: bool) -> _Taken:
-    """Fills what both networks have; classifiers of other identities stay as they were initialised."""
+    """Copy the variables that both networks have; classifiers of other identities keep their initial values."""
     ours_flat, theirs_flat = traverse_util.flatten_dict(ours), traverse_util.flatten_dict(theirs)
     parts = [name for name in ours if name in theirs]
     new = [name for name in ours if name not in theirs]

@@ -17,7 +17,7 @@ class MetricWriter:
     """Writer of metrics to workdir/metrics.jsonl and to TensorBoard event files."""
 
     def __init__(self, workdir: Path, first_step: int):
-        """Open the files, removing lines past `first_step`, the checkpoint that the run resumes from."""
+        """Open the files and drop metrics recorded after `first_step`, the step that the run resumes from."""
         workdir.mkdir(parents=True, exist_ok=True)
         self._path = workdir / "metrics.jsonl"
         if self._path.exists():
@@ -29,7 +29,7 @@ class MetricWriter:
         self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1 if first_step else None)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Append the line {"step": step, name: value, ...}; a slash in a name groups it in TensorBoard."""
+        """Append the line {"step": step, name: value, ...}. A slash in a name creates a group in TensorBoard."""
         self._file.write(json.dumps({"step": step, **metrics}) + "\n")
         for name, value in metrics.items():
             self._board.add_scalar(name, value, step)
@@ -74,7 +74,7 @@ class Progress:
             self._bar = tqdm(total=last_step, initial=first_step, unit="step", dynamic_ncols=True)
 
     def update(self, step: int, metrics: Mapping[str, float]) -> float:
-        """Show the metrics of a step; returns the mean rate in images/s, compilation excluded."""
+        """Show the metrics of a step and return the mean rate in images/s, excluding compilation."""
         now = time.monotonic()
         rate = (step - self._first) * self._images / max(now - self._start, 1e-9)
         if not self._compiled:  # the first call includes compilation

@@ -1,4 +1,4 @@
-"""The config file of a mode without --config: the config.json of its workdir, which is the argument."""
+"""Config file used when --config is omitted: reads config.json from the workdir given as its argument."""
 
 from pathlib import Path
 
@@ -8,5 +8,5 @@ from cacenet_jax.run.completion import read_config
 
 
 def get_config(workdir: str) -> ConfigDict:
-    """Return the config that a run recorded in its workdir, every field open to an override."""
+    """Return the config recorded in a workdir; every field can be overridden."""
     return read_config(Path(workdir).expanduser(), "--workdir")

@@ -1,4 +1,4 @@
-"""Recorded configs compared: the fields in which two runs differ."""
+"""Comparison of recorded configs."""
 
 import json
 from typing import Any
@@ -7,7 +7,7 @@ from cacenet_jax import experiment
 from cacenet_jax.config import paper
 from cacenet_jax.run.choices import CHOICES, flatten, to_dict
 
-# Fields that may change when a run resumes: where things are, how often they are reported, how they are computed and scored.
+# Fields that may change when a run resumes: paths, intervals, parallelism, memory limits, evaluation and output.
 MAY_CHANGE_ON_RESUME = (
     "eval", "devices", "parallel", "log_every", "checkpoint_every", "data.root", "data.dir", "data.parts",
     "data.workers",
@@ -16,13 +16,13 @@ MAY_CHANGE_ON_RESUME = (
 
 
 def effective(config: dict[str, Any]) -> dict[str, Any]:
-    """Return the dotted fields of a config as JSON keeps them, with the defaults of what it leaves out.
+    """Return the dotted fields of a config as JSON values, including the defaults of absent fields.
 
-    Two configs of one experiment have equal effective fields, also where only one of them spells out a default.
+    Two configs of the same experiment have equal effective fields, even if only one of them spells out a default.
 
     Args:
-        config: nested, as `to_dict` gives it or config.json holds it. A field that an earlier version did not record takes
-            its default, which is what that version did.
+        config: nested dictionary, from `to_dict` or config.json. Fields that an earlier version did not record take
+            their defaults, which reproduce the behaviour of that version.
     """
     given = dict(flatten(config))
     flat = dict(flatten(to_dict(paper()))) | given
@@ -32,13 +32,13 @@ def effective(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def differences(recorded: dict[str, Any], current: dict[str, Any]) -> list[str]:
-    """Return `field: recorded -> current` of each field that makes two runs different ones.
+    """Return `field: recorded -> current` for each field that makes two runs different experiments.
 
-    Fields of a choice are compared where the choice is the same.
+    Fields that belong to a choice are compared only if both configs make the same choice.
 
     Args:
-        recorded: nested, from config.json.
-        current: nested, of this run.
+        recorded: nested dictionary from config.json.
+        current: nested dictionary of the current config.
     """
     old, new = effective(recorded), effective(current)
     ignored = [*MAY_CHANGE_ON_RESUME, *(fields for choice, fields in CHOICES.items() if old[choice] != new[choice])]

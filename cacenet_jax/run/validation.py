@@ -1,4 +1,4 @@
-"""The check that a config can be run: every impossible value is reported, one line a field, before anything is started."""
+"""Validation of a config before a run starts; all mistakes are reported together, one line per field."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -35,22 +35,22 @@ _SHARES_BELOW_1 = ("model.dropout", "loss.label_smoothing", "data.val_share")
 
 
 def validate(config: ConfigDict, source: Callable[[str], str] | None = None) -> None:
-    """Checks every field of a config.
+    """Check every field of a config.
 
     Args:
-        config: complete (`cacenet_jax.run.completion`).
-        source: dotted field to what set it, a config file or the command line; None where that is not known.
+        config: complete config (`cacenet_jax.run.completion`).
+        source: function that returns where a dotted field was set, a config file or the command line; None if unknown.
 
     Raises:
-        UserError: the mistakes, one line a field.
+        UserError: the config has mistakes; the message has one line per field.
     """
-    mistakes = dict(_mistakes(config, source or (lambda field: "")))  # the first of a field
+    mistakes = dict(_mistakes(config, source or (lambda field: "")))  # keeps the last mistake of each field
     if mistakes:
         raise UserError("\n".join(mistakes.values()))
 
 
 def _mistakes(config: ConfigDict, source: Callable[[str], str]) -> Iterator[tuple[str, str]]:
-    """Yields (field, line)."""
+    """Yield (field, error line) for each mistake."""
     yield from _values(config)
     yield from _together(config)
     yield from _own_fields(config, source)
@@ -61,7 +61,7 @@ def _line(config: ConfigDict, field: str, expected: str, remedy: str) -> tuple[s
 
 
 def _values(config: ConfigDict) -> Iterator[tuple[str, str]]:
-    """Mistakes that one value shows by itself."""
+    """Yield mistakes in single values."""
     for field, allowed in _CHOICES.items():
         if lookup(config, field) not in allowed:
             yield _line(config, field, "one of " + ", ".join(allowed), "choose one of them")
@@ -84,7 +84,7 @@ def _values(config: ConfigDict) -> Iterator[tuple[str, str]]:
 
 
 def _together(config: ConfigDict) -> Iterator[tuple[str, str]]:
-    """Mistakes that several fields make together."""
+    """Yield conflicts between fields."""
     data, evaluation, frozen = config.data, config.eval, config.model.frozen
 
     def need(allowed: bool, field: str, expected: str, remedy: str) -> Iterator[tuple[str, str]]:
@@ -118,7 +118,7 @@ def _together(config: ConfigDict) -> Iterator[tuple[str, str]]:
 
 
 def _own_fields(config: ConfigDict, source: Callable[[str], str]) -> Iterator[tuple[str, str]]:
-    """Mistakes in a choice, or in the fields that it has and the others have not."""
+    """Yield mistakes in choices and in their additional fields."""
     checks = {
         "data.name": lambda name, fields: builder_class(name).complete_options(fields),
         "model.backbone": _check_backbone,
@@ -150,7 +150,7 @@ def _check_pair_stage(name: str, fields: dict[str, Any]) -> None:
 
 
 def _error(check: Callable[[str, dict[str, Any]], Any], name: str, fields: dict[str, Any]) -> str:
-    """The message of a check that fails; nothing of one that does not."""
+    """Return the error message of a check, or an empty string if it passes."""
     try:
         check(name, fields)
     except UserError as error:

@@ -1,4 +1,4 @@
-"""The folder of a run, bound to one config (config.json) and one training set (data.json)."""
+"""Workdir of a run, bound to one config (config.json) and one training set (data.json)."""
 
 import json
 import os
@@ -12,17 +12,18 @@ from cacenet_jax.distributed.processes import barrier, exchange, is_writer
 from cacenet_jax.errors import UserError
 from cacenet_jax.run.records import differences
 
-SHARED_S = 60.0  # longest delay after which a network file system shows a new file
+SHARED_S = 60.0  # maximum delay for a new file to appear on a network file system
 
-# Fields of config.model that change no parameter's meaning: evaluation may choose them anew.
+# Fields of config.model that do not affect the meaning of any parameter; evaluation may override them.
 _MAY_CHANGE_AFTER_TRAINING = ("model.pair_memory_mib", "model.dtype")
 
 
 def check_workdir(workdir: Path, config: dict[str, Any]) -> None:
-    """Check that a run with this config can start or resume in a workdir; writes nothing.
+    """Check that a run with this config can start or resume in a workdir, without writing anything.
 
     Raises:
-        UserError: the folder cannot be written, or belongs to another config, whose differing fields are named.
+        UserError: the folder is not writable, contains checkpoints without a config, or belongs to a run with another
+            config; in the last case the differing fields are listed.
     """
     existing = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
@@ -38,15 +39,15 @@ def check_workdir(workdir: Path, config: dict[str, Any]) -> None:
 
 
 def check_network(workdir: Path, config: dict[str, Any], scoring_fields: Collection[str] = ()) -> None:
-    """Check that this config describes the network that was trained in a workdir.
+    """Check that a config describes the network trained in a workdir.
 
     Args:
         workdir: folder of the run.
-        config: the config.
-        scoring_fields: fields of config.model.pair that evaluation may choose anew (`PairStage.scoring_fields`).
+        config: nested dictionary of the config.
+        scoring_fields: fields of config.model.pair that evaluation may override (`PairStage.scoring_fields`).
 
     Raises:
-        UserError: it describes another one.
+        UserError: the config describes another network.
     """
     may_change = {*_MAY_CHANGE_AFTER_TRAINING, *(f"model.pair.{field}" for field in scoring_fields)}
     changed = differences(recorded_config(workdir) or {}, config)
@@ -55,9 +56,9 @@ def check_network(workdir: Path, config: dict[str, Any], scoring_fields: Collect
 
 
 def claim_workdir(workdir: Path, config: dict[str, Any], data: dict[str, Any]) -> None:
-    """Bind a workdir to a config and a training set, after `check_workdir`.
+    """Bind a workdir to a config and a training set. Call `check_workdir` first.
 
-    Process 0 writes config.json and data.json; the others wait and check that they see the same folder.
+    Process 0 writes config.json and data.json; the other processes wait and check that they see the same folder.
 
     Args:
         workdir: folder of the run.
@@ -65,8 +66,8 @@ def claim_workdir(workdir: Path, config: dict[str, Any], data: dict[str, Any]) -
         data: summary of the training set (`Subset.summary`).
 
     Raises:
-        UserError: the run was started on other data, whose identities its classes stand for; or this process does not
-            see the folder that process 0 writes to.
+        UserError: the run was started on other training data, whose identities define its classes, or this process does
+            not see the folder that process 0 writes to.
     """
     _check_shared(workdir)
     if not is_writer():
@@ -86,7 +87,7 @@ def claim_workdir(workdir: Path, config: dict[str, Any], data: dict[str, Any]) -
 
 
 def _check_shared(workdir: Path) -> None:
-    """Raise UserError unless this process sees a marker file, unique to this run, that process 0 writes."""
+    """Raise UserError unless this process sees a uniquely named marker file written by process 0."""
     marker = workdir / exchange("marker", f".shared.{uuid.uuid4().hex}")[0]
     if is_writer():
         workdir.mkdir(parents=True, exist_ok=True)
@@ -117,7 +118,7 @@ def recorded_data(workdir: Path) -> dict[str, Any] | None:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """Read a JSON file of a run; returns None if it does not exist.
+    """Read a JSON file of a run, or return None if it does not exist.
 
     Raises:
         UserError: the file is not valid JSON.

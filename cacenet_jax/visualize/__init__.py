@@ -1,5 +1,5 @@
-"""Figures of a trained network: the paper's figures 4, 5 and 6, and one page that shows why two images match.
+"""Figures of a trained network: the paper's figures 4, 5 and 6, and an HTML page that shows why two images match.
 
-The figures are functions from arrays to a matplotlib Figure, without global state, for notebooks too; `report.visualize`
-is the mode of the command line.
+Each figure is a function from arrays to a matplotlib Figure, without global state, so it can also be used in notebooks.
+`report.visualize` implements --mode=visualize.
 """

@@ -1,6 +1,6 @@
-"""The ranked list of any query of a trained network, for notebooks.
+"""Ranked lists of individual queries, for notebooks.
 
-Legend: L places of a list.
+Legend: L length of a ranked list.
 """
 
 from collections.abc import Mapping
@@ -21,13 +21,13 @@ from cacenet_jax.visualize.ranked_lists import ShownList, figure
 
 
 class Ranked(NamedTuple):
-    """The test split of a data set, ranked.
+    """Rankings of the test split of a data set.
 
     Attributes:
-        settings: data and network are read.
+        settings: experiment settings.
         query: query images.
         gallery: gallery images.
-        lists: by name, "individual" and, with the pair stage, "conditional" and "mixed".
+        lists: ranked lists by name: "individual" and, with a pair stage, "conditional" and "mixed".
     """
 
     settings: Experiment
@@ -37,11 +37,11 @@ class Ranked(NamedTuple):
 
 
 def rank(trained: Trained, length: int = 10) -> Ranked:
-    """Rank the gallery of the test split for every query, as the evaluation does.
+    """Rank the gallery of the test split for every query, as in the evaluation.
 
     Args:
         trained: network and data, from `cacenet_jax.train.load`.
-        length: L.
+        length: L, length of the ranked lists.
     """
     query, gallery = (all_records(open_split(trained.prepared, split)) for split in ("query", "gallery"))
     lists = ranked_lists(*describe(trained.settings, trained.net, trained.state, query, gallery), length)
@@ -49,15 +49,15 @@ def rank(trained: Trained, length: int = 10) -> Ranked:
 
 
 def ranked_list(ranked: Ranked, query: int, *names: str) -> Figure:
-    """The query and the first places of its lists, as figure 6 draws them.
+    """Draw a query and its ranked lists as in figure 6.
 
     Args:
         ranked: from `rank`.
-        query: position among the queries, from 0.
-        names: of rankings; all that there are where none is given.
+        query: index of the query, starting at 0.
+        *names: names of rankings; all rankings if omitted.
 
     Raises:
-        UserError: no such query or ranking.
+        UserError: unknown query or ranking.
     """
     count, known = len(ranked.query.pids), tuple(ranked.lists)
     if not 0 <= query < count:

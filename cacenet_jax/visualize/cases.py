@@ -1,4 +1,4 @@
-"""One query with its lists, its maps and its correspondences."""
+"""Figures of a single query: ranked lists, maps and correspondences."""
 
 from typing import Any, NamedTuple
 
@@ -16,16 +16,16 @@ from cacenet_jax.visualize.network import compare, cosine, look
 from cacenet_jax.visualize.page import Case
 from cacenet_jax.visualize.style import png
 
-_RIGHT, _WRONG = 2, 3  # gallery images that figure 4 compares; figure 5 the first of the right and two of the wrong
+_RIGHT, _WRONG = 2, 3  # numbers of gallery images in figure 4; figure 5 shows one correct and two wrong
 
 
 class Rankings(NamedTuple):
-    """The two rankings that are compared.
+    """Rankings before and after re-scoring.
 
     Attributes:
-        before: the individual one.
-        after: the re-scored one.
-        name: of the re-scored one.
+        before: individual ranking.
+        after: re-scored ranking.
+        name: name of the re-scored ranking.
     """
 
     before: RankedLists
@@ -34,15 +34,15 @@ class Rankings(NamedTuple):
 
 
 class Source(NamedTuple):
-    """A ranked test split and the network that ranked it: all that a case needs.
+    """A ranked test split and the network that ranked it.
 
     Attributes:
-        settings: data, network, evaluation and visualization are read.
-        net: a network with the pair stage.
+        settings: experiment settings.
+        net: a network with a pair stage.
         variables: its parameters and statistics.
         query: query images.
         gallery: gallery images.
-        rankings: of all queries.
+        rankings: rankings for all queries.
     """
 
     settings: Experiment
@@ -54,7 +54,7 @@ class Source(NamedTuple):
 
 
 def draw(source: Source, q: int) -> Case:
-    """All figures of query number q."""
+    """Draw all figures of the query at index q."""
     settings, query, gallery, rankings = source.settings, source.query, source.gallery, source.rankings
     pid, camid = int(query.pids[q]), int(query.camids[q])
     before_L, after_L = (ranking.order_QL[q] for ranking in (rankings.before, rankings.after))
@@ -93,7 +93,7 @@ def draw(source: Source, q: int) -> Case:
 
 
 def read(settings: Experiment, subset: Subset, positions: Int[np.ndarray, "n"]) -> UInt8[np.ndarray, "n H W C"]:
-    """Return images of a subset at the network's size, with part labels as a fourth channel where the network needs them."""
+    """Load images of a subset at the network's input size, with part labels as a fourth channel if needed."""
     some = subset._replace(indices=subset.indices[positions])
     size = {"height": settings.data.height, "width": settings.data.width, "batch_size": len(positions)}
     return next(evaluation_batches(some, **size, parts=settings.part_labels()))[0]
@@ -107,18 +107,21 @@ def compared(
     camid: int,
     camera_filter: bool,
 ) -> Int[np.ndarray, "n"]:
-    """Gallery images that a query is looked at together with: the best ranked of its person, then look-alikes.
+    """Select the gallery images to compare with a query: correct matches first, then look-alikes.
 
-    Two of the query's person, and the best ranked image of each of the three other people that come first. Where the list
-    holds none of its person, the first of the gallery stands in.
+    These are the two highest-ranked images of the query's identity and the highest-ranked image of each of the first
+    three other identities. If the list contains no correct match, the first match in the gallery is used instead.
 
     Args:
-        order_L: the query's individual ranking, -1 past its end.
-        gallery_pids: identities.
-        gallery_camids: cameras.
-        pid: the query's identity.
-        camid: the query's camera.
-        camera_filter: whether images of its person by its camera are left out.
+        order_L: individual ranking of the query, padded with -1.
+        gallery_pids: gallery identities.
+        gallery_camids: gallery cameras.
+        pid: identity of the query.
+        camid: camera of the query.
+        camera_filter: exclude gallery images of the query's identity taken by its camera.
+
+    Returns:
+        Indices of gallery images.
     """
     order_L = order_L[order_L >= 0]
     own_L = gallery_pids[order_L] == pid

@@ -1,4 +1,4 @@
-"""Figure 5: the strongest correspondences of two images, by similarity and as learned, as lines.
+"""Figure 5: lines between the strongest correspondences of two images, both by similarity and as learned.
 
 Legend: N and M positions of two maps of h x w positions, L lines, P pairs of images.
 """
@@ -19,12 +19,12 @@ Grid = tuple[int, int]
 
 
 class Lines(NamedTuple):
-    """The chosen correspondences, the strongest first.
+    """Selected correspondences, strongest first.
 
     Attributes:
         from_L: positions in u, row-major.
-        to_L: positions in v.
-        strength_L: of each, positive.
+        to_L: positions in v, row-major.
+        strength_L: strengths, positive.
     """
 
     from_L: np.ndarray
@@ -37,10 +37,10 @@ class ComparedPair(NamedTuple):
 
     Attributes:
         picture_HW3: the gallery image.
-        right: whether it shows the query's person.
-        caption: a line below the mark, for example its ranks.
-        similar: by similarity.
-        learned: by the network's graph.
+        right: True if it shows the query's identity.
+        caption: text below the mark, for example the ranks.
+        similar: correspondences by similarity.
+        learned: correspondences in the network's graph.
     """
 
     picture_HW3: UInt8[np.ndarray, "H W 3"]
@@ -51,7 +51,7 @@ class ComparedPair(NamedTuple):
 
 
 def most_similar(cosine_NM: Float[np.ndarray, "N M"]) -> Float[np.ndarray, "N M"]:
-    """Keeps, in each row, the highest cosine: each position of u with its most similar position of v (section 3.3)."""
+    """Keep only the highest cosine in each row, matching each position of u to the most similar of v (section 3.3)."""
     best_N = cosine_NM.argmax(axis=1)
     kept_NM = np.zeros_like(cosine_NM)
     rows = np.arange(len(cosine_NM))
@@ -60,16 +60,16 @@ def most_similar(cosine_NM: Float[np.ndarray, "N M"]) -> Float[np.ndarray, "N M"
 
 
 def strongest(affinity_NM: Float[np.ndarray, "N M"], count: int, grid: Grid) -> Lines:
-    """The strongest positive correspondences whose ends are spread over both images.
+    """Select the strongest positive correspondences, with endpoints spread over both images.
 
-    The strongest comes first; another is taken if its ends are `apart` positions or more, in rows or in columns, from the
-    ends of those taken before: 1 (no position twice) on maps of fewer than 16 rows, then one more every 8 rows. Of equal
-    ones the first in row-major order.
+    Correspondences are considered in order of decreasing strength, with ties in row-major order. Each is selected if
+    both its endpoints are at least max(rows // 8, 1) rows or columns away from those already selected. On maps of fewer
+    than 16 rows, this only means that no position is used twice.
 
     Args:
         affinity_NM: strength of every pair of positions.
-        count: lines at most.
-        grid: rows and columns of both maps.
+        count: maximum number of lines.
+        grid: numbers of rows and columns of both maps.
     """
     apart = max(grid[0] // 8, 1)
     flat = np.argsort(-affinity_NM, axis=None, kind="stable")
@@ -89,15 +89,15 @@ def strongest(affinity_NM: Float[np.ndarray, "N M"], count: int, grid: Grid) -> 
 def figure(
     query_HW3: UInt8[np.ndarray, "H W 3"], pairs: Sequence[ComparedPair], grid: Grid, learned_name: str
 ) -> Figure:
-    """Above the lines by similarity, below the learned ones; a column for each pair of images.
+    """Draw one column per pair of images, with correspondences by similarity above and learned ones below.
 
-    The widest and most opaque line of a panel is its strongest, the thinnest its weakest.
+    Within each panel, stronger lines are wider and more opaque.
 
     Args:
         query_HW3: the query.
         pairs: P gallery images with their lines.
-        grid: rows and columns of the maps.
-        learned_name: what the learned side is, for its label.
+        grid: numbers of rows and columns of the maps.
+        learned_name: label of the learned correspondences.
     """
     label, between, middle = 0.3, 0.3, 0.22
     wide = (WIDTH - label - between * len(pairs)) / (2 * len(pairs)) - middle / 2
@@ -121,7 +121,7 @@ def figure(
 
 
 def _draw(panel_u: Axes, panel_v: Axes, lines: Lines, grid: Grid, shape: tuple[int, ...]) -> None:
-    """Lines between two panels of images of the given shape."""
+    """Draw lines between two panels that show images of the given shape."""
     if not len(lines.from_L):
         panel_u.text(0.5, 0.5, "none", transform=panel_u.transAxes, ha="center", fontsize=FONT + 1,
                      bbox={"facecolor": "white", "edgecolor": "none"})  # fmt: skip
@@ -130,7 +130,7 @@ def _draw(panel_u: Axes, panel_v: Axes, lines: Lines, grid: Grid, shape: tuple[i
     weakest, span = lines.strength_L.min(), np.ptp(lines.strength_L)
     for u, v, strength in zip(*lines):
         share = (strength - weakest) / span if span > 0 else 1.0
-        # Moved within its cell by its column, so that lines of one row of positions do not lie on each other.
+        # Offset each end within its cell according to its column, to keep lines of the same row from overlapping.
         aside = 0.6 * ((u % grid[1] + 0.5) / grid[1] - 0.5)
         ends = [(np.array([i % grid[1] + 0.5, i // grid[1] + 0.5 + aside])) * cell_2 - 0.5 for i in (u, v)]
         dark = patheffects.withStroke(linewidth=1.3 + 1.5 * share, foreground="black", alpha=0.3 + 0.4 * share)

@@ -1,4 +1,4 @@
-"""Figure 4: what the conditional map of a query makes of its positions, given different gallery images.
+"""Figure 4: conditional maps of a query given different gallery images.
 
 Legend: H x W pixels, h x w positions of a map, G gallery images.
 """
@@ -16,14 +16,14 @@ from matplotlib.ticker import MaxNLocator
 
 from cacenet_jax.visualize.style import COLOURS, FONT, MARKS, WIDTH, Sheet
 
-NORMS, DIFFERENCES = "viridis", "PuOr"  # both safe for colour-blind people
+NORMS, DIFFERENCES = "viridis", "PuOr"  # both colour-blind safe
 _OPACITY = 0.7
 
 
 def overlay(
     picture_HW3: UInt8[np.ndarray, "H W 3"], value_hw: Float[np.ndarray, "h w"], scale: Normalize, colours: str
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """The values of a map in colour on a grey picture of full contrast, interpolated between the centres of positions."""
+    """Overlay a map in colour on a contrast-stretched grey image, interpolating between the centres of positions."""
     height, width = picture_HW3.shape[:2]
     large_HW = cv2.resize(value_hw.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
     colour_HW3 = colormaps[colours](scale(large_HW))[..., :3] * 255
@@ -41,17 +41,17 @@ def figure(
     right_G: Bool[np.ndarray, "G"],
     captions: Sequence[str],
 ) -> Figure:
-    """One query: its own map, then, for each gallery image, its conditional map and what that adds to their mean.
+    """Draw a query's own map and, for each gallery image, its conditional map and the deviation from their mean.
 
-    All norms share one scale, and so do all differences.
+    All norms share one colour scale, and all differences share another.
 
     Args:
         query_HW3: the query.
-        own_hw: L2 norm of each position of its own map.
+        own_hw: L2 norm of each position of the query's own map.
         gallery_GHW3: gallery images.
-        given_Ghw: L2 norm of each position of the query's conditional map given each of them.
-        right_G: whether they show the query's person.
-        captions: a line for each, for example its ranks.
+        given_Ghw: L2 norm of each position of the query's conditional map given each gallery image.
+        right_G: True for gallery images of the query's identity.
+        captions: text for each gallery image, for example its ranks.
 
     Source: paper, figure 4 and section 4.3.1.
     """
@@ -64,7 +64,7 @@ def figure(
     place = lambda column, row: (label + column * (wide + gap), top + row * step, wide, tall)
     mean_hw = given_Ghw.mean(axis=0)
     away_Ghw = given_Ghw - mean_hw
-    # Rounding must not look like a difference where a rule gives every gallery image the same map.
+    # Avoid magnifying rounding errors when a rule gives the same map for every gallery image.
     most = max(float(np.abs(away_Ghw).max()), 1e-4 * float(given_Ghw.max()), 1e-12)
     norms = Normalize(float(min(own_hw.min(), given_Ghw.min())), float(max(own_hw.max(), given_Ghw.max())))
     differences = Normalize(-most, most)

@@ -1,4 +1,4 @@
-"""The page of the figures: one file of HTML with everything in it, for any browser, offline, wide or narrow."""
+"""HTML report of the figures: a self-contained, responsive page that works offline."""
 
 import base64
 from collections.abc import Sequence
@@ -14,17 +14,17 @@ from cacenet_jax.visualize.style import MARKS, RIGHT, WRONG, webp
 
 
 class Case(NamedTuple):
-    """One query.
+    """A query and its figures.
 
     Attributes:
-        name: of its record.
-        camera: of its record, -1 where unknown.
-        query_HW3: the image.
-        lists: its ranking before and after re-scoring.
-        grid: rows and columns of its map.
+        name: name of the query's record.
+        camera: camera of the query, -1 if unknown.
+        query_HW3: the query image.
+        lists: ranked lists before and after re-scoring.
+        grid: numbers of rows and columns of the map.
         maps_png: figure 4; None for a network without a graph convolution.
         lines_png: figure 5.
-        lists_png: figure 6, which the page shows as text and images instead.
+        lists_png: figure 6; the page renders it in HTML instead.
     """
 
     name: str
@@ -38,15 +38,15 @@ class Case(NamedTuple):
 
 
 class Facts(NamedTuple):
-    """Facts about the run, for the page.
+    """Information about the run shown on the page.
 
     Attributes:
         data: name of the data set.
-        step: of the checkpoint.
+        step: step of the checkpoint.
         ranking: name of the re-scored ranking.
-        distance: description of the distance that it ranks by.
-        top_k: images of a query that are re-scored.
-        camera_filter: whether images of the query's person by its camera are left out.
+        distance: description of the distance used by the re-scored ranking.
+        top_k: number of re-scored images per query.
+        camera_filter: True if gallery images of the query's identity taken by its camera are excluded.
         learned: name of the network's correspondences.
     """
 
@@ -59,7 +59,7 @@ class Facts(NamedTuple):
     learned: str
 
 
-_THUMBNAIL = 160  # pixels high, twice what they are shown at on most screens
+_THUMBNAIL = 160  # height in pixels, about twice the display size on most screens
 _STYLE = f"""
 :root {{ color-scheme: light; }}
 body {{ margin: 0 auto; max-width: 62rem; padding: 0 1rem 3rem; background: #fff; color: #222;
@@ -83,16 +83,16 @@ li img, .query img {{ display: block; width: 100%; height: auto; box-sizing: bor
 
 
 def html(cases: Sequence[Case], change: Change, facts: Facts, results: dict[str, Any] | None) -> str:
-    """The page.
+    """Render the page.
 
     Args:
-        cases: the queries, in the order of their sections.
-        change: what re-scoring did to all queries.
-        facts: about the run.
-        results: what results.json holds, for the table; None for none.
+        cases: queries to show, one section each, in this order.
+        change: effect of re-scoring on all queries.
+        facts: information about the run.
+        results: contents of results.json, for the table; None if there is no such file.
 
     Returns:
-        HTML that refers to nothing outside of itself.
+        HTML without external references.
     """
     sections = "\n".join(_section(number, case, facts) for number, case in enumerate(cases, start=1))
     title = f"Why two images match: {facts.data}"
@@ -197,7 +197,7 @@ def _table(results: dict[str, Any] | None) -> str:
 
 
 def _of_the_table(results: dict[str, Any]) -> str:
-    """Describe the evaluation of the table, which may be of another step or mix than the rest of the page."""
+    """Describe the evaluation in the table, whose step or mix may differ from the rest of the page."""
     known = [f"{words} {results[key]}" for key, words in (("step", "step"), ("mix", "mix")) if key in results]
     known += [f"{results[key]} {words}" for key, words in (("num_query", "queries"), ("num_gallery", "gallery images"))]
     return f'<p class="note">The last evaluation: {escape(", ".join(known))}.</p>'

@@ -1,6 +1,6 @@
-"""Figure 6: ranked lists, individual and re-scored, of the queries whose average precision changed most.
+"""Figure 6: individual and re-scored ranked lists of the queries whose average precision changed most.
 
-Legend: Q queries, L places of a list.
+Legend: Q queries, L length of a ranked list.
 """
 
 from collections.abc import Sequence
@@ -17,10 +17,10 @@ class Change(NamedTuple):
     """Effect of re-scoring on all queries.
 
     Attributes:
-        better: queries whose average precision rose.
-        worse: queries whose average precision fell.
-        same: the others that have a match.
-        mean: mean change, a fraction of 1.
+        better: number of queries whose average precision rose.
+        worse: number of queries whose average precision fell.
+        same: number of queries with a match whose average precision did not change.
+        mean: mean change of average precision, as a fraction.
     """
 
     better: int
@@ -30,13 +30,13 @@ class Change(NamedTuple):
 
 
 class ShownList(NamedTuple):
-    """A list of one query, ready to be drawn.
+    """A ranked list of one query, ready to draw.
 
     Attributes:
-        name: of the ranking.
-        ap: its average precision.
-        pictures: of the first places.
-        right_L: which of them show the query's person.
+        name: name of the ranking.
+        ap: average precision of the ranking for this query.
+        pictures: the highest-ranked gallery images.
+        right_L: True for images of the query's identity.
     """
 
     name: str
@@ -48,16 +48,19 @@ class ShownList(NamedTuple):
 def changed(
     before_Q: Float[np.ndarray, "Q"], after_Q: Float[np.ndarray, "Q"], count: int
 ) -> tuple[Int[np.ndarray, "n"], Change]:
-    """The queries whose average precision changed most, and what happened to all.
+    """Select the queries whose average precision changed most, and summarise the change over all queries.
 
-    Half of them, rounded up, are those that gained most, the rest those that lost most; where one side has too few, the
-    other fills up, and unchanged queries come last. Gains come first, on each side the largest change first, equal changes
-    in the order of the queries.
+    Half of the selection (rounded up) are the largest gains, the rest the largest losses. If either group is too small,
+    the other one makes up the difference, then unchanged queries do. The order is gains, losses, unchanged queries.
+    Gains and losses are sorted by the size of the change, with ties in query order.
 
     Args:
-        before_Q: average precision of the individual ranking, NaN where a query has no match.
-        after_Q: of the re-scored ranking.
-        count: queries to choose; all that have a match where there are fewer.
+        before_Q: average precision of the individual ranking, NaN for a query without a match.
+        after_Q: average precision of the re-scored ranking.
+        count: number of queries to select; all queries with a match if there are fewer.
+
+    Returns:
+        Indices of the selected queries, and the summary.
     """
     gain_Q = after_Q - before_Q
     valid = np.flatnonzero(~np.isnan(gain_Q))
@@ -73,9 +76,9 @@ def changed(
 
 
 def figure(query_HW3: UInt8[np.ndarray, "H W 3"], lists: Sequence[ShownList]) -> Figure:
-    """A query and its lists, one below the other; right and wrong differ in colour, frame and mark.
+    """Draw a query and its ranked lists, one below the other, marking matches by colour, frame and symbol.
 
-    With more than ten places or so it is wider than the other figures.
+    Lists of more than about ten images make the figure wider than the others.
     """
     length = max(len(shown.right_L) for shown in lists)
     label, gap, start = 0.05, 0.1, 0.95

@@ -1,6 +1,6 @@
-"""--mode=visualize: from the checkpoint of a workdir to WORKDIR/figures, the figures and one page.
+"""--mode=visualize: figures and an HTML report from the checkpoint of a workdir, written to WORKDIR/figures.
 
-The whole gallery is ranked as in the evaluation; maps are computed again for the few images that are shown.
+The full gallery is ranked as in the evaluation. Maps are recomputed only for the images shown.
 """
 
 import json
@@ -22,17 +22,18 @@ from cacenet_jax.visualize.ranked_lists import changed
 
 
 def visualize(config: ConfigDict, workdir: str | Path) -> Path:
-    """Writes figure4_*.png, figure5_*.png, figure6_*.png and report.html into WORKDIR/figures.
+    """Write figure4_*.png, figure5_*.png, figure6_*.png and report.html to WORKDIR/figures.
 
     Args:
-        config: the config of the run; eval, visualize and the data set may differ.
-        workdir: of a run that has a checkpoint.
+        config: config of the run; the eval and visualize fields and the data set may differ.
+        workdir: workdir with a checkpoint.
 
     Returns:
-        The page.
+        Path of report.html.
 
     Raises:
-        UserError: a network without the pair stage, several processes, or as in `cacenet_jax.train.load`.
+        UserError: the network has no pair stage, config.eval.data is set, the figures folder is not writable, there are
+            several processes, or `cacenet_jax.train.load` raises it.
     """
     if config.model.pair_stage == NO_PAIR_STAGE:
         raise UserError(
@@ -88,7 +89,7 @@ def _facts(settings: Experiment, step: int, ranking: str, num_gallery: int, titl
 
 
 def _folder(workdir: Path) -> Path:
-    """Create the folder of the figures and check that it is writable, before anything is ranked."""
+    """Create the figures folder and check that it is writable, before the expensive ranking."""
     folder = workdir / "figures"
     try:
         folder.mkdir(exist_ok=True)
@@ -102,7 +103,7 @@ def _folder(workdir: Path) -> Path:
 
 
 def _results(workdir: Path) -> dict[str, Any] | None:
-    """Read the results of the last evaluation; None without one."""
+    """Read the results of the last evaluation, or return None if there are none."""
     try:
         return json.loads((workdir / "results.json").read_text())
     except (OSError, ValueError):

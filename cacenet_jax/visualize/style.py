@@ -1,7 +1,7 @@
-"""Shared style of the figures: colours that colour-blind readers can distinguish, sizes in inches, PNG encoding.
+"""Shared figure style: colour-blind-safe colours, layout in inches, and image encoding.
 
-Right and wrong differ in colour (bluish green and vermillion of Okabe and Ito, "Color Universal Design", 2008), in the line
-of the frame and in a mark. Figures are at most WIDTH wide and their letters at least FONT points.
+Correct and wrong matches differ in colour (bluish green and vermillion of Okabe and Ito, "Color Universal Design",
+2008), line style of the frame and mark. Figures are normally at most WIDTH wide, and text is at least FONT points.
 """
 
 import io
@@ -24,20 +24,20 @@ DPI = 130
 
 
 class Sheet:
-    """A figure on which things are placed in inches from the top left corner.
+    """A figure whose elements are positioned in inches from the top left corner.
 
     Attributes:
-        figure: the figure.
+        figure: the matplotlib figure.
     """
 
     def __init__(self, width: float, height: float):
-        """An empty white sheet of that size in inches."""
+        """Create an empty white figure of the given size in inches."""
         self.figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
         FigureCanvasAgg(self.figure)
         self._size = width, height
 
     def axes(self, left: float, top: float, width: float, height: float) -> Axes:
-        """Axes without ticks and frame."""
+        """Add axes without ticks or a frame."""
         across, down = self._size
         axes = self.figure.add_axes((left / across, 1 - (top + height) / down, width / across, height / down))
         axes.set_xticks([])
@@ -49,7 +49,7 @@ class Sheet:
     def image(
         self, picture_HW3: np.ndarray, left: float, top: float, width: float, height: float, right: bool | None = None
     ) -> Axes:
-        """A picture that fills a place; in a frame that says right or wrong where that is given."""
+        """Add an image that fills the given rectangle, framed as correct or wrong unless `right` is None."""
         axes = self.axes(left, top, width, height)
         axes.imshow(picture_HW3, interpolation="bilinear", aspect="auto")
         if right is not None:
@@ -58,21 +58,26 @@ class Sheet:
         return axes
 
     def text(self, x: float, y: float, words: str, colour: str = INK, size: float = FONT, **placing: str) -> None:
-        """Words, centred above a point unless `placing` (ha, va, weight, rotation) says otherwise."""
+        """Add text, centred above the point unless `placing` (ha, va, weight, rotation) overrides it."""
         across, down = self._size
         place: dict[str, Any] = {"ha": "center", "va": "baseline", **placing}
         self.figure.text(x / across, 1 - y / down, words, color=colour, fontsize=size, linespacing=1.15, **place)
 
 
 def png(figure: Figure) -> bytes:
-    """A figure as PNG; the same figure gives the same bytes."""
+    """Encode a figure as PNG; equal figures give equal bytes."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()
 
 
 def webp(picture: bytes | UInt8[np.ndarray, "H W 3"], height: int = 0) -> bytes:
-    """A picture, or the bytes of a PNG, as WebP, a tenth of the bytes; at most that height, 0 for as it is."""
+    """Encode an image or PNG data as WebP, about a tenth of the size of a PNG.
+
+    Args:
+        picture: an image, or the bytes of a PNG.
+        height: maximum height in pixels; 0 keeps the size.
+    """
     image = Image.open(io.BytesIO(picture)) if isinstance(picture, bytes) else Image.fromarray(picture)
     if height and image.height > height:
         image = image.resize((max(round(image.width * height / image.height), 1), height), Image.Resampling.LANCZOS)

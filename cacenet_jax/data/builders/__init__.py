@@ -1,11 +1,12 @@
-"""Person re-identification data sets as tensorflow-datasets builders, usable without TensorFlow.
+"""Person re-identification data sets as TensorFlow Datasets builders that do not require TensorFlow.
 
     prepared = prepare("market1501", root="data", data_dir="data/prepared")
     train = open_split(prepared, "train")
     train.pids, train.camids, train.names, train.records[0]["image"]
 
-Read `base` (the record, the scan of a source, checks), `prepare` (writing records once), `split` (reading them), `source`
-(folders and zips), then a data set: a module with a builder class, such as `market1501`, and a line in `prepare`.
+Read in this order: `base` (records, scans and checks), `prepare` (writing records once), `split` (reading records) and
+`source` (folders and zip archives). Each data set is a module with a builder class, such as `market1501`, and an entry
+in `prepare`.
 """
 
 from cacenet_jax.data.builders.prepare import available, prepare

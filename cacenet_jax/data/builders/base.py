@@ -1,10 +1,10 @@
-"""Base classes of the builders: the record, the scan of a data set's files, and their checks.
+"""Base classes for builders: the record format, scans of a data set's files, and checks.
 
 A record is {image: encoded bytes as stored, pid: int, camid: int, name: str, parts: PNG bytes, empty if unknown}. `pid`
-is the data set's own label, `camid` its own camera number (usually from 1), -1 if unknown.
+is the data set's own identity label. `camid` is its own camera number, usually counted from 1, or -1 if unknown.
 
-Builders derive from `ShardBasedBuilder`, which keeps the order of files and writes shard by shard in bounded memory.
-`GeneratorBasedBuilder` needs TensorFlow for a split of more than 1000 MiB, which it shuffles on disk.
+Builders derive from `ShardBasedBuilder`, which preserves the file order and writes one shard at a time in bounded
+memory. `GeneratorBasedBuilder` requires TensorFlow for splits larger than 1000 MiB, because it shuffles them on disk.
 """
 
 import abc
@@ -24,11 +24,11 @@ from cacenet_jax.errors import UserError
 
 SPLITS = ("train", "query", "gallery")
 NO_CAMERA = -1
-_SHARD_IMAGES = 4096  # TFDS holds the images of a shard in memory while writing
+_SHARD_IMAGES = 4096  # TFDS keeps a whole shard in memory while writing it
 
 
 class Entry(NamedTuple):
-    """Image file: its path in the source, its name in the split, its identity and camera."""
+    """Labelled image file: path in the source, name in the split, identity and camera."""
 
     path: str
     name: str
@@ -37,11 +37,11 @@ class Entry(NamedTuple):
 
 
 class Scan(abc.ABC):
-    """Contents of a data set, determined without decoding an image.
+    """Contents of a data set, determined without decoding images.
 
     Attributes:
         origin: source of the data, for error messages.
-        fingerprint: name of the prepared copy; changes with every file, label and option that affects records.
+        fingerprint: name of the prepared copy; changes with any file, label or option that affects the records.
     """
 
     origin: str
@@ -49,7 +49,7 @@ class Scan(abc.ABC):
 
     @abc.abstractmethod
     def counts(self) -> dict[str, int]:
-        """Return the number of images of each split."""
+        """Return the number of images in each split."""
 
     @abc.abstractmethod
     def examples(self, split: str, start: int, stop: int) -> Iterator[dict[str, Any]]:
@@ -57,18 +57,18 @@ class Scan(abc.ABC):
 
 
 class FileScan(Scan):
-    """Scan of image files: records are sorted by name, bytes are read and checked on iteration."""
+    """Scan of image files. Records are sorted by name, and files are read and checked during iteration."""
 
     def __init__(self, source: Source, folder: str, splits: Mapping[str, Sequence[Entry]]):
-        """Sort the entries and check them.
+        """Sort and check the entries.
 
         Args:
-            source: source of the paths.
-            folder: the data set's folder in it, for error messages.
-            splits: entries of train, query and gallery; those with negative pids (junk) are dropped.
+            source: source that contains the files.
+            folder: folder of the data set within `source`, for error messages.
+            splits: entries of train, query and gallery; entries with a negative pid (junk) are dropped.
 
         Raises:
-            UserError: a path does not exist, a name occurs twice, or train has a single identity.
+            UserError: a file does not exist, a name occurs twice in a split, or train has only one identity.
         """
         self._source = source
         self._splits = {
@@ -77,7 +77,7 @@ class FileScan(Scan):
         self.origin = source.display_path(folder)
         self.fingerprint = fingerprint(
             (split, *entry[1:], *self._stamp(entry))
-            for split, entry in self._labelled()  # all but the path
+            for split, entry in self._labelled()  # all fields except the path
         )
         self._check()
 
@@ -109,11 +109,15 @@ class FileScan(Scan):
             )
 
     def counts(self) -> dict[str, int]:
-        """Return the number of images of each split."""
+        """Return the number of images in each split."""
         return {split: len(entries) for split, entries in self._splits.items()}
 
     def examples(self, split: str, start: int, stop: int) -> Iterator[dict[str, Any]]:
-        """Yield records start .. stop-1 of a split. Raises UserError for an incomplete image file."""
+        """Yield records start .. stop-1 of a split.
+
+        Raises:
+            UserError: an image file is broken.
+        """
         for entry in self._splits[split][start:stop]:
             image = self._source.read(entry.path)
             check_image(image, self._source.display_path(entry.path))
@@ -122,12 +126,12 @@ class FileScan(Scan):
 
 @dataclasses.dataclass(eq=False, kw_only=True)
 class ReidConfig(tfds.core.BuilderConfig):
-    """TFDS configuration of one prepared copy.
+    """TFDS configuration of a prepared copy.
 
     Attributes:
         scan: contents of the data set; None when reading a prepared copy.
-        options: options that determined the records, kept in metadata.json.
-        on_image: callback after each written image.
+        options: options that affect the records, stored in metadata.json.
+        on_image: callback invoked after each written image.
     """
 
     scan: Scan | None = None
@@ -136,35 +140,43 @@ class ReidConfig(tfds.core.BuilderConfig):
 
 
 class ReidBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
-    """Builder of a person re-identification data set with splits train, query and gallery.
+    """Base class for builders of person re-identification data sets with splits train, query and gallery.
 
-    Subclasses define the class attributes and `scan`.
+    Subclasses define the class attributes and implement `scan`.
     """
 
     VERSION = tfds.core.Version("1.0.0")
     SUMMARY: ClassVar[str] = ""
-    HOME: ClassVar[str] = ""  # where to obtain the data set; the end of error messages
-    OPTIONS: ClassVar[Mapping[str, Any]] = {}  # defaults of the options by name
+    HOME: ClassVar[str] = ""  # where to obtain the data set, appended to error messages
+    OPTIONS: ClassVar[Mapping[str, Any]] = {}  # default value of each option
     NEEDS_ROOT: ClassVar[bool] = True
 
     @classmethod
     @abc.abstractmethod
     def scan(cls, root: str, options: Mapping[str, Any]) -> Scan:
-        """Scan the user's files; root is "" where NEEDS_ROOT is False. Raises UserError if they are not as expected."""
+        """Scan the data set at `root`, which is "" if none is given.
+
+        Raises:
+            UserError: the files are not as expected.
+        """
 
     @classmethod
     def expected_counts(cls, options: Mapping[str, Any]) -> Mapping[str, int] | None:
-        """Return the published number of images of each split, or None to skip the check."""
+        """Return the published number of images in each split, or None to skip the check."""
         del options
         return None
 
     @classmethod
     def complete_options(cls, given: Mapping[str, Any] | None) -> dict[str, Any]:
-        """Fill in the defaults of the options. Raises UserError for an unknown name or a wrong type."""
+        """Return the given options with defaults for the rest.
+
+        Raises:
+            UserError: an option is unknown or has the wrong type.
+        """
         options = dict(cls.OPTIONS)
         for key, value in dict(given or {}).items():
             if key == "check_counts" and key not in options:
-                continue  # set by a benchmark's config, meaningless for data without published counts
+                continue  # set by benchmark configs; ignored for data sets without published counts
             if key not in options:
                 known = ", ".join(options) or "none"
                 raise UserError(f"{cls.name}: unknown option {key!r}; known options: {known}; remove or correct it")
@@ -181,7 +193,7 @@ class ReidBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
 
     @classmethod
     def check_counts(cls, counts: Mapping[str, int], options: Mapping[str, Any], origin: str) -> None:
-        """Raise UserError for an empty split or a number of images other than the published one."""
+        """Raise UserError if a split is empty or its number of images differs from the published one."""
         for split in SPLITS:
             if not counts[split]:
                 raise UserError(
@@ -232,12 +244,12 @@ class ReidBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
             self.builder_config.on_image()
 
     def _log_download_bytes(self) -> None:
-        """Suppress TFDS's message about a download."""
+        """Suppress the TFDS download message."""
 
     def _log_download_done(self) -> None:
-        """Suppress TFDS's message about a download."""
+        """Suppress the TFDS download message."""
 
 
 def record_name(folder: str, path: str) -> str:
-    """Return the name of a record, its path relative to the data set's folder."""
+    """Return the name of a record: its path relative to `folder`."""
     return posixpath.relpath(path, folder) if folder else os.fspath(path)

@@ -7,7 +7,7 @@ from cacenet_jax.data.builders.market_style import MarketStyleBuilder
 
 
 class DukemtmcReid(MarketStyleBuilder, skip_registration=True):
-    """Builder of DukeMTMC-reID from the user's copy."""
+    """Builder for DukeMTMC-reID, from a local copy."""
 
     name = "dukemtmc_reid"
     SUMMARY = "DukeMTMC-reID: 1,404 identities in two or more of 8 cameras. Withdrawn by its authors."

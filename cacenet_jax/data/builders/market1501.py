@@ -7,7 +7,7 @@ from cacenet_jax.data.builders.market_style import MarketStyleBuilder
 
 
 class Market1501(MarketStyleBuilder, skip_registration=True):
-    """Builder of Market-1501; drops junk images (pid -1) and keeps distractors (pid 0) in the gallery."""
+    """Builder for Market-1501. Junk images (pid -1) are dropped; distractors (pid 0) stay in the gallery."""
 
     name = "market1501"
     SUMMARY = "Market-1501: 1,501 identities, 6 cameras, detected boxes."

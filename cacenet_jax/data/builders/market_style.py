@@ -1,4 +1,4 @@
-"""Layout of Market-1501 and data sets modelled on it: three folders, labels in the file names."""
+"""Market-1501 layout, also used by other data sets: three folders, with labels in the file names."""
 
 import posixpath
 import re
@@ -15,18 +15,18 @@ _CAMERA_OPTIONAL = re.compile(r"(-?\d+)(?:_c(\d+)|(?=[_.-]))")
 
 
 def entries_of_folder(source: Source, folder: str, *, camera_optional: bool = False) -> list[Entry]:
-    """Parse identities and cameras from the file names of a folder.
+    """Parse identities and cameras from the file names in a folder.
 
     Args:
-        source: source of the folder.
-        folder: its path; subfolders are included.
-        camera_optional: accept names without a camera (camid -1).
+        source: source that contains the folder.
+        folder: path of the folder; subfolders are included.
+        camera_optional: if True, accept names without a camera (camid -1).
 
     Returns:
-        An entry for each image, junk (pid -1) included.
+        One entry per image, including junk (pid -1).
 
     Raises:
-        UserError: a name does not parse.
+        UserError: a file name does not parse.
     """
     pattern = _CAMERA_OPTIONAL if camera_optional else _WITH_CAMERA
     entries = []
@@ -47,15 +47,19 @@ def entries_of_folder(source: Source, folder: str, *, camera_optional: bool = Fa
 
 
 class MarketStyleBuilder(ReidBuilder, skip_registration=True):
-    """Builder of a benchmark in the layout of Market-1501."""
+    """Base class for builders of benchmarks in the Market-1501 layout."""
 
-    COUNTS: ClassVar[Mapping[str, int]] = {}  # images per split, junk dropped
+    COUNTS: ClassVar[Mapping[str, int]] = {}  # images per split, excluding junk
     FOLDER_NAMES: ClassVar[tuple[str, ...]] = ()
     OPTIONS: ClassVar[Mapping[str, Any]] = {"check_counts": True}
 
     @classmethod
     def scan(cls, root: str, options: Mapping[str, Any]) -> Scan:
-        """Scan the three folders. Raises UserError if they or their file names are not as expected."""
+        """Scan the three folders.
+
+        Raises:
+            UserError: a folder is missing or a file name does not parse.
+        """
         source = open_source(root)
         location = locate(source, {"market": tuple(FOLDERS.values())}, cls.FOLDER_NAMES, cls.HOME)
         folders = {split: posixpath.join(location.folder, folder) for split, folder in FOLDERS.items()}
@@ -67,5 +71,5 @@ class MarketStyleBuilder(ReidBuilder, skip_registration=True):
 
     @classmethod
     def expected_counts(cls, options: Mapping[str, Any]) -> Mapping[str, int] | None:
-        """Return the published counts, unless check_counts is off."""
+        """Return the published counts, or None if check_counts is off."""
         return cls.COUNTS if options["check_counts"] else None

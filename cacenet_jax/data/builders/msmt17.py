@@ -1,4 +1,4 @@
-"""MSMT17 (Wei et al., Person Transfer GAN to Bridge Domain Gap, CVPR 2018), in its layouts V1 and V2."""
+"""MSMT17 (Wei et al., Person Transfer GAN to Bridge Domain Gap, CVPR 2018), in the V1 and V2 layouts."""
 
 import posixpath
 import re
@@ -15,9 +15,9 @@ _NAME = re.compile(r"-?\d+_\d+_(\d+)_")  # the third field is the camera
 
 
 class Msmt17(ReidBuilder, skip_registration=True):
-    """Builder of MSMT17. Identities are numbered from 0 in train, and from 0 again in query and gallery.
+    """Builder for MSMT17. Identities are numbered from 0 in train, and from 0 again in query and gallery.
 
-    The option `train_val` adds the images of list_val.txt to train, as some papers do; the original protocol does not.
+    The option `train_val` adds the images of list_val.txt to train, as in some papers but not in the original protocol.
     """
 
     name = "msmt17"
@@ -27,7 +27,11 @@ class Msmt17(ReidBuilder, skip_registration=True):
 
     @classmethod
     def scan(cls, root: str, options: Mapping[str, Any]) -> Scan:
-        """Scan the four lists. Raises UserError for a missing file or a line that does not parse."""
+        """Scan the lists of images.
+
+        Raises:
+            UserError: a file is missing or a line does not parse.
+        """
         source = open_source(root)
         layouts = {layout: (*folders, *_LISTS) for layout, folders in _FOLDERS.items()}
         location = locate(source, layouts, ("MSMT17_V1", "MSMT17_V2", "MSMT17"), cls.HOME)
@@ -51,13 +55,13 @@ class Msmt17(ReidBuilder, skip_registration=True):
 
     @classmethod
     def expected_counts(cls, options: Mapping[str, Any]) -> Mapping[str, int] | None:
-        """Return the published counts, unless check_counts is off."""
+        """Return the published counts, or None if check_counts is off."""
         train = 32_621 if options["train_val"] else 30_248
         return {"train": train, "query": 11_659, "gallery": 82_161} if options["check_counts"] else None
 
 
 def _read_list(source: Source, path: str, folder: str) -> list[Entry]:
-    """Parse the lines `<file> <pid>` of a list; the camera is the third field of the file name."""
+    """Parse a list with lines `<file> <pid>`. The camera is the third field of the file name."""
     entries = []
     for number, line in enumerate(source.read_text(path).splitlines(), 1):
         if not line.strip():

@@ -1,4 +1,4 @@
-"""Occluded-Duke (Miao et al., Pose-Guided Feature Alignment, ICCV 2019)."""
+"""Occluded-DukeMTMC (Miao et al., Pose-Guided Feature Alignment, ICCV 2019)."""
 
 from collections.abc import Mapping
 from typing import ClassVar
@@ -7,7 +7,7 @@ from cacenet_jax.data.builders.market_style import MarketStyleBuilder
 
 
 class OccludedDukemtmc(MarketStyleBuilder, skip_registration=True):
-    """Builder of Occluded-Duke, a split of DukeMTMC-reID in which every query is occluded."""
+    """Builder for Occluded-DukeMTMC, a split of DukeMTMC-reID in which every query is occluded."""
 
     name = "occluded_dukemtmc"
     SUMMARY = "Occluded-DukeMTMC: DukeMTMC-reID split anew, occluded queries."

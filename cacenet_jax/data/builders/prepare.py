@@ -1,4 +1,4 @@
-"""Preparation of a data set: its records are written once, in a temporary directory that is renamed when complete."""
+"""Preparation of data sets. Records are written once, to a temporary directory that is renamed on completion."""
 
 import contextlib
 import fcntl
@@ -18,7 +18,7 @@ from cacenet_jax.data.builders.base import ReidBuilder, ReidConfig, Scan
 from cacenet_jax.data.builders.split import Prepared, read_metadata, split_counts
 from cacenet_jax.errors import UserError
 
-_BUILDERS = {  # name -> class, in the module of the same name
+_BUILDERS = {  # data set name -> class in the module of that name
     "dukemtmc_reid": "DukemtmcReid",
     "market1501": "Market1501",
     "msmt17": "Msmt17",
@@ -26,12 +26,12 @@ _BUILDERS = {  # name -> class, in the module of the same name
     "reid_folder": "ReidFolder",
     "synthetic_pedestrians": "SyntheticPedestrians",
 }
-_CHECK_OPTIONS = ("check_counts",)  # options that change no record
+_CHECK_OPTIONS = ("check_counts",)  # options that do not affect the records
 _LINE_INTERVAL_S = 10.0
 
 
 def available() -> tuple[str, ...]:
-    """Return the names of the data sets."""
+    """Return the names of all available data sets."""
     return tuple(_BUILDERS)
 
 
@@ -43,25 +43,26 @@ def prepare(
     options: Mapping[str, Any] | None = None,
     progress: bool = True,
 ) -> Prepared:
-    """Prepare a data set, or return the copy that was prepared before.
+    """Prepare a data set, or return the existing copy.
 
-    A copy is stored in data_dir/<name>/<fingerprint>/<version>. The fingerprint covers each image's name, labels, size and
-    modification time (checksum in a zip), so changed images and options get a new copy, and the same data set at another
-    path does not. Old copies remain until the user removes them. An interrupted preparation leaves no copy.
+    A copy is stored in data_dir/<name>/<fingerprint>/<version>. The fingerprint covers the name, labels, size and
+    modification time (checksum in a zip) of each image. Changing images or options therefore creates a new copy, but
+    moving the data set does not. Old copies remain until the user removes them. An interrupted preparation creates no
+    copy, and the next one removes its leftover files.
 
     Args:
         name: one of `available()`.
-        root: the data set's folder, a folder above it, or its zip. None selects the only prepared copy without needing its
-            source. Ignored by rendered data.
-        data_dir: folder of prepared data.
+        root: data set folder, a folder above it, or a zip of it. None selects the only prepared copy, without access to
+            the source. Ignored for rendered data sets.
+        data_dir: folder for prepared data.
         options: options of the builder; see its OPTIONS.
-        progress: report progress on stderr, as a bar on a terminal and as lines otherwise.
+        progress: if True, report progress on stderr, as a bar on a terminal and as lines of text otherwise.
 
     Returns:
         The prepared copy.
 
     Raises:
-        UserError: unknown name, invalid options, or files that are not as expected.
+        UserError: the name is unknown, the options are invalid, or the files are not as expected.
     """
     builder = builder_class(name)
     chosen = builder.complete_options(options)
@@ -69,14 +70,14 @@ def prepare(
     directory, scan = _resolve(builder, chosen, home, root)
     if scan is not None and not os.path.isdir(directory):
         with _locked(home, progress):
-            if not os.path.isdir(directory):  # another process may have prepared it meanwhile
+            if not os.path.isdir(directory):  # another process may have prepared it in the meantime
                 _remove_leftovers(home)
                 _write(builder, scan, _content_options(chosen), home, progress)
     return Prepared(name, directory)
 
 
 def find_prepared(name: str, *, root: str | None, data_dir: str, options: Mapping[str, Any] | None = None) -> str:
-    """Return the directory of a data set's prepared copy without preparing it; the directory need not exist.
+    """Return the directory in which `prepare` stores a data set, without preparing it. It may not exist.
 
     Args:
         name: as in `prepare`.
@@ -85,7 +86,7 @@ def find_prepared(name: str, *, root: str | None, data_dir: str, options: Mappin
         options: as in `prepare`.
 
     Raises:
-        UserError: as in `prepare`, except for the contents of image files.
+        UserError: as in `prepare`, except that the contents of image files are not checked.
     """
     builder = builder_class(name)
     home = os.path.join(os.path.abspath(os.path.expanduser(data_dir)), name)
@@ -93,7 +94,11 @@ def find_prepared(name: str, *, root: str | None, data_dir: str, options: Mappin
 
 
 def builder_class(name: str) -> type[ReidBuilder]:
-    """Return the builder of a data set. Raises UserError for an unknown name."""
+    """Return the builder class of a data set.
+
+    Raises:
+        UserError: the name is unknown.
+    """
     if name not in _BUILDERS:
         raise UserError(f"data set {name!r} is unknown; expected one of {', '.join(_BUILDERS)}; correct the name")
     return getattr(importlib.import_module(f"cacenet_jax.data.builders.{name}"), _BUILDERS[name])
@@ -102,7 +107,7 @@ def builder_class(name: str) -> type[ReidBuilder]:
 def _resolve(
     builder: type[ReidBuilder], chosen: dict[str, Any], home: str, root: str | None
 ) -> tuple[str, Scan | None]:
-    """Return the directory of the prepared copy, and the scan of its source; None if the source was not needed."""
+    """Return the directory of the prepared copy and the scan of its source, or None if the source is not needed."""
     if builder.NEEDS_ROOT and not root:
         directory = _existing_copy(builder, home, chosen)
         builder.check_counts(split_counts(directory), chosen, directory)
@@ -113,12 +118,16 @@ def _resolve(
 
 
 def _content_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options that affect records."""
+    """Return the options that affect the records."""
     return {key: value for key, value in options.items() if key not in _CHECK_OPTIONS}
 
 
 def _existing_copy(builder: type[ReidBuilder], home: str, options: Mapping[str, Any]) -> str:
-    """Return the only prepared directory with these options. Raises UserError for none or several."""
+    """Return the only prepared directory with these options.
+
+    Raises:
+        UserError: there is no such directory, or more than one.
+    """
     matches = []
     for copy in sorted(os.listdir(home)) if os.path.isdir(home) else ():
         directory = os.path.join(home, copy, str(builder.VERSION))
@@ -139,7 +148,7 @@ def _existing_copy(builder: type[ReidBuilder], home: str, options: Mapping[str, 
 
 
 def _write(builder: type[ReidBuilder], scan: Scan, options: dict[str, Any], home: str, progress: bool) -> None:
-    """Write the records. TFDS writes to a directory incomplete.… and renames it at the end."""
+    """Write the records. TFDS writes to a directory `incomplete.…` and renames it at the end."""
     copy = os.path.join(home, scan.fingerprint)
     try:
         with (
@@ -151,12 +160,12 @@ def _write(builder: type[ReidBuilder], scan: Scan, options: dict[str, Any], home
             writer = builder(data_dir=os.path.dirname(home), config=config, file_format="array_record")
             writer.download_and_prepare(download_dir=unused)
     finally:
-        with contextlib.suppress(OSError):  # not empty: it contains the finished copy
+        with contextlib.suppress(OSError):  # not empty if it contains the finished copy
             os.rmdir(copy)
 
 
 def _remove_leftovers(home: str) -> None:
-    """Remove incomplete copies of interrupted preparations; the caller holds the lock."""
+    """Remove incomplete copies left by interrupted preparations. The caller must hold the lock."""
     for copy in os.listdir(home):
         folder = os.path.join(home, copy)
         for item in os.listdir(folder) if os.path.isdir(folder) else ():
@@ -168,7 +177,7 @@ def _remove_leftovers(home: str) -> None:
 
 @contextlib.contextmanager
 def _locked(home: str, progress: bool) -> Iterator[None]:
-    """Hold the data set's file lock, which the system releases when the process ends."""
+    """Hold the file lock of a data set. The operating system releases it if the process dies."""
     try:
         os.makedirs(home, exist_ok=True)
         lock = open(os.path.join(home, ".lock"), "w")
@@ -190,7 +199,7 @@ def _locked(home: str, progress: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet_tfds() -> Iterator[None]:
-    """Suppress TFDS's warning about a configuration that it does not know."""
+    """Suppress the TFDS warning about an unknown configuration."""
     before = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)
     try:
@@ -201,7 +210,7 @@ def _quiet_tfds() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _reporter(name: str, total: int, progress: bool) -> Iterator[Callable[[], None]]:
-    """Yield a callback for each image that updates a bar, prints periodic lines, or does nothing."""
+    """Yield a per-image callback that updates a progress bar, prints periodic lines, or does nothing."""
     if not progress:
         yield lambda: None
     elif sys.stderr.isatty():
@@ -213,14 +222,14 @@ def _reporter(name: str, total: int, progress: bool) -> Iterator[Callable[[], No
 
 
 class _ProgressLines:
-    """Progress as lines of text."""
+    """Progress reporter that prints lines of text."""
 
     def __init__(self, name: str, total: int):
         self._name, self._total, self._done = name, total, 0
         self._start = self._last = time.monotonic()
 
     def step(self) -> None:
-        """Count an image; prints a line every few seconds."""
+        """Count an image, and print a line every `_LINE_INTERVAL_S` seconds."""
         self._done += 1
         if time.monotonic() - self._last > _LINE_INTERVAL_S:
             self.print()

@@ -1,4 +1,4 @@
-"""The user's own images, with a CSV manifest `path,pid[,camid][,split]` or file names like Market-1501's."""
+"""Custom image folders, with a CSV manifest `path,pid[,camid][,split]` or file names in Market-1501 style."""
 
 import csv
 import io
@@ -17,15 +17,16 @@ _SPLIT_OF_FOLDER = {split: split for split in SPLITS} | {folder: split for split
 
 
 class ReidFolder(ReidBuilder, skip_registration=True):
-    """Builder of the user's own images, from a folder or a zip.
+    """Builder for the user's own images, in a folder or a zip.
 
-    The manifest is manifest.csv, the file that the option `manifest` names, or a data root that is a .csv file; its paths
-    are relative to it. The columns `pid` and `camid` hold integers throughout, or names throughout, which are numbered
-    from 0 in sorted order; an empty or absent camid is an unknown camera (-1). Without a column `split` the first folder of
-    a path determines it: train, query, gallery, or a folder name of Market-1501.
+    The manifest is manifest.csv, the file named by the option `manifest`, or the data root itself if that is a .csv
+    file. Its paths are relative to the manifest. The columns `pid` and `camid` must each contain only integers or only
+    names; names are numbered from 0 in sorted order. An empty or absent camid means that the camera is unknown (-1).
+    Without a `split` column, the first folder of the path determines the split: train, query, gallery, or a Market-1501
+    folder name.
 
-    Without a manifest the identity and the optional camera are parsed from file names, 0002_c1….jpg or 0002_….jpg. Images
-    with pid -1 are junk and dropped.
+    Without a manifest, the identity and the optional camera are parsed from file names such as 0002_c1….jpg or
+    0002_….jpg. Images with pid -1 are junk and are dropped.
     """
 
     name = "reid_folder"
@@ -38,13 +39,17 @@ class ReidFolder(ReidBuilder, skip_registration=True):
 
     @classmethod
     def scan(cls, root: str, options: Mapping[str, Any]) -> Scan:
-        """Scan the manifest or the folders. Raises UserError for lines or names that do not parse and missing files."""
+        """Scan the manifest or the folders.
+
+        Raises:
+            UserError: a file is missing, or a line or a file name does not parse.
+        """
         manifest = options["manifest"]
         if root.lower().endswith(".csv") and not os.path.isdir(root):
             root, manifest = os.path.split(os.path.abspath(os.path.expanduser(root)))
         source = open_source(root)
         layouts = {"manifest": (manifest,), "plain": SPLITS, "market": tuple(FOLDERS.values())}
-        if manifest != cls.OPTIONS["manifest"]:  # explicitly named, so there is no fallback
+        if manifest != cls.OPTIONS["manifest"]:  # named explicitly, so there is no fallback
             layouts = {"manifest": (manifest,)}
         location = locate(source, layouts, (), cls.HOME)
         if location.layout == "manifest":
@@ -105,12 +110,15 @@ def _read_manifest(source: Source, path: str) -> dict[str, list[Entry]]:
 
 
 def _parse_column(values: list[str], column: str, lines: list[str]) -> list[int | None]:
-    """Convert a column to integers: names are numbered in sorted order, empty values become None.
+    """Convert a column to integers. Names are numbered in sorted order; empty values become None.
 
     Args:
-        values: the values.
+        values: values of the column.
         column: name of the column, for error messages.
         lines: file and line of each value, for error messages.
+
+    Raises:
+        UserError: the column mixes integers and names.
     """
     is_integer = [re.fullmatch(r"[+-]?\d+", value) is not None for value in values]
     is_name = [bool(value) and not integer for value, integer in zip(values, is_integer)]

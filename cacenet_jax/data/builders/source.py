@@ -1,4 +1,4 @@
-"""Sources of images: a folder or a zip, read by random access without unpacking."""
+"""Image sources: a folder, or a zip that is read by random access without unpacking."""
 
 import abc
 import hashlib
@@ -15,22 +15,22 @@ from PIL import Image
 from cacenet_jax.errors import UserError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
-_SEARCH_DEPTH = 2  # a data set may be in the root, or up to two folders below it
+_SEARCH_DEPTH = 2  # a data set may be in the root or up to two folders below it
 
 
 class Source(abc.ABC):
-    """Tree of files. Paths use '/' and are relative to `root`."""
+    """File tree. Paths use '/' and are relative to `root`."""
 
     def __init__(self, root: str):
         self.root = root
 
     @abc.abstractmethod
     def folders(self, folder: str) -> list[str]:
-        """Return the paths of the folders directly in `folder`, sorted."""
+        """Return the sorted paths of the folders directly inside `folder`."""
 
     @abc.abstractmethod
     def files(self, folder: str) -> list[str]:
-        """Return the paths of all files below `folder`, sorted, hidden ones excluded."""
+        """Return the sorted paths of all files below `folder`, except hidden ones."""
 
     @abc.abstractmethod
     def exists(self, path: str) -> bool:
@@ -38,22 +38,30 @@ class Source(abc.ABC):
 
     @abc.abstractmethod
     def stamp(self, path: str) -> tuple[int, ...] | None:
-        """Return numbers that change with the file's contents, or None if there is no such file."""
+        """Return integers that change when the file changes, or None if there is no such file."""
 
     @abc.abstractmethod
     def read(self, path: str) -> bytes:
-        """Return the file's bytes. Raises UserError when it cannot be read."""
+        """Return the contents of a file.
+
+        Raises:
+            UserError: the file cannot be read.
+        """
 
     @abc.abstractmethod
     def display_path(self, path: str) -> str:
-        """Return `path` as shown in error messages."""
+        """Return `path` as displayed in error messages."""
 
     def images(self, folder: str) -> list[str]:
-        """Return the image files below `folder`, sorted; other files (Thumbs.db, readme.txt) are ignored."""
+        """Return the sorted image files below `folder`, ignoring other files (Thumbs.db, readme.txt)."""
         return [path for path in self.files(folder) if path.lower().endswith(IMAGE_SUFFIXES)]
 
     def read_text(self, path: str) -> str:
-        """Read a UTF-8 text file, with or without a byte order mark. Raises UserError for another encoding."""
+        """Read a UTF-8 text file, with or without a byte order mark.
+
+        Raises:
+            UserError: the file cannot be read or is not UTF-8.
+        """
         try:
             return self.read(path).decode("utf-8-sig")
         except UnicodeDecodeError as error:
@@ -67,16 +75,16 @@ class FolderSource(Source):
         return os.path.join(self.root, path)
 
     def folders(self, folder: str) -> list[str]:
-        """Return the folders directly in `folder`."""
+        """Return the sorted paths of the folders directly inside `folder`."""
         try:
             with os.scandir(self._full(folder)) as items:
                 names = [item.name for item in items if _visible(item.name) and item.is_dir()]
-        except (FileNotFoundError, PermissionError):  # no such root, or an unreadable folder beside the data set
+        except (FileNotFoundError, PermissionError):  # missing root, or an unreadable folder next to the data set
             return []
         return sorted(posixpath.join(folder, name) for name in names)
 
     def files(self, folder: str) -> list[str]:
-        """Return all visible files below `folder`."""
+        """Return the sorted paths of all files below `folder`, except hidden ones."""
         paths = []
         for parent, subfolders, names in os.walk(self._full(folder), followlinks=True):
             subfolders[:] = [name for name in subfolders if _visible(name)]
@@ -85,11 +93,11 @@ class FolderSource(Source):
         return sorted(paths)
 
     def exists(self, path: str) -> bool:
-        """Tell whether `path` is there."""
+        """Return True if `path` is a file or a folder."""
         return os.path.exists(self._full(path))
 
     def stamp(self, path: str) -> tuple[int, ...] | None:
-        """Return size and modification time, or None if there is no such file."""
+        """Return the size and modification time, or None if there is no such file."""
         full = self._full(path)
         if not os.path.isfile(full):
             return None
@@ -97,7 +105,11 @@ class FolderSource(Source):
         return status.st_size, status.st_mtime_ns
 
     def read(self, path: str) -> bytes:
-        """Return the bytes; UserError when that fails."""
+        """Return the contents of a file.
+
+        Raises:
+            UserError: the file cannot be read.
+        """
         try:
             with open(self._full(path), "rb") as file:
                 return file.read()
@@ -112,7 +124,7 @@ class FolderSource(Source):
 
 
 class ZipSource(Source):
-    """Zip archive, read member by member."""
+    """Zip archive whose members are read individually."""
 
     def __init__(self, root: str):
         super().__init__(root)
@@ -127,25 +139,29 @@ class ZipSource(Source):
         self._folders = {parent for path in self._files for parent in _parents(path)}
 
     def folders(self, folder: str) -> list[str]:
-        """Return the folders directly in `folder`."""
+        """Return the sorted paths of the folders directly inside `folder`."""
         return sorted(path for path in self._folders if path and posixpath.dirname(path) == folder and _visible(path))
 
     def files(self, folder: str) -> list[str]:
-        """Return all visible files below `folder`."""
+        """Return the sorted paths of all files below `folder`, except hidden ones."""
         prefix = folder + "/" if folder else ""
         return sorted(path for path in self._files if path.startswith(prefix) and _visible(path[len(prefix) :]))
 
     def exists(self, path: str) -> bool:
-        """Tell whether `path` is there."""
+        """Return True if `path` is a file or a folder."""
         return path in self._files or path in self._folders
 
     def stamp(self, path: str) -> tuple[int, ...] | None:
-        """Return size and checksum, or None if there is no such file."""
+        """Return the size and checksum, or None if there is no such file."""
         info = self._files.get(path)
         return None if info is None else (info.file_size, info.CRC)
 
     def read(self, path: str) -> bytes:
-        """Return the bytes; UserError when that fails."""
+        """Return the contents of a file.
+
+        Raises:
+            UserError: the file cannot be read.
+        """
         try:
             return self._zip.read(self._files[path])
         except KeyError as error:
@@ -164,10 +180,10 @@ def open_source(root: str) -> Source:
     """Open a folder or a zip.
 
     Args:
-        root: path of the folder or of the zip.
+        root: path of the folder or zip.
 
     Returns:
-        The source; `locate` reports a root that does not exist.
+        The source. A missing root is reported later, by `locate`.
 
     Raises:
         UserError: `root` is a file but not a zip.
@@ -177,7 +193,7 @@ def open_source(root: str) -> Source:
 
 
 class DatasetLocation(NamedTuple):
-    """Location of a data set: the name of its layout and its folder in the source."""
+    """Location of a data set: name of the layout and folder in the source."""
 
     layout: str
     folder: str
@@ -186,19 +202,19 @@ class DatasetLocation(NamedTuple):
 def locate(
     source: Source, layouts: Mapping[str, Sequence[str]], known_names: Iterable[str], hint: str
 ) -> DatasetLocation:
-    """Find the folder of a data set: the root itself, or a folder up to two levels below.
+    """Find the folder of a data set, which is the root or a folder up to two levels below it.
 
     Args:
         source: source to search.
-        layouts: required files and folders of each layout; the first layout that matches is taken.
-        known_names: usual names of the data set's folder, which resolve several matches.
-        hint: where to obtain the data set; the end of the error message.
+        layouts: required files and folders of each layout; the first layout that matches is used.
+        known_names: usual names of the data set folder, used to choose between several matches.
+        hint: where to obtain the data set; appended to the error message.
 
     Returns:
         The layout and the folder.
 
     Raises:
-        UserError: no folder matches, or several do and their names do not resolve them.
+        UserError: no folder matches, or several match and their names do not single one out.
     """
     level = [""]
     closest: tuple[int, str, list[str]] = (0, "", [])
@@ -210,7 +226,7 @@ def locate(
                 matches.append(DatasetLocation(layout, folder))
             elif len(needed) - len(missing) > closest[0]:
                 closest = (len(needed) - len(missing), folder, missing)
-        by_folder = {place.folder: place for place in reversed(matches)}  # the first layout of each folder
+        by_folder = {place.folder: place for place in reversed(matches)}  # keeps the first layout of each folder
         if len(by_folder) > 1:
             named = {f: p for f, p in by_folder.items() if _same_name(posixpath.basename(f), known_names)}
             if len(named) != 1:
@@ -231,7 +247,7 @@ def locate(
 
 
 def fingerprint(parts: Iterable[object]) -> str:
-    """Hash plain values to 16 hexadecimal digits."""
+    """Return a hash of plain values, as 16 hexadecimal digits."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(repr(part).encode() + b"\n")
@@ -239,14 +255,14 @@ def fingerprint(parts: Iterable[object]) -> str:
 
 
 def check_image(data: bytes, where: str) -> None:
-    """Check that an image decodes completely; Pillow, unlike libjpeg alone, reports truncation.
+    """Check that an image decodes completely. Pillow is used because, unlike bare libjpeg, it reports truncation.
 
     Args:
-        data: the encoded image.
-        where: its path, for the error message.
+        data: encoded image.
+        where: path of the image, for the error message.
 
     Raises:
-        UserError: the file is empty, truncated or no image.
+        UserError: the file is empty, truncated or not an image.
     """
     try:
         with Image.open(io.BytesIO(data)) as image:

@@ -1,4 +1,4 @@
-"""Reading of prepared data: records by random access, labels from a small cached index."""
+"""Access to prepared data: random access to records, labels from a small cached index."""
 
 import contextlib
 import dataclasses
@@ -25,7 +25,7 @@ class Prepared(NamedTuple):
 
     Attributes:
         name: name of the data set.
-        directory: absolute path, readable by `tensorflow_datasets.builder_from_directory`.
+        directory: absolute path of the copy, readable by `tensorflow_datasets.builder_from_directory`.
     """
 
     name: str
@@ -33,10 +33,10 @@ class Prepared(NamedTuple):
 
 
 class Records(Sequence):
-    """Records of a split by random access: records[i] is {image, pid, camid, name, parts}.
+    """Random-access sequence of the records of a split; records[i] is {image, pid, camid, name, parts}.
 
-    `image` and `parts` are encoded bytes (`parts` empty if unknown), `pid` and `camid` int, `name` str. Pickles to a few
-    kilobytes and opens its files on first access, so it can be passed to worker processes.
+    `image` and `parts` are encoded bytes (`parts` is empty if unknown), `pid` and `camid` are int, and `name` is str.
+    The object pickles to a few kilobytes and opens its files on first access, so it can be sent to worker processes.
     """
 
     def __init__(self, source: Any):
@@ -61,10 +61,10 @@ class Split:
     """Split of a data set.
 
     Attributes:
-        records: the records, sorted by name (rendered data: in rendering order).
-        pids: identity of each record, (n,).
-        camids: camera of each record, (n,); -1 if unknown.
-        names: name of each record, n of them.
+        records: records, sorted by name (in rendering order for rendered data).
+        pids: identity of each record, shape (n,).
+        camids: camera of each record, shape (n,); -1 if unknown.
+        names: name of each record, a list of length n.
     """
 
     records: Records
@@ -73,7 +73,7 @@ class Split:
     names: list[str]
 
     def __len__(self) -> int:
-        """Return n, the number of records."""
+        """Return the number of records, n."""
         return len(self.pids)
 
 
@@ -81,14 +81,14 @@ def open_split(prepared: Prepared, split: str) -> Split:
     """Open a split of prepared data.
 
     Args:
-        prepared: from `prepare`.
-        split: train, query or gallery.
+        prepared: prepared copy, as returned by `prepare`.
+        split: "train", "query" or "gallery".
 
     Returns:
         The split.
 
     Raises:
-        UserError: unknown split, or missing or truncated files in the prepared directory.
+        UserError: the split is unknown, or files in the prepared directory are missing or truncated.
     """
     if split not in SPLITS:
         raise UserError(f"split {split!r} does not exist; expected one of {', '.join(SPLITS)}; correct it")
@@ -118,19 +118,19 @@ def open_split(prepared: Prepared, split: str) -> Split:
 
 
 def split_counts(directory: str) -> dict[str, int]:
-    """Return the number of records of each split of a prepared directory."""
+    """Return the number of records in each split of a prepared directory."""
     splits = tfds.builder_from_directory(directory).info.splits
     return {split: int(splits[split].num_examples) for split in SPLITS}
 
 
 def read_metadata(directory: str) -> dict[str, Any]:
-    """Return the origin and options recorded in a prepared directory."""
+    """Return the metadata of a prepared directory, including its origin and options."""
     with open(os.path.join(directory, "metadata.json"), encoding="utf-8") as file:
         return json.load(file)
 
 
 def _load_index(path: str, length: int, num_bytes: int) -> dict[str, np.ndarray] | None:
-    """Return the cached labels, or None if they are absent, unreadable or belong to other records."""
+    """Return the cached labels, or None if they are missing, unreadable or stale."""
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
             index = {key: stored[key] for key in _INDEX_KEYS}
@@ -141,7 +141,7 @@ def _load_index(path: str, length: int, num_bytes: int) -> dict[str, np.ndarray]
 
 
 def _save_index(path: str, index: dict[str, Any]) -> None:
-    """Cache the labels atomically; does nothing if the directory cannot be written."""
+    """Cache the labels atomically; do nothing if the directory is not writable."""
     buffer = io.BytesIO()
     np.savez(buffer, **index)
     with contextlib.suppress(OSError):

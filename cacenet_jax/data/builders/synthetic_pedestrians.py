@@ -1,4 +1,4 @@
-"""Synthetic pedestrians, rendered by `cacenet_jax.data.synthetic`, stored as PNG with part labels."""
+"""Synthetic pedestrians, rendered by `cacenet_jax.data.synthetic` and stored as PNG with part labels."""
 
 import collections
 import dataclasses
@@ -14,7 +14,7 @@ from cacenet_jax.data.synthetic import dataset
 
 
 class SyntheticPedestrians(ReidBuilder, skip_registration=True):
-    """Builder of the embedded data set. Its options are the fields of `SyntheticSpec`; it needs no data root."""
+    """Builder for the synthetic data set. Its options are the fields of `SyntheticSpec`; no data root is needed."""
 
     name = "synthetic_pedestrians"
     SUMMARY = "Rendered pedestrians in groups of look-alikes, with part labels."
@@ -25,17 +25,21 @@ class SyntheticPedestrians(ReidBuilder, skip_registration=True):
 
     @classmethod
     def scan(cls, root: str, options: Mapping[str, Any]) -> Scan:
-        """Scan a specification. Raises UserError if it is impossible."""
+        """Create a scan of the images that the options specify.
+
+        Raises:
+            UserError: an option is invalid.
+        """
         del root
         return SyntheticScan(dataset.SyntheticSpec(**options))
 
 
 class SyntheticScan(Scan):
-    """Scan that renders images during iteration, once and in order."""
+    """Scan that renders each image once, in order, during iteration."""
 
     def __init__(self, spec: dataset.SyntheticSpec):
         self.origin = "the renderer"
-        # The fingerprint covers the renderer's source, which determines the images.
+        # Include the renderer's source code, which determines the images.
         modules = sorted(pathlib.Path(dataset.__file__).parent.glob("*.py"))
         self.fingerprint = fingerprint([spec, *(module.read_bytes() for module in modules)])
         self._spec = spec
@@ -43,12 +47,12 @@ class SyntheticScan(Scan):
         self._waiting: dict[str, collections.deque] = {split: collections.deque() for split in SPLITS}
 
     def counts(self) -> dict[str, int]:
-        """Return the number of images of each split."""
+        """Return the number of images in each split."""
         counts = dataset.num_images(self._spec)
         return {split: int(counts.get(split, 0)) for split in SPLITS}
 
     def examples(self, split: str, start: int, stop: int) -> Iterator[dict[str, Any]]:
-        """Yield the next records of a split in rendering order, buffering images of other splits."""
+        """Yield the next records of a split in rendering order, buffering those of other splits."""
         for _ in range(start, stop):
             while not self._waiting[split]:
                 image = next(self._stream)

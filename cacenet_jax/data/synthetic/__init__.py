@@ -1,6 +1,6 @@
 """Renderer of synthetic_pedestrians.
 
-Read `specification` (the settings), `people` (identities and look-alike groups), `body` (a person as geometric primitives),
-`rendering` (the rasteriser), `scene` (cameras, backgrounds, occluders), `dataset` (images and splits) and `contact_sheet`
-(an overview picture).
+Read in this order: `specification` (settings), `people` (identities and look-alike groups), `body` (a person as
+geometric primitives), `rendering` (rasteriser), `scene` (cameras, backgrounds, occluders), `dataset` (images and
+splits) and `contact_sheet` (overview picture).
 """

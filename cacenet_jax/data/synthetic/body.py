@@ -1,6 +1,7 @@
-"""Body of a synthetic pedestrian: an Appearance at a phase of its walk cycle, as painted primitives.
+"""Body of a synthetic pedestrian as painted primitives, posed by the phase of the walk cycle.
 
-Person space as in rendering.py: x towards the left hand, y up from the ground, z straight ahead, metres.
+Coordinates are in person space, as in rendering.py: x towards the left hand, y up from the ground, z straight ahead, in
+metres.
 """
 
 import numpy as np
@@ -16,16 +17,16 @@ EYE = (0.12, 0.09, 0.08)
 
 
 def body_height(appearance: Appearance) -> float:
-    """Return the standing height in metres, without hat."""
+    """Return the standing height in metres, excluding the hat."""
     return HIP_HEIGHT * appearance.leg_ratio + 0.83
 
 
 def build_body(appearance: Appearance, phase: float) -> list[RoundCone | Ellipsoid]:
-    """Build the primitives of a person at `phase` (radians) of the walk cycle, feet on the ground."""
+    """Build the primitives of a person at `phase` (radians) of the walk cycle, standing on the ground."""
     legs, feet_low = _legs(appearance, phase)
     arms, right_hand_3 = _arms(appearance, phase)
     parts = legs + arms + _torso(appearance) + _head(appearance) + _carried(appearance, right_hand_3)
-    # The hips sink with the stride: put the lower foot back on the ground.
+    # The stride lifts the feet, so move the body down until the lower foot touches the ground.
     return [_translate(part, np.array([0.0, -feet_low, 0.0])) for part in parts]
 
 
@@ -39,7 +40,7 @@ def _translate(part: RoundCone | Ellipsoid, by_3: np.ndarray) -> RoundCone | Ell
 def _ellipsoid(
     part: int, rgb: RGB, centre: Vector, semi: Vector, paint: Paint | None = None, tilt: float = 0.0
 ) -> Ellipsoid:
-    """Build an ellipsoid with semi-axes along x, y, z, rotated by `tilt` (radians, nose up) about x."""
+    """Build an ellipsoid with semi-axes along x, y and z, pitched up about x by `tilt` radians."""
     sin, cos = np.sin(tilt), np.cos(tilt)
     axes = np.array([[1.0, 0.0, 0.0], [0.0, cos, sin], [0.0, -sin, cos]]) * np.asarray(semi, dtype=np.float64)
     return Ellipsoid(part, rgb, np.array(centre, dtype=np.float64), axes, paint)
@@ -54,7 +55,7 @@ def _limb(
     cut: float = 1.0,
     below: RGB | None = None,
 ) -> RoundCone:
-    """Build a round cone, coloured `below` past the fraction `cut` of its length."""
+    """Build a round cone of colour `rgb`, or `below` (if given) past the fraction `cut` of its length."""
     start_3, end_3 = np.asarray(start_3, dtype=np.float64), np.asarray(end_3, dtype=np.float64)
     paint = None
     if below is not None:
@@ -67,7 +68,7 @@ def _limb(
 
 
 def _limb_end(start_3: np.ndarray, length: float, angle: float, outwards: float = 0.0) -> np.ndarray:
-    """Return the end of a limb that hangs from start_3 and swings forward by `angle` (radians)."""
+    """Return the end point of a limb that hangs from start_3 and swings forward by `angle` radians."""
     return start_3 + length * np.array([outwards, -np.cos(angle), np.sin(angle)])
 
 
@@ -76,7 +77,7 @@ def _hip_height(appearance: Appearance) -> float:
 
 
 def _legs(a: Appearance, phase: float) -> tuple[list[RoundCone | Ellipsoid], float]:
-    """Build hips, legs and feet; also returns the height of the lower sole."""
+    """Build the hips, legs and feet, and compute the height of the lower sole."""
     hip, build = _hip_height(a), a.build
     hips_rgb = a.top if a.long_top else a.bottom
     parts: list[RoundCone | Ellipsoid] = [
@@ -120,12 +121,12 @@ def _legs(a: Appearance, phase: float) -> tuple[list[RoundCone | Ellipsoid], flo
 
 
 def _arms(a: Appearance, phase: float) -> tuple[list[RoundCone | Ellipsoid], np.ndarray]:
-    """Build arms and hands; also returns the position of the right hand."""
+    """Build the arms and hands, and compute the position of the right hand."""
     hip, build = _hip_height(a), a.build
     parts: list[RoundCone | Ellipsoid] = []
     hand_3 = np.zeros(3)
     for side in (1.0, -1.0):
-        beat = phase + np.pi if side > 0 else phase  # arms swing against the legs
+        beat = phase + np.pi if side > 0 else phase  # arms swing in opposition to the legs
         angle = 0.9 * a.stride * np.sin(beat)
         if side < 0 and a.bag.kind == "handbag":
             angle *= 0.3
@@ -159,7 +160,7 @@ def _torso(a: Appearance) -> list[RoundCone | Ellipsoid]:
 
 
 def _torso_paint(a: Appearance) -> Paint:
-    """Return the paint of the trunk: colour, open front, stripes, strap and prints, later ones on top."""
+    """Return the paint of the trunk, applied in layers: colour, open front, stripes, strap, logo."""
     hip, build = _hip_height(a), a.build
 
     def paint(points_N3: np.ndarray) -> np.ndarray:
@@ -171,7 +172,7 @@ def _torso_paint(a: Appearance) -> Paint:
             rgb_N3[(np.floor(y / 0.055) % 2 == 0) & (y < 0.44)] = a.stripes.rgb
         elif a.stripes.kind == "band":
             rgb_N3[(y > 0.19) & (y < 0.31)] = a.stripes.rgb
-        if a.bag.kind == "shoulder bag":  # the strap runs from the right shoulder to the left hip, on both sides
+        if a.bag.kind == "shoulder bag":  # strap from the right shoulder to the left hip, front and back
             rgb_N3[np.abs(y - 0.26 + 1.25 * x) < 0.035] = a.bag.rgb
         front = z > 0
         if a.logo.kind == "square":
@@ -225,7 +226,7 @@ def _head(a: Appearance) -> list[RoundCone | Ellipsoid]:
 def _carried(a: Appearance, right_hand_3: np.ndarray) -> list[RoundCone | Ellipsoid]:
     hip, build, rgb = _hip_height(a), a.build, a.bag.rgb
     darker = (0.6 * rgb[0], 0.6 * rgb[1], 0.6 * rgb[2])
-    if a.bag.kind == "backpack":  # narrower than the trunk and below the shoulders, so invisible from the front
+    if a.bag.kind == "backpack":  # hidden from the front: narrower than the trunk and below the shoulders
         radius = 0.075 * build
         pack: list[RoundCone | Ellipsoid] = []
         for x in (-0.06 * build, 0.0, 0.06 * build):

@@ -1,4 +1,4 @@
-"""Layout of synthetic_pedestrians' contact sheet: headings, labelled rows of tiles, part colours, PNG."""
+"""Contact-sheet layout for synthetic_pedestrians: headings, labelled rows of tiles, part colours and PNG output."""
 
 import textwrap
 from collections.abc import Sequence
@@ -28,20 +28,20 @@ PART_COLOURS = np.array(
 
 
 class Tile(NamedTuple):
-    """An image, uint8 RGB, with a caption of about ten letters."""
+    """uint8 RGB image with a caption of about ten characters."""
 
     image_HWC: np.ndarray
     caption: str
 
 
 class Heading(NamedTuple):
-    """A line of text across the sheet."""
+    """Line of text across the sheet."""
 
     text: str
 
 
 class Row(NamedTuple):
-    """A row of tiles with a title and a short text on its left; None leaves a gap."""
+    """Row of tiles with a title and a short text to the left. A tile of None leaves a gap."""
 
     title: str
     text: str
@@ -49,18 +49,18 @@ class Row(NamedTuple):
 
 
 def on_paper(raster: Raster) -> np.ndarray:
-    """Composite rendered people over the paper colour, uint8 (H, W, 3)."""
+    """Composite rendered people over the paper colour, as uint8 (H, W, 3)."""
     rgb_HW3 = raster.rgb_HW3 + (PAPER / 255.0) * (1.0 - raster.coverage_HW)[:, :, None]
     return np.clip(np.rint(255.0 * rgb_HW3), 0, 255).astype(np.uint8)
 
 
 def coloured(parts_HW: np.ndarray) -> np.ndarray:
-    """Map part labels to colours, uint8 (H, W, 3)."""
+    """Map part labels to colours, as uint8 (H, W, 3)."""
     return PART_COLOURS[parts_HW]
 
 
 def layout(rows: Sequence[Row | Heading], height: int, width: int, columns: int) -> np.ndarray:
-    """Draw the sheet, uint8 RGB; tiles are height x width, at most `columns` in a row."""
+    """Draw the sheet as uint8 RGB, with tiles of height x width and at most `columns` tiles per row."""
     heights = [22 if isinstance(row, Heading) else height + CAPTION + GAP for row in rows]
     picture = np.full((sum(heights) + GAP, LABEL_WIDTH + columns * (width + GAP) + GAP, 3), PAPER, dtype=np.uint8)
     top = GAP
@@ -82,7 +82,7 @@ def layout(rows: Sequence[Row | Heading], height: int, width: int, columns: int)
 
 
 def write_png(picture_HWC: np.ndarray, path: str | Path) -> None:
-    """Write uint8 RGB as PNG, creating the folder if necessary."""
+    """Write a uint8 RGB image as PNG, creating the folder if necessary."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     Path(path).write_bytes(cv2.imencode(".png", picture_HWC[:, :, ::-1])[1].tobytes())
 

@@ -1,12 +1,12 @@
-"""synthetic_pedestrians: people of capsules and ellipsoids, several cameras, groups of look-alikes.
+"""The synthetic_pedestrians data set: groups of look-alikes, rendered from round cones and ellipsoids.
 
-The embedded default data set needs no download, gives the same images on every machine, and has the difficulties of
-re-identification: the view depends on the camera, cameras differ in colour, blur and noise, occluders and passers-by hide
-parts, boxes are misaligned, and the members of a group wear the same clothes and differ in one or two clues, some of them
-visible from one side only. Every image has part labels.
+This is the default data set. It needs no download, is identical on every machine, and reproduces the main difficulties
+of re-identification. The viewing direction depends on the camera, and cameras differ in colour, blur and noise.
+Occluders and passers-by hide parts of the person, and boxes are misaligned. The members of a group wear the same
+clothes and differ in only a few clues, some of them visible from one side only. Every image has part labels.
 
-Each image is a pure function of (spec, pid, index) with its own random stream, so images can be rendered in any order by
-any number of workers. The fields of SyntheticSpec control the difficulty.
+Each image is a pure function of (spec, pid, index) with its own random stream, so images can be rendered in any order
+by any number of workers. The fields of SyntheticSpec control the difficulty.
 """
 
 from collections.abc import Iterator
@@ -41,15 +41,21 @@ __all__ = [
     "render_one",
 ]
 
-PERSON_SHARE = 0.9  # of the image's height, before jitter
+PERSON_SHARE = 0.9  # fraction of the image height, before jitter
 LIGHT = (0.35, 0.75, 0.56)
 
 
 class SyntheticImage(NamedTuple):
-    """Rendered image: uint8 RGB, uint8 part labels (indices of PART_NAMES; 0 for background and occluders).
+    """Rendered image with its labels.
 
-    pid and camid count from 1; split is "train", "query" or "gallery"; name is in Market style,
-    <pid>_c<camid>s1_<index>_00.png, and unique.
+    Attributes:
+        image_HWC: uint8 RGB pixels.
+        parts_HW: uint8 part labels, indices into PART_NAMES; 0 for the background, occluders and other people.
+        pid: identity, counted from 1.
+        camid: camera, counted from 1.
+        group: index of the look-alike group, counted from 0.
+        split: "train", "query" or "gallery".
+        name: unique file name in the style of Market-1501, <pid>_c<camid>s1_<index>_00.png.
     """
 
     image_HWC: np.ndarray
@@ -62,7 +68,7 @@ class SyntheticImage(NamedTuple):
 
 
 def num_images(spec: SyntheticSpec) -> dict[str, int]:
-    """Return the number of images of each split."""
+    """Return the number of images in each split."""
     queries = spec.num_test_ids * spec.queries_per_id
     return {
         "train": spec.num_train_ids * spec.images_per_id,
@@ -72,24 +78,24 @@ def num_images(spec: SyntheticSpec) -> dict[str, int]:
 
 
 def generate(spec: SyntheticSpec) -> Iterator[SyntheticImage]:
-    """Render all images by ascending pid and index, training identities first."""
+    """Yield all images in ascending order of pid and index, training identities first."""
     for pid in range(1, spec.num_ids + 1):
         for index in range(spec.images_per_id):
             yield render_one(spec, pid, index)
 
 
 def cameras_of_id(spec: SyntheticSpec, pid: int) -> list[int]:
-    """Return the cameras (from 1) that see an identity, 3 or more, in the order in which its images alternate."""
+    """Return the cameras (3 or more, counted from 1) that see an identity, in the order in which its images cycle."""
     rng = stream(spec.seed, pid, SCHEDULE_STREAM)
     count = int(rng.integers(MIN_CAMERAS_PER_ID, spec.num_cameras + 1))
     return [int(camid) + 1 for camid in rng.permutation(spec.num_cameras)[:count]]
 
 
 def render_one(spec: SyntheticSpec, pid: int, index: int) -> SyntheticImage:
-    """Render image `index` (from 0) of identity `pid` (from 1), a pure function of its arguments.
+    """Render image `index` (from 0) of identity `pid` (from 1); a pure function of its arguments.
 
     Raises:
-        UserError: there is no such image.
+        UserError: `pid` or `index` is out of range.
     """
     for name, value, low, high in (
         ("pid", pid, 1, spec.num_ids),
@@ -97,8 +103,8 @@ def render_one(spec: SyntheticSpec, pid: int, index: int) -> SyntheticImage:
     ):
         if not low <= value <= high:
             raise UserError(f"synthetic_pedestrians: {name} is {value}, expected {low} to {high}; stay in range.")
-    # Images alternate between cameras, so queries come from different ones, and at least one of the two or more gallery
-    # images is from another camera than any given query.
+    # Images cycle through the cameras, so an identity's queries come from different cameras, and every query has at
+    # least one gallery image from another camera.
     cameras = cameras_of_id(spec, pid)
     camid = cameras[index % len(cameras)]
     if pid <= spec.num_train_ids:
@@ -136,7 +142,7 @@ def _render(
 def _place_walker(
     spec: SyntheticSpec, person: Appearance, camera: scene.Camera, rng: np.random.Generator
 ) -> PlacedPerson:
-    """Place a person at a random phase of the walk, heading near the camera's usual direction or uniformly random."""
+    """Place a person at a random walk phase, heading close to the camera's main direction or uniformly at random."""
     phase, deviation, uniform_yaw = rng.uniform(0.0, 2.0 * np.pi), rng.normal(), rng.uniform(0.0, 2.0 * np.pi)
     is_uniform = rng.random() < spec.yaw_uniform_rate
     yaw = uniform_yaw if is_uniform else camera.yaw + np.radians(spec.yaw_spread) * deviation
@@ -146,7 +152,7 @@ def _place_walker(
 def _place_bystander(
     spec: SyntheticSpec, pid: int, camera: scene.Camera, rng: np.random.Generator, in_front: bool
 ) -> PlacedPerson:
-    """Place another identity of the same split beside the target, in front or behind."""
+    """Place another identity from the same split beside the target, in front of it or behind it."""
     first, count = (1, spec.num_train_ids) if pid <= spec.num_train_ids else (spec.num_train_ids + 1, spec.num_test_ids)
     other = first + int(rng.integers(count))
     if group_of(spec, other) == group_of(spec, pid):  # a look-alike beside the target would make the label ambiguous
@@ -160,7 +166,7 @@ def _place_bystander(
 
 
 def _draw_box(spec: SyntheticSpec, person: Appearance, pitch: float, rng: np.random.Generator) -> tuple[Window, float]:
-    """Draw a detector's box, as a window, and the image row of the feet; independent of the clues."""
+    """Return the window of a random detection box, independent of the clues, and the image row of the feet."""
     zoom, stretch = (
         np.exp(rng.normal(0.0, spec.scale_jitter)),
         np.exp(rng.normal(0.0, 0.6 * spec.scale_jitter)),
@@ -168,7 +174,7 @@ def _draw_box(spec: SyntheticSpec, person: Appearance, pitch: float, rng: np.ran
     shift_x, shift_y = rng.normal(0.0, spec.shift_jitter, 2)
     cut, keep = rng.random() < spec.truncation_rate, rng.uniform(0.5, 0.8)
     window, feet_row = _frame_person(person, pitch, spec.height, spec.width, zoom, zoom * stretch, shift_x, shift_y)
-    if cut:  # the box ends at the hips or the knees: zoom in on what it keeps
+    if cut:  # the box ends at the hips or knees, so zoom in on the rest
         ppm_x, ppm_y = window.pixels_per_metre_x / keep**0.5, window.pixels_per_metre_y / keep
         window = Window(window.left * window.pixels_per_metre_x / ppm_x, window.top, ppm_x, ppm_y)
         feet_row = window.top * ppm_y
@@ -185,7 +191,7 @@ def _frame_person(
     shift_x: float,
     shift_y: float,
 ) -> tuple[Window, float]:
-    """Frame a person at the origin; shifts are in box heights. Returns the window and the image row of the feet."""
+    """Return the window around a person at the origin and the image row of the feet; shifts are in box heights."""
     tall = body_height(person) * np.cos(pitch) + 0.22 * np.sin(pitch)
     ppm_y = PERSON_SHARE * height / tall * zoom_y
     ppm_x = PERSON_SHARE * height / tall * zoom_x * (width / height * 2.0)
@@ -203,19 +209,19 @@ def render_clean(
     width: int = 64,
     supersample: int = 2,
 ) -> Raster:
-    """Render a person alone, centred, in neutral light and without background, for tests and figures.
+    """Render a single centred person in neutral light without background, for tests and figures.
 
     Args:
         person: appearance to render.
         yaw: heading in radians; 0 faces the camera, pi shows the back.
         pitch: downward tilt of the camera in radians.
         phase: phase of the walk cycle in radians.
-        height: pixels.
-        width: pixels.
+        height: image height in pixels.
+        width: image width in pixels.
         supersample: samples per pixel along each axis.
 
     Returns:
-        The raster.
+        Colour, coverage and part labels of the person.
     """
     window, _ = _frame_person(person, pitch, height, width, 1.0, 1.0, 0.0, 0.0)
     placed = PlacedPerson(build_body(person, phase), view_rotation(yaw, pitch), np.zeros(3))
@@ -226,16 +232,16 @@ def render_clean(
 def contact_sheet(spec: SyntheticSpec, path: str | Path | None = None, num_groups: int = 3) -> np.ndarray:
     """Draw an overview of the data set: look-alike groups, cameras, occlusions and part labels.
 
-    Each member of the chosen groups has a row with a clean front and back view and an image from each of the first six
-    cameras that see it. Below are the least visible images, and images with their part labels.
+    Each member of the chosen groups gets one row: clean front and back views, then one image per camera for cameras 1
+    to 6, with gaps where no image exists. The last rows show the least visible people, and images with part labels.
 
     Args:
         spec: specification of the data set.
         path: PNG file to write, or None.
-        num_groups: number of groups, evenly spaced.
+        num_groups: number of groups to show, evenly spaced.
 
     Returns:
-        uint8 RGB (rows, columns, 3).
+        uint8 RGB picture of shape (rows, columns, 3).
     """
     columns = 6
     total = spec.num_ids // spec.group_size

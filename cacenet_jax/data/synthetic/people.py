@@ -1,8 +1,8 @@
-"""Identities of synthetic_pedestrians: clothes, and the clues in which look-alikes differ.
+"""Identities of synthetic_pedestrians: clothes, and the clues that distinguish look-alikes.
 
-A group of look-alikes shares body, skin and main clothes. Its members differ in one or two (clues_per_group)
-clues: each clue takes one of a few values, every member has its own combination, and any two members differ
-in at least one.
+The members of a look-alike group share their build, skin colour and main clothes, and differ in clues_per_group clues.
+Each clue takes one of a few values. Every member has a unique combination of values, so any two members differ in at
+least one clue.
 """
 
 import dataclasses
@@ -48,13 +48,13 @@ DARK_HAIR, BROWN_HAIR, FAIR_HAIR, GREY_HAIR = (
 CLUE_NAMES = ("hat", "hair", "bag", "shoes", "logo", "stripes", "sleeves")
 ONE_SIDED = ("logo", "bag")
 
-# Last entries of the seed sequences, which separate these streams from each other and from those of the images (no such
-# entry).
+# Last entry of the seed sequence, one per kind of stream. It separates these streams from each other and from the image
+# streams, which have no such entry.
 GROUP_STREAM, CAMERA_STREAM, SCHEDULE_STREAM = 1, 2, 3
 
 
 class Clue(NamedTuple):
-    """Value of a clue: its kind and colour."""
+    """Value of a clue: kind and colour."""
 
     kind: str
     rgb: RGB
@@ -62,18 +62,18 @@ class Clue(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Appearance:
-    """Appearance of an identity. The fields up to `varied` are common to the group; clues may differ between members.
+    """Appearance of an identity. The group shares all fields up to `varied`; the clues may differ between members.
 
     Attributes:
-        build: width of trunk and limbs relative to the mean.
-        leg_ratio: length of the legs relative to the mean.
-        stride: largest forward swing of a leg, radians.
-        skin, top, bottom: colours.
-        inner: colour of the shirt under an open jacket, or None when it is closed.
-        long_top: True if the top reaches the thighs like a coat.
+        build: width of the trunk and limbs relative to the average.
+        leg_ratio: length of the legs relative to the average.
+        stride: largest forward swing of a leg, in radians.
+        skin, top, bottom: colours of the skin, top and bottom.
+        inner: colour of the shirt under an open jacket; None if the jacket is closed.
+        long_top: True if the top reaches the thighs, like a coat.
         bottom_kind: "trousers", "shorts" or "skirt".
-        varied: names of the clues in which the group's members differ.
-        hat, hair, bag, shoes, logo, stripes, sleeves: the clues.
+        varied: names of the clues in which the group's members may differ.
+        hat, hair, bag, shoes, logo, stripes, sleeves: clues.
     """
 
     build: float
@@ -96,12 +96,12 @@ class Appearance:
 
 
 def stream(seed: int, number: int, kind: int) -> np.random.Generator:
-    """Return the random stream of group, camera or identity `number`; `kind` is one of the *_STREAM constants."""
+    """Return the random stream for group, camera or identity `number`; `kind` is one of the *_STREAM constants."""
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, number, 0, kind])))
 
 
 def group_of(spec: SyntheticSpec, pid: int) -> int:
-    """Return the index of a pid's look-alike group. Groups never mix training and test identities."""
+    """Return the index of an identity's look-alike group. Groups never mix training and test identities."""
     return (pid - 1) // spec.group_size
 
 
@@ -112,7 +112,7 @@ def appearance_of(spec: SyntheticSpec, pid: int) -> Appearance:
 
 @functools.lru_cache(maxsize=1024)
 def group_appearances(spec: SyntheticSpec, group: int) -> tuple[Appearance, ...]:
-    """Draw the appearances of the members of a look-alike group."""
+    """Draw the appearances of all members of a look-alike group."""
     rng = stream(spec.seed, group, GROUP_STREAM)
     top = CLOTHES[rng.integers(spec.palette_size)]
     bottom = _draw_colours(rng, CLOTHES[: spec.palette_size], top, 1, least=0.25)[0]
@@ -138,9 +138,9 @@ def group_appearances(spec: SyntheticSpec, group: int) -> tuple[Appearance, ...]
         stripes=Clue("none", top),
         sleeves=Clue(("long", "short")[int(rng.random() < 0.3)], top),
     )
-    values = {name: _clue_values(rng, name, shared) for name in CLUE_NAMES}  # always drawn: same stream for any choice
+    values = {name: _clue_values(rng, name, shared) for name in CLUE_NAMES}  # all drawn: a fixed number of draws
     extras = rng.random(3)
-    # Some clues are shared by a whole group, so that wearing a hat or carrying a bag alone decides nothing.
+    # Some groups share a bag, hat or stripes, so wearing one does not by itself identify a person.
     for name, chance in zip(("bag", "hat", "stripes"), extras):
         blocked = (name == "hat" and "hair" in varied) or (name == "stripes" and "logo" in varied)
         if chance < 0.22 and name not in varied and not blocked and shared.inner is None:
@@ -159,7 +159,7 @@ def group_appearances(spec: SyntheticSpec, group: int) -> tuple[Appearance, ...]
 
 
 def describe(appearance: Appearance) -> str:
-    """Describe the clues in which an identity may differ from its look-alikes."""
+    """Describe the clues that distinguish an identity from its look-alikes."""
     words = []
     for name in appearance.varied:
         clue = getattr(appearance, name)
@@ -169,14 +169,14 @@ def describe(appearance: Appearance) -> str:
 
 
 def _values_per_clue(group_size: int, clues: int) -> int:
-    """Return the number of values per clue, one more than necessary so that members often differ in two clues."""
+    """Return the number of values per clue: one more than necessary, so that members often differ in several clues."""
     if group_size == 1:
         return 1
     return min(MAX_CLUE_VALUES, 1 + next(n for n in range(2, MAX_CLUE_VALUES + 1) if n**clues >= group_size))
 
 
 def _choose_clues(rng: np.random.Generator, count: int, one_sided_rate: float) -> tuple[str, ...]:
-    """Choose distinct clues; hat and hair (and logo and stripes) exclude each other, because one hides the other."""
+    """Choose distinct clues. Hat excludes hair, and logo excludes stripes, because one would hide the other."""
     first_one_sided = rng.random() < one_sided_rate
     chosen = [ONE_SIDED[rng.integers(2)] if first_one_sided else CLUE_NAMES[rng.integers(len(CLUE_NAMES))]]
     for index in rng.permutation(len(CLUE_NAMES)):
@@ -188,7 +188,7 @@ def _choose_clues(rng: np.random.Generator, count: int, one_sided_rate: float) -
 
 
 def _clue_values(rng: np.random.Generator, name: str, shared: Appearance) -> list[Clue]:
-    """Draw the MAX_CLUE_VALUES values of a clue for a group in these clothes, the most used first."""
+    """Draw MAX_CLUE_VALUES values of a clue to suit a group's shared appearance, the most used first."""
     surface = {"shoes": shared.bottom, "hat": shared.hair.rgb}.get(name, shared.top)
     one, two, three, four = _draw_colours(rng, ACCENTS, surface, 4, least=0.6)
     shuffled = rng.permutation(4)
@@ -208,20 +208,19 @@ def _clue_values(rng: np.random.Generator, name: str, shared: Appearance) -> lis
     elif name == "shoes":
         values = [Clue("shoes", one), Clue("shoes", two), Clue("boots", three), Clue("shoes", four)]
     elif name == "logo":
-        # Groups of four use the first three: keep them to the chest, so that the clue shows from the front
-        # alone.
+        # Groups of four use the first three values by default. Keep these on the chest, visible from the front only.
         return [none, Clue("square", one), Clue("disc", two), Clue("back print", three)]
     elif name == "stripes":
         values = [none, Clue("hoops", one), Clue("band", two), Clue("hoops", three)]
     else:
         values = [Clue("long", shared.top), Clue("short", shared.top), Clue("long", one), Clue("long", two)]
-    if name == "bag":  # likewise: nothing or a backpack come first, then the bags that show from more sides
+    if name == "bag":  # "none" and "backpack" first, as a backpack is hidden from the front
         return values if shuffled[0] < 2 else [values[1], values[0], values[3], values[2]]
     return [values[i] for i in shuffled]
 
 
 def _draw_colours(rng: np.random.Generator, palette: tuple[RGB, ...], base: RGB, count: int, least: float) -> list[RGB]:
-    """Draw `count` distinct colours; those at L1 distance of at least `least` from `base` come first."""
+    """Draw `count` distinct colours, preferring those at an L1 distance of at least `least` from `base`."""
     order = [palette[i] for i in rng.permutation(len(palette))]
     far = [c for c in order if sum(abs(p - q) for p, q in zip(c, base)) >= least]
     return (far + [c for c in order if c not in far])[:count]

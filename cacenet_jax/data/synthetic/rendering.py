@@ -1,11 +1,11 @@
 """Rasteriser of synthetic_pedestrians: round cones and ellipsoids, parallel rays, z-buffer, Lambert shading.
 
-Camera space: metres, x to the right of the image, y up, z towards the viewer; rays run along -z, so the
+Camera space is in metres, with x to the right of the image, y up and z towards the viewer. Rays run along -z, so the
 surface with the largest z is visible. A person is built in person space (x towards the left hand, y up from the
 ground, z straight ahead) and placed by camera = rotation @ person + offset. Paints are functions of points in person
-space, so that stripes and logos turn with the person.
+space, which makes stripes and logos turn with the person.
 
-Legend: H, W image; N visible pixels of one primitive; 3 space or RGB. All maths is float64.
+Legend: H x W image; N visible pixels of one primitive; 3 spatial or RGB components. All computations are in float64.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ NOTHING = -1
 
 
 class RoundCone(NamedTuple):
-    """Hull of two spheres: a limb. Metres, person space; `paint` overrides the flat colour `rgb`."""
+    """Convex hull of two spheres, in metres in person space. `paint` overrides the flat colour `rgb`."""
 
     part: int
     rgb: tuple[float, float, float]
@@ -30,7 +30,7 @@ class RoundCone(NamedTuple):
 
 
 class Ellipsoid(NamedTuple):
-    """Centre and three semi-axis vectors (the columns of axes_33), metres, person space."""
+    """Ellipsoid given by its centre and semi-axis vectors (the columns of axes_33), in metres in person space."""
 
     part: int
     rgb: tuple[float, float, float]
@@ -40,7 +40,7 @@ class Ellipsoid(NamedTuple):
 
 
 class PlacedPerson(NamedTuple):
-    """A person in front of the camera: camera = rotation_33 @ person + offset_3."""
+    """Person placed in camera space by camera = rotation_33 @ person + offset_3."""
 
     primitives: Sequence[RoundCone | Ellipsoid]
     rotation_33: np.ndarray
@@ -48,7 +48,7 @@ class PlacedPerson(NamedTuple):
 
 
 class Window(NamedTuple):
-    """Image window in camera space: position in metres of the outer corner of pixel (0, 0), and pixels per metre."""
+    """Image window in camera space: outer corner of pixel (0, 0) in metres, and resolution in pixels per metre."""
 
     left: float
     top: float
@@ -57,7 +57,7 @@ class Window(NamedTuple):
 
 
 class Raster(NamedTuple):
-    """Rendered people without background. Colours are premultiplied by coverage; label 0 is background or a bystander."""
+    """Rendered people without background. Colours are premultiplied by coverage; label 0 is background or bystander."""
 
     rgb_HW3: np.ndarray
     coverage_HW: np.ndarray
@@ -65,10 +65,10 @@ class Raster(NamedTuple):
 
 
 def view_rotation(yaw: float, pitch: float) -> np.ndarray:
-    """Return the rotation (3, 3) from person to camera space; angles in radians.
+    """Return the (3, 3) rotation from person to camera space; angles in radians.
 
-    yaw 0 faces the camera, pi/2 looks to the right of the image, pi shows the back; a positive pitch is a
-    camera that looks down.
+    A person with yaw 0 faces the camera, with pi/2 the right of the image, and with pi away from the camera. The camera
+    looks down if the pitch is positive.
     """
     sin_y, cos_y, sin_p, cos_p = np.sin(yaw), np.cos(yaw), np.sin(pitch), np.cos(pitch)
     turn = np.array([[cos_y, 0.0, sin_y], [0.0, 1.0, 0.0], [-sin_y, 0.0, cos_y]])
@@ -85,19 +85,19 @@ def rasterise(
     light_3: np.ndarray,
     ambient: float,
 ) -> Raster:
-    """Draw people with a z-buffer.
+    """Render people with a z-buffer.
 
     Args:
-        people: the target first; only its part labels are kept, the others count as label 0.
+        people: people to render, the target first; only the target gets part labels, and everyone else gets label 0.
         window: image window in camera space.
-        height: pixels.
-        width: pixels.
+        height: image height in pixels.
+        width: image width in pixels.
         supersample: samples per pixel along each axis.
-        light_3: unit vector towards the light, camera space.
-        ambient: share of ambient light, 0 to 1.
+        light_3: unit vector towards the light, in camera space.
+        ambient: fraction of ambient light, 0 to 1.
 
     Returns:
-        Raster of (height, width), float64 colour and coverage in [0, 1] and uint8 labels.
+        Raster of shape (height, width), with float64 colours and coverage in [0, 1] and uint8 labels.
     """
     fine_h, fine_w = height * supersample, width * supersample
     x_W = window.left + (np.arange(fine_w) + 0.5) / (window.pixels_per_metre_x * supersample)
@@ -145,7 +145,7 @@ def rasterise(
 
     samples = supersample**2
     coverage_HW = pooled((index_HW != NOTHING).astype(np.float64)) / samples
-    # A pixel takes the label of its middle sample, because labels cannot be averaged.
+    # Labels cannot be averaged, so each pixel takes the label of its middle sample.
     middle = supersample // 2
     return Raster(pooled(rgb_HW3) / samples, coverage_HW, labels_HW[middle::supersample, middle::supersample].copy())
 
@@ -158,7 +158,7 @@ def _to_camera_space(primitive: RoundCone | Ellipsoid, person: PlacedPerson) -> 
 
 
 def _bounding_box(shape: RoundCone | Ellipsoid, x_W: np.ndarray, y_H: np.ndarray) -> tuple[slice, slice] | None:
-    """Return rows and columns of the samples that the shape may cover, or None if it lies outside the image."""
+    """Return the rows and columns of samples that the shape may cover, or None if it lies outside the image."""
     if isinstance(shape, Ellipsoid):
         reach_3 = np.sqrt(np.sum(shape.axes_33**2, axis=1))
         low_3, high_3 = shape.centre_3 - reach_3, shape.centre_3 + reach_3
@@ -171,14 +171,14 @@ def _bounding_box(shape: RoundCone | Ellipsoid, x_W: np.ndarray, y_H: np.ndarray
 
 
 def _surface(shape: RoundCone | Ellipsoid, x_1w: np.ndarray, y_h1: np.ndarray) -> np.ndarray:
-    """Return the z (h, w) at which rays at (x, y) first meet the shape, -inf where they miss."""
+    """Return the z, shape (h, w), at which the rays at (x, y) first hit the shape; -inf for rays that miss."""
     return _ellipsoid_surface(shape, x_1w, y_h1) if isinstance(shape, Ellipsoid) else _cone_surface(shape, x_1w, y_h1)
 
 
 def _ellipsoid_surface(shape: Ellipsoid, x_1w: np.ndarray, y_h1: np.ndarray) -> np.ndarray:
     q = np.linalg.inv(shape.axes_33 @ shape.axes_33.T)
     dx, dy = x_1w - shape.centre_3[0], y_h1 - shape.centre_3[1]
-    # q22 z^2 + 2 b z + c = 0 with b, c from the ray's place.
+    # Solve q22 z^2 + 2 b z + c = 0, with b and c from the ray's position.
     b = q[0, 2] * dx + q[1, 2] * dy
     c = (q[0, 0] * dx**2 - 1.0) + q[1, 1] * dy**2 + (2.0 * q[0, 1] * dy) * dx
     under_root = b * b - q[2, 2] * c
@@ -187,7 +187,7 @@ def _ellipsoid_surface(shape: Ellipsoid, x_1w: np.ndarray, y_h1: np.ndarray) -> 
 
 
 def _cone_surface(shape: RoundCone, x_1w: np.ndarray, y_h1: np.ndarray) -> np.ndarray:
-    """Return the front surface of a round cone: the largest z of its two spheres and the cone tangent to both."""
+    """Return the front surface of a round cone: the largest z of its two spheres and their tangent cone."""
     (ax, ay, az), (bx, by, bz) = shape.start_3, shape.end_3
     ra, rb = shape.start_radius, shape.end_radius
     dx, dy = x_1w - ax, y_h1 - ay
@@ -198,13 +198,13 @@ def _cone_surface(shape: RoundCone, x_1w: np.ndarray, y_h1: np.ndarray) -> np.nd
     length2 = ux * ux + uy * uy + uz * uz
     d2 = length2 - dr * dr
     k2 = d2 - uz * uz
-    if k2 <= 1e-12:  # seen along its axis (or one sphere holds the other): only the spheres show
+    if k2 <= 1e-12:  # viewed along the axis, or one sphere contains the other: only the spheres are visible
         return z
     along = ux * dx + uy * dy
     k1 = uz * (along - dr * ra)
     k0 = d2 * square - along * along + (2.0 * dr * ra) * along - length2 * ra * ra
     under_root = k1 * k1 - k0 * k2
-    t = (np.sqrt(np.maximum(under_root, 0.0)) + k1) / k2  # height above the start's z
+    t = (np.sqrt(np.maximum(under_root, 0.0)) + k1) / k2  # z relative to the start
     place = along - dr * ra + t * uz
     on_side = (under_root > 0.0) & (place > 0.0) & (place < d2)
     return np.where(on_side, np.maximum(z, az + t), z)
@@ -216,7 +216,7 @@ def _sphere(square_hw: np.ndarray, radius: float, centre_z: float) -> np.ndarray
 
 
 def _normals(shape: RoundCone | Ellipsoid, points_N3: np.ndarray) -> np.ndarray:
-    """Return the unit outward normals (N, 3) at points on the shape, camera space."""
+    """Return the outward unit normals, shape (N, 3), at points on the shape in camera space."""
     if isinstance(shape, Ellipsoid):
         outward_N3 = (points_N3 - shape.centre_3) @ np.linalg.inv(shape.axes_33 @ shape.axes_33.T)
     else:

@@ -1,6 +1,6 @@
 """Cameras of synthetic_pedestrians: light, colour response, background, occluders and sensor.
 
-Every colour is a float64 display value in [0, 1] until the sensor rounds it once, at the end.
+Colours are float64 display values in [0, 1]. The sensor model rounds them once, at the end.
 """
 
 import functools
@@ -12,24 +12,24 @@ from cacenet_jax.data.synthetic.people import CAMERA_STREAM, stream
 from cacenet_jax.data.synthetic.rendering import Raster
 from cacenet_jax.data.synthetic.specification import SyntheticSpec
 
-PANORAMA_WIDTHS = 6  # a camera's background is this many images wide; each image shows a window of it
+PANORAMA_WIDTHS = 6  # width of a camera's background in image widths; each image shows a window of it
 OCCLUDER_KINDS = ("pole", "wall", "panel", "bush", "box")
 
 
 class Camera(NamedTuple):
-    """Camera and the scene it observes.
+    """Camera and its scene.
 
     Attributes:
-        yaw: most frequent heading of pedestrians, radians.
-        pitch: downward tilt, radians.
-        response_33: colour matrix, rgb_out = response @ rgb_in.
-        gamma: exponent applied after it.
-        blur: standard deviation in pixels at height 128.
-        noise: standard deviation in grey levels.
-        light_3: unit vector towards the light, camera space.
-        ambient: share of undirected light.
-        panorama_HP3: background.
-        occluder_rgb_K3: colours of occluders.
+        yaw: main heading of pedestrians, in radians.
+        pitch: downward tilt, in radians.
+        response_33: colour matrix, rgb_out = response_33 @ rgb_in.
+        gamma: exponent applied after the colour matrix.
+        blur: standard deviation of the blur, in pixels at image height 128.
+        noise: standard deviation of the noise, in grey levels.
+        light_3: unit vector towards the light, in camera space.
+        ambient: fraction of ambient light.
+        panorama_HP3: background panorama.
+        occluder_rgb_K3: colours of the occluders.
     """
 
     yaw: float
@@ -46,9 +46,9 @@ class Camera(NamedTuple):
 
 @functools.lru_cache(maxsize=128)
 def camera_of(spec: SyntheticSpec, camid: int) -> Camera:
-    """Return camera `camid` (from 1) of a specification."""
+    """Return camera `camid` (counted from 1) of a data set."""
     rng = stream(spec.seed, camid, CAMERA_STREAM)
-    # Evenly spread headings, so that an identity's cameras really show different sides.
+    # Spread the headings evenly, so that different cameras see different sides of a person.
     first = stream(spec.seed, 0, CAMERA_STREAM).uniform(0.0, 2.0 * np.pi)
     yaw = first + 2.0 * np.pi * (camid - 1) / spec.num_cameras + np.radians(rng.normal(0.0, 8.0))
     shift = spec.colour_shift
@@ -73,13 +73,13 @@ def camera_of(spec: SyntheticSpec, camid: int) -> Camera:
 
 
 def background(rng: np.random.Generator, camera: Camera, height: int, width: int) -> np.ndarray:
-    """Draw a window (height, width, 3) of the camera's panorama."""
+    """Draw a random window of the camera's panorama, shape (height, width, 3)."""
     left = int(rng.integers(camera.panorama_HP3.shape[1] - width + 1))
     return camera.panorama_HP3[:, left : left + width].copy()
 
 
 def add_shadow(rgb_HW3: np.ndarray, x: float, y: float, pixels_per_metre: float) -> None:
-    """Darken the ground under a person, in place; (x, y) is the pixel between the feet."""
+    """Darken the ground below a person in place; (x, y) is the pixel between the feet."""
     height, width = rgb_HW3.shape[:2]
     dx = (np.arange(width) + 0.5 - x) / (0.3 * pixels_per_metre)
     dy = (np.arange(height) + 0.5 - y) / (0.09 * pixels_per_metre)
@@ -87,24 +87,24 @@ def add_shadow(rgb_HW3: np.ndarray, x: float, y: float, pixels_per_metre: float)
 
 
 def compose(background_HW3: np.ndarray, raster: Raster) -> np.ndarray:
-    """Composite people over the background, (H, W, 3)."""
+    """Composite people over the background, shape (H, W, 3)."""
     return background_HW3 * (1.0 - raster.coverage_HW)[:, :, None] + raster.rgb_HW3
 
 
 def add_occluder(
     rng: np.random.Generator, camera: Camera, rgb_HW3: np.ndarray, parts_HW: np.ndarray, largest: float
 ) -> str:
-    """Draw a random occluder, in place, and clear the labels behind it.
+    """Draw a random occluder in place and clear the labels behind it.
 
     Args:
-        rng: generator of kind, position and texture.
+        rng: random generator for the kind, position and texture.
         camera: camera, which determines the colours.
-        rgb_HW3: the image, overwritten where hidden.
-        parts_HW: the labels, set to 0 where hidden.
-        largest: largest share of the height or the width that may be hidden.
+        rgb_HW3: image, overwritten by the occluder.
+        parts_HW: part labels, set to 0 behind the occluder.
+        largest: largest fraction of the image height or width to hide.
 
     Returns:
-        The kind, one of OCCLUDER_KINDS.
+        Kind of occluder, one of OCCLUDER_KINDS.
     """
     height, width = parts_HW.shape
     kind = OCCLUDER_KINDS[rng.integers(len(OCCLUDER_KINDS))]
@@ -121,7 +121,7 @@ def add_occluder(
         shade_HW = shade_HW * (0.45 + 0.55 * np.sqrt(np.maximum(1.0 - across_W**2, 0.0)))
     elif kind == "wall":
         mask_HW = np.broadcast_to((row_H > 1.0 - share)[:, None], (height, width))
-        # Planks: a regular texture, so that it is not taken for cloth.
+        # Planks, because a regular texture is not easily mistaken for clothing.
         shade_HW = shade_HW * np.where(np.floor(row_H * 16.0) % 2 == 0, 1.0, 0.82)[:, None]
     elif kind == "panel":
         hidden_W = column_W < share if at_left else column_W > 1.0 - share
@@ -138,7 +138,7 @@ def add_occluder(
         mask_HW = (
             (row_H > low - 0.25)[:, None] & (row_H < low + 0.2)[:, None] & (np.abs(column_W - place) < half)[None, :]
         )
-        shade_HW = shade_HW * np.where(row_H < low - 0.19, 1.3, 0.9)[:, None]  # a lid that catches the light
+        shade_HW = shade_HW * np.where(row_H < low - 0.19, 1.3, 0.9)[:, None]  # brighter lid
     colour_HW3 = rgb_3 * (shade_HW + 0.12 * grain_HW)[:, :, None]
     rgb_HW3[mask_HW] = colour_HW3[mask_HW]
     parts_HW[mask_HW] = 0
@@ -146,7 +146,7 @@ def add_occluder(
 
 
 def expose(rng: np.random.Generator, camera: Camera, rgb_HW3: np.ndarray, brightness: float) -> np.ndarray:
-    """Apply colour response, blur, noise and rounding of the sensor; returns uint8 (H, W, 3)."""
+    """Apply the brightness and the camera's colour response, blur and noise, and round to uint8 (H, W, 3)."""
     height = rgb_HW3.shape[0]
     seen_HW3 = np.clip(brightness * np.clip(rgb_HW3, 0.0, 1.0) @ camera.response_33.T, 0.0, 1.0) ** camera.gamma
     seen_HW3 = _blur(seen_HW3, camera.blur * height / 128.0)
@@ -155,7 +155,7 @@ def expose(rng: np.random.Generator, camera: Camera, rgb_HW3: np.ndarray, bright
 
 
 def _blur(rgb_HW3: np.ndarray, sigma: float) -> np.ndarray:
-    """Blur with a Gaussian, edges replicated; implemented here because libraries may round differently by platform."""
+    """Apply a Gaussian blur with replicated edges, in NumPy because libraries may round differently by platform."""
     if sigma < 0.05:
         return rgb_HW3
     radius = int(np.ceil(2.5 * sigma))
@@ -171,7 +171,7 @@ def _blur(rgb_HW3: np.ndarray, sigma: float) -> np.ndarray:
 
 
 def _smooth_noise(rng: np.random.Generator, height: int, width: int, rows: int, columns: int) -> np.ndarray:
-    """Draw bilinear noise (height, width) in [-1, 1] with rows x columns cells."""
+    """Draw bilinearly interpolated noise in [-1, 1], shape (height, width), on a grid of rows x columns cells."""
     grid = rng.uniform(-1.0, 1.0, (rows + 1, columns + 1))
     y, x = np.arange(height) / height * rows, np.arange(width) / width * columns
     y0, x0 = y.astype(np.int64), x.astype(np.int64)
@@ -181,7 +181,7 @@ def _smooth_noise(rng: np.random.Generator, height: int, width: int, rows: int, 
 
 
 def _panorama(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Draw a background, a patterned wall above a patterned floor, (height, width, 3) in [0, 1]."""
+    """Draw a patterned wall above a patterned floor, shape (height, width, 3), values in [0, 1]."""
     wall_3, floor_3, second_3 = (rng.uniform(0.25, 0.75) + rng.normal(0.0, tint, 3) for tint in (0.08, 0.04, 0.08))
     horizon = int(height * rng.uniform(0.3, 0.62))
     y, x = np.arange(height)[:, None] / height, np.arange(width)[None, :] / height
@@ -199,7 +199,7 @@ def _panorama(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     elif kind == 3:  # leaves
         wall_3 = np.array([0.24, 0.4, 0.2]) + 0.1 * (wall_3 - 0.5)
         mix = np.clip(0.35 + 0.5 * _smooth_noise(rng, height, width, 16, 48), 0.0, 1.0)
-    else:  # shop fronts: a colour for each
+    else:  # shop fronts, one colour each
         shops = rng.random(int(column.max()) + 2)
         mix = shops[column.astype(np.int64) - int(column.min())] * np.where(y < 0.12, 0.3, 1.0)
     wall_HP3 = wall_3 + mix[:, :, None] * (second_3 - wall_3)

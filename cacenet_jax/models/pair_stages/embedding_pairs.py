@@ -1,4 +1,4 @@
-"""Stages that give each image of a pair an embedding, f(u|v) and f(v|u), and compare the two.
+"""Base class of stages that compute two conditional embeddings of a pair, f(u|v) and f(v|u), and compare them.
 
 Legend: R rows and C columns of a grid of pairs (target u, context v), F embedding size.
 """
@@ -16,20 +16,21 @@ from cacenet_jax.models.pair_stages.base import PairStage
 
 
 class EmbeddingPairStage(PairStage, kw_only=True):
-    """Base of the stages with conditional embeddings.
+    """Base class of stages with conditional embeddings.
 
     Attributes:
-        embedding_distance: distance of f(u|v) and f(v|u): a name of `embedding_distance.DISTANCES`, or MODULE:FUNCTION.
+        embedding_distance: distance between f(u|v) and f(v|u), a name in `embedding_distance.DISTANCES` or
+            MODULE:FUNCTION.
     """
 
     embedding_distance: str = "cosine"
 
     def validate(self) -> None:
-        """Check the values of the fields."""
+        """Validate the field values."""
         DISTANCES.resolve(self.embedding_distance)
 
     def between(self, left: Float[Array, "*batch F"], right: Float[Array, "*batch F"]) -> Float[Array, "*batch"]:
-        """Compute the distance of embeddings, which are normalised here."""
+        """Normalise two batches of embeddings and compute their distances."""
         return DISTANCES.resolve(self.embedding_distance)(normalise(left), normalise(right))
 
     def embedding_losses(
@@ -39,13 +40,15 @@ class EmbeddingPairStage(PairStage, kw_only=True):
         weights: LossWeights,
         combine: Callable[[Array], Array] = lambda metric_RC: metric_RC,
     ) -> dict[str, RowLosses]:
-        """Mix-up identity loss (equation 8), and batch-hard triplet loss of the metric form of the pair distances.
+        """Compute the mix-up identity loss (equation 8) and the batch-hard triplet loss.
+
+        The triplet loss uses the metric form of the pair distances, sqrt(2 d).
 
         Args:
-            conditional: f(u|v) and its logits, (R, C, F) and (R, C, I).
+            conditional: f(u|v) and its logits, shapes (R, C, F) and (R, C, I).
             labels: identities of rows and columns.
-            weights: alpha and the margin.
-            combine: applied to the metric form of the distances of embeddings, (R, C).
+            weights: loss constants, of which alpha and the margin are used.
+            combine: function applied to the metric form of the embedding distances, shape (R, C).
         """
         mixup_R = mixup_rows(conditional.logits, labels.row_labels_R, labels.column_labels_C, weights.alpha)
         embedding_RCF = nn.relu(conditional.embedding) if self.relu else conditional.embedding

@@ -1,18 +1,20 @@
-"""Local evidence: a learned comparison of aligned regions; ours, the second stage of configs/second_stage.py.
+"""Local evidence: a learned comparison of aligned regions, used as the second stage in configs/second_stage.py.
 
-The graph's discrepancy is linear up to the encoder, so that the mean over positions is all that an embedding sees of it:
-what a mean cancels is lost. Here each region is compared with what the other image shows of it, the comparison passes a
-non-linearity before anything is pooled, and the regions that decide are chosen from both images:
+This stage is not part of the paper. In the paper's graph the discrepancy is linear up to the encoder, so the embedding
+depends only on its mean over positions, where local differences can cancel. Here each region is compared with its
+reconstruction from the other image, a non-linearity is applied before pooling, and the pooling weights depend on both
+images:
 
-    T_ij = softmax_j(tau k_i . k_j),   h'_i = sum_j T_ij h_j                           (what v shows of region i of u)
+    T_ij = softmax_j(tau k_i . k_j),   h'_i = sum_j T_ij h_j                   (reconstruction of region i of u from v)
     e_i = w . relu(W [|h_i - h'_i|, h_i * h'_i] + b),   s_i = softmax_i(z . relu(Z [h_i, h'_i] + c))
     evidence(u | v) = sum_i s_i e_i,   score = evidence(u | v) + evidence(v | u),   distance = 1 - score / 8
 
-with h = X H + d and k = X K / |X K| of nodes X that running statistics have standardised. The score is trained by the list
-loss (losses.list_rows), in nats. That loss does not see a constant added to all scores, so the distance is linear in the
-score: a bounded form would flatten whatever lies far from a zero that means nothing.
+where h = X H + d and k = X K / |X K| for nodes X standardised with running statistics. The score, in nats, is trained
+with the list loss (losses.list_rows). The loss is invariant to adding a constant to all scores, so the zero of the
+score is arbitrary. The distance is therefore linear in the score, because a bounded function would saturate far from
+zero.
 
-Legend: u target image, v contextual image, N and M nodes, D channels, E channels of a compared region, B images.
+Legend: u target image, v contextual image, N and M nodes, D channels, E channels of a region, B images.
 """
 
 from typing import NamedTuple
@@ -29,18 +31,18 @@ from cacenet_jax.models.heads import normalise
 from cacenet_jax.models.pair_stages.base import Individual, PairStage, PairView
 from cacenet_jax.models.pair_stages.grids import distance_grid
 
-HIDDEN = 32  # hidden units of the comparison
-CHOOSING = 16  # hidden units of the choice of regions
-SHARPNESS = 8.0  # tau at the start
-_NATS = 8.0  # of the score to a unit of the distance; eval.mix = 0.5 is then the best on synthetic identities held back
+HIDDEN = 32  # hidden units of the comparison MLP
+CHOOSING = 16  # hidden units of the region weighting
+SHARPNESS = 8.0  # initial tau
+_NATS = 8.0  # nats of score per unit of distance; makes eval.mix = 0.5 optimal on held-out synthetic identities
 
 
 class Regions(NamedTuple):
     """Per-image terms of local evidence.
 
     Attributes:
-        value_NE: compared features, h.
-        key_NE: keys of the alignment, k, of norm 1 or 0.
+        value_NE: h, the features that are compared.
+        key_NE: k, the alignment keys, with norm 1 or 0.
     """
 
     value_NE: Array
@@ -48,10 +50,10 @@ class Regions(NamedTuple):
 
 
 class EvidenceParameters(NamedTuple):
-    """Parameters of the comparison of a pair.
+    """Parameters of the pair comparison.
 
     Attributes:
-        log_tau: logarithm of the sharpness of the alignment, scalar.
+        log_tau: logarithm of the alignment sharpness tau, scalar.
         judge_kernel: W, (2 E, HIDDEN).
         judge_bias: b, (HIDDEN,).
         judge_out: w, (HIDDEN,).
@@ -70,11 +72,11 @@ class EvidenceParameters(NamedTuple):
 
 
 class LocalEvidence(nn.Module):
-    """Layers that turn nodes into regions, and the parameters of their comparison.
+    """Layers that map nodes to regions, and the parameters of the pair comparison.
 
     Attributes:
-        channels: E.
-        axis_name: device axis over which batch statistics are averaged, None on one device.
+        channels: E, number of channels of a region.
+        axis_name: device axis over which batch statistics are averaged, or None on a single device.
     """
 
     channels: int
@@ -82,11 +84,11 @@ class LocalEvidence(nn.Module):
 
     @nn.compact
     def __call__(self, nodes_BND: Float[Array, "B N D"], *, train: bool) -> tuple[Regions, EvidenceParameters]:
-        """Return the regions of every image and the parameters of the comparison, at least float32."""
+        """Return the regions of each image and the comparison parameters, at least float32."""
         wide = jnp.promote_types(nodes_BND.dtype, jnp.float32)
         nodes_BND = nodes_BND.astype(wide)
         norm = nn.BatchNorm(momentum=0.97, use_bias=False, use_scale=False, axis_name=self.axis_name, name="norm")
-        if train:  # a batch of look-alikes has a mean of its own, so that its statistics count but do not normalise it
+        if train:  # only update the running statistics: the mean of a batch of look-alikes is not representative
             norm(jax.lax.stop_gradient(nodes_BND), use_running_average=False)
         nodes_BND = norm(nodes_BND, use_running_average=True)
         value_BNE = nn.Dense(self.channels, name="value")(nodes_BND)
@@ -106,21 +108,23 @@ class LocalEvidence(nn.Module):
 
 
 def region_alignment(parameters: EvidenceParameters, u: Regions, v: Regions) -> Float[Array, "N M"]:
-    """T: for each region of u, the share of each region of v in what v shows of it; rows sum to 1."""
+    """Compute T, the weight of each region of v in the reconstruction of each region of u; rows sum to 1."""
     cosine_NM = jnp.einsum("ne,me->nm", u.key_NE, v.key_NE, preferred_element_type=parameters.judge_out.dtype)
     return jax.nn.softmax(jnp.exp(parameters.log_tau) * cosine_NM, axis=-1)
 
 
 def evidence(parameters: EvidenceParameters, u: Regions, v: Regions) -> Float[Array, ""]:
-    """Compute the evidence of u given v that both show one identity: each region of u beside its reconstruction from v.
+    """Compute the evidence of u given v that both images show the same identity.
+
+    Each region of u is compared with its reconstruction from v.
 
     Args:
-        parameters: of the comparison.
+        parameters: comparison parameters.
         u: regions of the target image.
         v: regions of the contextual image.
 
-    Source: ours; the comparison with an aligned reconstruction follows He et al. 2018, "Deep spatial feature
-        reconstruction", with a learned comparison in place of the norm of the residual.
+    Source: not in the paper. The comparison with an aligned reconstruction follows He et al. 2018, "Deep spatial
+        feature reconstruction", with a learned comparison instead of the norm of the residual.
     """
     wide = parameters.judge_out.dtype
     own_NE = u.value_NE.astype(wide)
@@ -133,21 +137,21 @@ def evidence(parameters: EvidenceParameters, u: Regions, v: Regions) -> Float[Ar
 
 
 def evidence_distance(parameters: EvidenceParameters, u: Regions, v: Regions) -> Float[Array, ""]:
-    """1 - score / 8, symmetric, of any sign; only differences between pairs mean something."""
+    """Compute 1 - score / 8, which is symmetric and may be negative; only differences between pairs are meaningful."""
     return 1 - (evidence(parameters, u, v) + evidence(parameters, v, u)) / _NATS
 
 
 class EvidenceStage(PairStage, kw_only=True):
-    """Local evidence as a pair stage; see the top of the file.
+    """Local evidence as a pair stage; see the module docstring.
 
     Attributes:
-        features: E, channels of a compared region.
+        features: E, number of channels of a region.
     """
 
     features: int = 64
 
     def validate(self) -> None:
-        """Check the values of the fields."""
+        """Validate the field values."""
         if self.features < 1:
             raise UserError(
                 f"config.model.pair.features: found {self.features}, expected 1 or more channels of a region; raise it"
@@ -159,7 +163,7 @@ class EvidenceStage(PairStage, kw_only=True):
 
     @property
     def title(self) -> str:
-        """Name of the stage's correspondences in figures."""
+        """Title of the correspondences in figures."""
         return "local evidence"
 
     def terms(
@@ -170,22 +174,22 @@ class EvidenceStage(PairStage, kw_only=True):
         *,
         train: bool,
     ) -> Regions:
-        """Regions of each image, leading axis B."""
+        """Compute the regions of each image, leading axis B."""
         del parts_BN, individual
         return self.local_evidence(nodes_BND, train=train)[0]
 
     def constants(self, individual: Individual) -> EvidenceParameters:
-        """Parameters of the comparison."""
+        """Return the comparison parameters."""
         del individual
         params = self.local_evidence.variables["params"]
         return EvidenceParameters(**{name: params[name] for name in EvidenceParameters._fields})
 
     def distance(self, constants: EvidenceParameters, u: Regions, v: Regions) -> Float[Array, ""]:
-        """Compute `evidence_distance` of two images."""
+        """Compute `evidence_distance` between two images."""
         return evidence_distance(constants, u, v)
 
     def view(self, u: Regions, v: Regions, nodes_u_ND: Array, nodes_v_MD: Array, individual: Individual) -> PairView:
-        """The alignment of u's regions with those of v; rows sum to 1."""
+        """Return the alignment of u's regions with those of v; rows sum to 1."""
         del nodes_u_ND, nodes_v_MD
         return PairView(region_alignment(self.constants(individual), u, v), None)
 
@@ -197,15 +201,15 @@ class EvidenceStage(PairStage, kw_only=True):
         *,
         train: bool,
     ) -> Float[Array, "R C"]:
-        """Compute evidence(u | v) of every pair: half of a distance, the other half is that of the mirrored pair."""
+        """Compute evidence(u | v) for every ordered pair; a score is the sum over both orders."""
         del parts_RN, individual
         rows, num_nodes = nodes_RND.shape[:2]
         regions, parameters = self.local_evidence(nodes_RND, train=train)
-        block = self.columns_at_once(16 * rows * num_nodes * (num_nodes + 4 * self.features))  # with the backward pass
+        block = self.columns_at_once(16 * rows * num_nodes * (num_nodes + 4 * self.features))  # with backward pass
         return distance_grid(lambda u, v: evidence(parameters, u, v), regions, block, self.grid_axis(rows, train)[0])
 
     def losses(self, grid: Float[Array, "R C"], labels: GridLabels, weights: LossWeights) -> dict[str, RowLosses]:
-        """List loss of the scores."""
+        """Compute the list loss of the scores."""
         del weights
         score_RC = grid + transpose_grid(grid, self.axis_name)
         return {"evidence": list_rows(score_RC, *labels)}

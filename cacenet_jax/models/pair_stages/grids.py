@@ -1,6 +1,6 @@
-"""Distances of a grid of pairs from the terms of single images, over devices and in bounded memory.
+"""Pair grids from per-image terms, across devices and in bounded memory.
 
-Legend: R images of this device (rows), C images of all devices (columns).
+Legend: R local images (rows), C images of all devices (columns).
 """
 
 from collections.abc import Callable
@@ -12,16 +12,16 @@ from cacenet_jax.distributed.collectives import all_gather
 
 
 def distance_grid(pair: Callable[[Any, Any], Any], rows: Any, block: int = 0, axis_name: str | None = None) -> Any:
-    """Map a function of two images' terms over the grid of this device's images and all images.
+    """Map a pair function over the grid of local images and all images.
 
     Args:
-        pair: terms of u and of v to a small tree of scalars.
-        rows: terms of this device's images, leading axis R.
-        block: columns computed at a time, each block again in the backward pass; 0 for all at once.
-        axis_name: device axis of the rows, None on one device.
+        pair: function from the terms of u and v to a small pytree of scalars.
+        rows: terms of the local images, leading axis R.
+        block: number of columns per block, or 0 for a single block. Blocks are recomputed in the backward pass.
+        axis_name: device axis of the rows, or None on a single device.
 
     Returns:
-        The values of `pair`, with leading axes (R, C).
+        Values of `pair` with leading axes (R, C).
     """
     columns = all_gather(rows, axis_name)
 
@@ -36,16 +36,17 @@ def distance_grid(pair: Callable[[Any, Any], Any], rows: Any, block: int = 0, ax
 
 
 def map_grid(pair: Callable[[Any, Any], Any], rows: Any, columns: Any, at_once: int) -> Any:
-    """Map a function of two images' terms over a grid in blocks, each computed again in the backward pass.
+    """Map a pair function over a grid in blocks that are recomputed in the backward pass.
 
     Args:
-        pair: terms of u and of v to a small tree; its temporaries bound `at_once`.
+        pair: function from the terms of u and v to a small pytree.
         rows: terms of the target images, leading axis R.
         columns: terms of the contextual images, leading axis C.
-        at_once: pairs computed at a time; one at least.
+        at_once: number of pairs computed at a time, limited by the memory for the temporaries of `pair`. Values below 1
+            count as 1.
 
     Returns:
-        The values of `pair`, with leading axes (R, C).
+        Values of `pair` with leading axes (R, C).
     """
     num_rows, num_columns = (len(jax.tree.leaves(tree)[0]) for tree in (rows, columns))
 

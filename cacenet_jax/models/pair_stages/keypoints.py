@@ -1,13 +1,13 @@
-"""The similarity of two images' key-point pairs: visual clue alignment without a graph convolution (table 1, second row).
+"""Key-point similarity: visual clue alignment without a graph convolution (table 1, second row).
 
-The cross block of the correspondence attention says which pairs of positions are key-point pairs; the similarity of two
-images is the mean cosine of their pairs, each weighed by its affinity, through which w' is trained:
+The cross block of the correspondence attention determines which pairs of positions are key-point pairs. The similarity
+of two images is the mean cosine similarity of these pairs, weighted by affinity so that w' receives a gradient:
 
     similarity(u, v) = sum_ij T_ij cos(x_i, x_j) / sum_ij T_ij,      distance = 1 - similarity
 
-Without a single pair the similarity is 0.
+If there are no key-point pairs, the similarity is 0.
 
-Legend: u target image, v contextual image, N and M nodes, D channels, E channels of keys, R images of this device (rows),
+Legend: u target image, v contextual image, N and M nodes, D channels, E channels of keys, R local images (rows),
 C images of all devices (columns).
 """
 
@@ -29,11 +29,11 @@ AnyArray = Array | ndarray
 
 
 class KeyPoints(NamedTuple):
-    """Per-image terms of the key-point similarity; directions are computed where they are used.
+    """Per-image terms of the key-point similarity; directions are computed on demand.
 
     Attributes:
-        nodes_ND: the map, one row a position.
-        other_keys_NE: keys of the affinities; None for the nodes, the paper's, so that these are kept once.
+        nodes_ND: feature map, one row per position.
+        other_keys_NE: affinity keys, or None if the nodes themselves are the keys, as in the paper.
     """
 
     nodes_ND: Array
@@ -41,21 +41,21 @@ class KeyPoints(NamedTuple):
 
     @property
     def keys_NE(self) -> Array:
-        """Keys of the affinities."""
+        """Affinity keys."""
         return self.nodes_ND if self.other_keys_NE is None else self.other_keys_NE
 
     @property
     def direction_ND(self) -> Array:
-        """Nodes of norm 1, or 0 where a node is 0, in the type of the nodes."""
+        """Nodes normalised to norm 1, in the dtype of the nodes; zero nodes remain zero."""
         return normalise(self.nodes_ND).astype(self.nodes_ND.dtype)
 
 
 class KeyPointDistance(NamedTuple):
-    """Distance of a pair of images, or of each pair of a grid.
+    """Distance between two images, or the distances of a grid of pairs.
 
     Attributes:
-        distance: 1 - similarity, 0 to 2, at least float32.
-        positive: fraction of positive affinities, without gradient.
+        distance: 1 - similarity, in [0, 2], at least float32.
+        positive: fraction of positive affinities; no gradient.
     """
 
     distance: Array
@@ -63,20 +63,20 @@ class KeyPointDistance(NamedTuple):
 
 
 def key_points(nodes_ND: Float[AnyArray, "*B N D"], keys_NE: Float[AnyArray, "*B N E"] | None = None) -> KeyPoints:
-    """The per-image terms; keys default to the nodes (equation 3)."""
+    """Return the per-image terms; keys default to the nodes (equation 3)."""
     return KeyPoints(jnp.asarray(nodes_ND), None if keys_NE is None else jnp.asarray(keys_NE))
 
 
 def key_point_distance(u: KeyPoints, v: KeyPoints, cross_weight_E: Float[AnyArray, "E"]) -> KeyPointDistance:
-    """1 - mean similarity of the cross-image key-point pairs; symmetric in the two images.
+    """Compute one minus the mean similarity of the cross-image key-point pairs; symmetric in the two images.
 
     Args:
         u: terms of one image.
-        v: terms of the other.
+        v: terms of the other image.
         cross_weight_E: diagonal of W' (equation 3).
 
-    Source: paper, table 1, "+ Visual Clue Alignment", and section 4.3.1. That pairs are weighed by their affinity is ours:
-        a plain mean over positive affinities has no gradient for w'.
+    Source: paper, table 1, "+ Visual Clue Alignment", and section 4.3.1. The affinity weighting is ours: a plain mean
+        over positive affinities has no gradient with respect to w'.
     """
     cross_NM = affinity(u.keys_NE, v.keys_NE, cross_weight_E)
     cosine_NM = jnp.einsum("nd,md->nm", u.direction_ND, v.direction_ND, preferred_element_type=cross_NM.dtype)
@@ -92,16 +92,16 @@ def _distance(weighted: Array, total: Array, positive: Array) -> KeyPointDistanc
 def key_point_grid(
     points: KeyPoints, cross_weight_E: Float[AnyArray, "E"], block: int = 0, axis_name: str | None = None
 ) -> KeyPointDistance:
-    """`key_point_distance` of this device's images and all images: two Gram products, a few columns at a time.
+    """Compute `key_point_distance` between local images and all images, from two Gram products in column blocks.
 
     Args:
-        points: terms of this device's images, leading axis R.
+        points: terms of the local images, leading axis R.
         cross_weight_E: diagonal of W'.
-        block: columns computed at a time, each block again in the backward pass; 0 for all at once.
-        axis_name: device axis of the rows, None on one device.
+        block: number of columns per block, or 0 for a single block. Blocks are recomputed in the backward pass.
+        axis_name: device axis of the rows, or None on a single device.
 
     Returns:
-        Leading axes (R, C).
+        Distances and fractions of positive affinities, shape (R, C) each.
     """
     num_rows, nodes, _ = points.nodes_ND.shape
     all_points = all_gather(points, axis_name)
@@ -130,16 +130,16 @@ def key_point_grid(
 
 
 class KeyPointStage(AffinityStage, kw_only=True):
-    """Visual clue alignment without a graph convolution: the similarity of key-point pairs; see the top of the file."""
+    """Visual clue alignment without a graph convolution; see the module docstring."""
 
     @property
     def title(self) -> str:
-        """Name of the stage's correspondences in figures."""
+        """Title of the correspondences in figures."""
         return "key-point pairs"
 
     @property
     def learned_blocks(self) -> tuple[Block, ...]:
-        """Only the cross block has learned weights."""
+        """Blocks with learned weights: only the cross block."""
         return ("cross",)
 
     def terms(
@@ -150,24 +150,24 @@ class KeyPointStage(AffinityStage, kw_only=True):
         *,
         train: bool,
     ) -> KeyPoints:
-        """Key points of each image, leading axis B."""
+        """Compute the key-point terms of each image, leading axis B."""
         del parts_BN, individual
         return key_points(nodes_BND, self.learned_keys(nodes_BND, train=train))
 
     def constants(self, individual: Individual) -> Float[Array, "E"]:
-        """The diagonal of W', at least float32."""
+        """Return the diagonal of W', at least float32."""
         del individual
         weight_E = self.learned_weight("cross")
         return weight_E.astype(jnp.promote_types(weight_E.dtype, jnp.float32))
 
     def distance(self, constants: Float[Array, "E"], u: KeyPoints, v: KeyPoints) -> Float[Array, ""]:
-        """Compute `key_point_distance` of two images."""
+        """Compute `key_point_distance` between two images."""
         return key_point_distance(u, v, constants).distance
 
     def view(
         self, u: KeyPoints, v: KeyPoints, nodes_u_ND: Array, nodes_v_MD: Array, individual: Individual
     ) -> PairView:
-        """The cross block of the correspondence attention."""
+        """Return the cross block of the correspondence attention."""
         del nodes_u_ND, nodes_v_MD
         return PairView(affinity(u.keys_NE, v.keys_NE, self.constants(individual)), None)
 
@@ -179,18 +179,18 @@ class KeyPointStage(AffinityStage, kw_only=True):
         *,
         train: bool,
     ) -> KeyPointDistance:
-        """Compute `key_point_grid`: the default form, with each product of all pairs as one."""
+        """Compute `key_point_grid`, which batches the per-pair products of the default implementation."""
         points = self.terms(nodes_RND, parts_RN, individual, train=train)
         rows, num_nodes = nodes_RND.shape[:2]
         block = self.columns_at_once(
             24 * rows * num_nodes**2
-        )  # bytes of a column, with the backward pass of two products
+        )  # bytes per column, including the backward pass of both products
         return key_point_grid(points, self.learned_weight("cross"), block, self.grid_axis(rows, train)[0])
 
     def losses(self, grid: KeyPointDistance, labels: GridLabels, weights: LossWeights) -> dict[str, RowLosses]:
-        """Batch-hard triplet loss of the distances."""
+        """Compute the batch-hard triplet loss of the distances."""
         return {"pair_triplet": batch_hard_rows(grid.distance, *labels, weights.margin)}
 
     def diagnostics(self, grid: KeyPointDistance) -> dict[str, Array]:
-        """Fraction of positive affinities across images."""
+        """Return the fraction of positive affinities across images."""
         return {"positive_cross": grid.positive.mean()}

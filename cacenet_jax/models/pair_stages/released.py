@@ -1,15 +1,16 @@
-"""The graph of the `released` recipe: affinities of bottlenecks, no self loops, and a residual added to the map.
+"""Graph of the `released` recipe: bottleneck affinities without self-loops, and a residual added to the map.
 
-    Y = X W_y / (|X W_y| + 1e-12) of each node,   S_u = ReLU(Y_u Y_u^T) without its diagonal,   T_uv = ReLU(Y_u Y_v^T)
-    d = A 1,   r = d^-1/2, or 1 where d <= 1e-3; a constant for the gradient
-    map(u|v) = X_u + [ R (D - A) R G ]_u W_o,   G = X W_g,   W_o = 0 at the start
+    Y = X W_y / (|X W_y| + 1e-12) per node,   S_u = ReLU(Y_u Y_u^T) with zero diagonal,   T_uv = ReLU(Y_u Y_v^T)
+    d = A 1,   r = d^-1/2, or 1 where d <= 1e-3; no gradient flows through r
+    map(u|v) = X_u + [ R (D - A) R G ]_u W_o,   G = X W_g,   W_o = 0 at initialisation
 
-with A of both images as in graph.py and W_y, W_g, W_o 1x1 convolutions without bias, D -> D/16 and back. A pair costs its
-block T (N^2 D/16) and the product with W_o (N D^2/16), a quarter of the paper's block (N^2 D) at 192 nodes and 2048
-channels. The pooling after it is not linear, so that the map of every pair is made, a few at a time.
+where A is the graph of both images as in graph.py, and W_y, W_g and W_o are 1x1 convolutions without bias. W_y and W_g
+map D to D/16 channels and W_o maps back. The cost of a pair is its block T (N^2 D/16) plus the product with W_o
+(N D^2/16), about three quarters of the paper's block (N^2 D) for 192 nodes and 2048 channels. The subsequent pooling is
+nonlinear, so the map of every pair has to be built, a few at a time.
 
-Legend: u target image, v contextual image, N and M nodes, D channels, E = D / 16, F embedding size, R images of this
-device (rows), C images of all devices (columns).
+Legend: u target image, v contextual image, N and M nodes, D channels, E = D / 16, F embedding size, R local images
+(rows), C images of all devices (columns).
 """
 
 from typing import Any, NamedTuple
@@ -31,19 +32,19 @@ from cacenet_jax.models.pooling import generalised_mean
 
 AnyArray = Array | ndarray
 
-_NORM = 1e-12  # added to a norm
-_ISOLATED = 1e-3  # degrees up to this count as 1
-_MAPS_AT_ONCE = 8  # candidates whose maps exist at a time
+_NORM = 1e-12  # added to norms
+_ISOLATED = 1e-3  # smaller or equal degrees are treated as 1
+_MAPS_AT_ONCE = 8  # number of candidates per block in retrieval
 
 
 class BottleneckTerms(NamedTuple):
     """Per-image terms of the graph.
 
     Attributes:
-        nodes_ND: the map, one row a position.
-        keys_NE: Y, the keys of the affinities.
-        values_NE: G, the features that the graph moves.
-        intra_NN: S, at least float32, its diagonal 0.
+        nodes_ND: feature map, one row per position.
+        keys_NE: Y, the affinity keys.
+        values_NE: G, the features propagated by the graph.
+        intra_NN: S with zero diagonal, at least float32.
         degree_N: row sums of S.
     """
 
@@ -55,12 +56,12 @@ class BottleneckTerms(NamedTuple):
 
 
 class Encoder(NamedTuple):
-    """Constants that turn a pair's map into an embedding, but for the batch norm.
+    """Constants that map a conditional map to an embedding, without the batch norm.
 
     Attributes:
         out_ED: W_o.
-        exponent: p of the pooling; None for a mean.
-        kernel_DF: the 1x1 convolution.
+        exponent: pooling exponent p, or None for mean pooling.
+        kernel_DF: kernel of the 1x1 convolution.
     """
 
     out_ED: Array
@@ -69,12 +70,12 @@ class Encoder(NamedTuple):
 
 
 class EncodedGrid(NamedTuple):
-    """Encoded pairs of a grid and the health of their graphs; the last two without gradient.
+    """Encoded pairs of a grid, with graph diagnostics that carry no gradient.
 
     Attributes:
-        encoded: pooled conditional maps after the 1x1 convolution, (R, C, F).
-        positive_cross: fraction of positive affinities across images, (R, C).
-        degree: mean degree of u's nodes, (R, C).
+        encoded: pooled conditional maps after the 1x1 convolution, shape (R, C, F).
+        positive_cross: fraction of positive affinities across images, shape (R, C).
+        degree: mean degree of u's nodes, shape (R, C).
     """
 
     encoded: Array
@@ -83,7 +84,7 @@ class EncodedGrid(NamedTuple):
 
 
 def unit(x: Float[Array, "*batch E"]) -> Float[Array, "*batch E"]:
-    """x / (|x| + 1e-12), at least float32."""
+    """Return x / (|x| + 1e-12), at least float32."""
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     square = jnp.sum(x * x, axis=-1, keepdims=True)
     positive = square > 0
@@ -91,25 +92,25 @@ def unit(x: Float[Array, "*batch E"]) -> Float[Array, "*batch E"]:
 
 
 def root_of(degree_N: Float[Array, "*N"]) -> Float[Array, "*N"]:
-    """d^-1/2, 1 where the degree is at most 1e-3; no gradient."""
+    """Return d^-1/2, or 1 where the degree is at most 1e-3, without gradient."""
     degree_N = jax.lax.stop_gradient(degree_N)
     some_N = degree_N > _ISOLATED
     return jnp.where(some_N, jax.lax.rsqrt(jnp.where(some_N, degree_N, 1)), 1)
 
 
 class BottleneckGraph(nn.Module):
-    """W_y, W_g and W_o, the layers `y`, `g` and `o`.
+    """The bottleneck layers W_y, W_g and W_o, named `y`, `g` and `o`.
 
     Attributes:
-        channels: D.
-        dtype: compute type of the products; norms, affinities and degrees are at least float32.
+        channels: D, number of channels of a feature map.
+        dtype: compute dtype of the products; norms, affinities and degrees are at least float32.
     """
 
     channels: int
     dtype: Any = jnp.float32
 
     def setup(self) -> None:
-        """Creates the bottlenecks."""
+        """Create the bottleneck layers."""
         inside = max(self.channels // REDUCTION, 1)
         self.y, self.g = (
             nn.Dense(inside, use_bias=False, dtype=self.dtype, kernel_init=torch_uniform) for _ in range(2)
@@ -117,11 +118,11 @@ class BottleneckGraph(nn.Module):
         self.o = nn.Dense(self.channels, use_bias=False, dtype=self.dtype, kernel_init=nn.initializers.zeros)
 
     def __call__(self, nodes_BND: Float[Array, "B N D"]) -> BottleneckTerms:
-        """The terms of each image, leading axis B."""
+        """Compute the terms of each image, leading axis B."""
         wide = jnp.promote_types(self.dtype, jnp.float32)
         nodes_BND = nodes_BND.astype(self.dtype)
         keys_BNE, values_BNE = unit(self.y(nodes_BND)).astype(self.dtype), self.g(nodes_BND)
-        if self.is_initializing():  # a layer makes its parameters when it is called
+        if self.is_initializing():  # a layer creates its parameters when called
             self.o(values_BNE)
         score_BNN = jnp.einsum("bne,bme->bnm", keys_BNE, keys_BNE, preferred_element_type=wide)
         others_NN = 1 - jnp.eye(nodes_BND.shape[1], dtype=wide)
@@ -129,19 +130,19 @@ class BottleneckGraph(nn.Module):
         return BottleneckTerms(nodes_BND, keys_BNE, values_BNE, intra_BNN, intra_BNN.sum(axis=2))
 
     def out(self) -> Float[Array, "E D"]:
-        """W_o of an initialised graph, in the compute type."""
+        """Return W_o of an initialised graph in the compute dtype."""
         return self.o.variables["params"]["kernel"].astype(self.dtype)
 
 
 def cross_block(u: BottleneckTerms, v: BottleneckTerms) -> Float[Array, "N M"]:
-    """T_uv, at least float32."""
+    """Compute T_uv, at least float32."""
     return jax.nn.relu(jnp.einsum("ne,me->nm", u.keys_NE, v.keys_NE, preferred_element_type=u.degree_N.dtype))
 
 
 def _map(
     out_ED: Array, u: BottleneckTerms, v: BottleneckTerms, cross_NM: Array, degree_u_N: Array, degree_v_M: Array
 ) -> Array:
-    """The conditional map of u given v, from the pair's cross block and degrees."""
+    """Compute the conditional map of u given v from the cross block and the degrees."""
     wide = cross_NM.dtype
     root_u_N1, root_v_M1 = root_of(degree_u_N)[:, None], root_of(degree_v_M)[:, None]
     values_u_NE, values_v_ME = u.values_NE.astype(wide), v.values_NE.astype(wide)
@@ -154,7 +155,7 @@ def _map(
 def bottleneck_maps(
     out_ED: Float[Array, "E D"], u: BottleneckTerms, v: BottleneckTerms
 ) -> tuple[Float[Array, "N D"], Float[Array, "M D"]]:
-    """The conditional maps of u given v and of v given u.
+    """Compute the conditional maps of u given v and of v given u.
 
     Args:
         out_ED: W_o.
@@ -162,9 +163,9 @@ def bottleneck_maps(
         v: terms of the other.
 
     Returns:
-        X + R (D - A) R G W_o in the rows of u, (N, D), and of v, (M, D), at least float32.
+        The rows of X + R (D - A) R G W_o for u, shape (N, D), and for v, shape (M, D), at least float32.
 
-    Source: the authors' release, https://github.com/TencentYoutuResearch/PersonReID-YouReID (Apache-2.0), for the facts.
+    Source: formulas of the authors' release, https://github.com/TencentYoutuResearch/PersonReID-YouReID (Apache-2.0).
     """
     cross_NM = cross_block(u, v)
     degree_u_N, degree_v_M = u.degree_N + cross_NM.sum(axis=1), v.degree_N + cross_NM.sum(axis=0)
@@ -177,13 +178,14 @@ def bottleneck_maps(
 def encoded_grid(
     encoder: Encoder, terms: BottleneckTerms, budget_bytes: int, axis_name: str | None = None
 ) -> EncodedGrid:
-    """Every image given every image, pooled and encoded; maps are made and dropped a few at a time.
+    """Pool and encode the conditional maps of all pairs, materialising only a few maps at a time.
 
     Args:
-        encoder: constants of the embedding.
-        terms: of this device's images, leading axis R.
-        budget_bytes: of the maps that exist at a time, in the forward or the backward pass; one pair at least.
-        axis_name: device axis of the rows, None on one device.
+        encoder: encoder constants.
+        terms: terms of the local images, leading axis R.
+        budget_bytes: memory budget for the maps held at a time in the forward or backward pass. At least one pair is
+            computed at a time.
+        axis_name: device axis of the rows, or None on a single device.
     """
     columns = all_gather(terms, axis_name)
     nodes, channels = terms.nodes_ND.shape[1:]
@@ -206,8 +208,8 @@ class ReleasedConstants(NamedTuple):
     """Constants of a trained stage, at least float32.
 
     Attributes:
-        encoder: W_o, the exponent, and the 1x1 convolution with the scale of the batch norm.
-        bias_F: bias of the batch norm, less the scaled mean.
+        encoder: W_o, the pooling exponent, and the 1x1 convolution with the batch-norm scale folded in.
+        bias_F: bias of the batch norm minus the scaled mean.
     """
 
     encoder: Encoder
@@ -215,13 +217,13 @@ class ReleasedConstants(NamedTuple):
 
 
 class ReleasedGrid(NamedTuple):
-    """A training grid.
+    """Training grid.
 
     Attributes:
-        conditional: f(u|v) and its logits, (R, C, F) and (R, C, I).
+        conditional: f(u|v) and its logits, shapes (R, C, F) and (R, C, I).
         positive_intra: fraction of positive affinities within images, scalar.
         positive_cross: fraction of positive affinities across images, scalar.
-        degree: mean degree of a node in a pair's graph, scalar.
+        degree: mean node degree in the pair graphs, scalar.
     """
 
     conditional: Embedded
@@ -231,16 +233,17 @@ class ReleasedGrid(NamedTuple):
 
 
 class ReleasedStage(EmbeddingPairStage, kw_only=True):
-    """The graph of bottlenecks as a pair stage; see the top of the file.
+    """Pair stage with the bottleneck graph; see the module docstring.
 
     Attributes:
-        shared_encoder: encode conditional maps by the individual head, with a second classifier; else by a head of its own.
+        shared_encoder: encode conditional maps with the individual head and a second classifier; if False, use a
+            separate head.
     """
 
     shared_encoder: bool = True
 
     def setup(self) -> None:
-        """Create the graph and, where the encoder is not shared, the head."""
+        """Create the graph and, if the encoder is not shared, the conditional head."""
         self.pair_graph = BottleneckGraph(self.channels, dtype=self.dtype)
         if not self.shared_encoder:
             self.conditional_head = EmbeddingHead(
@@ -249,12 +252,12 @@ class ReleasedStage(EmbeddingPairStage, kw_only=True):
 
     @property
     def title(self) -> str:
-        """Name of the stage's correspondences in figures."""
+        """Title of the correspondences in figures."""
         return "correspondence attention"
 
     @property
     def supports_frozen(self) -> bool:
-        """False: the encoder, and in the released recipe the exponent, are those of the individual branch."""
+        """False, because the pooling exponent and, by default, the encoder belong to the individual branch."""
         return False
 
     @property
@@ -266,7 +269,7 @@ class ReleasedStage(EmbeddingPairStage, kw_only=True):
         return individual.head if self.shared_encoder else self.conditional_head
 
     def _encoder(self, individual: Individual, dtype: Any) -> Encoder:
-        """Constants of the embedding, of an initialised model, products in the given type."""
+        """Return the encoder constants of an initialised model, with products in the given dtype."""
         kernel_DF = self._head(individual).kernel
         return Encoder(self.pair_graph.out().astype(dtype), individual.exponent, kernel_DF.astype(dtype))
 
@@ -278,37 +281,37 @@ class ReleasedStage(EmbeddingPairStage, kw_only=True):
         *,
         train: bool,
     ) -> BottleneckTerms:
-        """Terms of each image, leading axis B."""
+        """Compute the terms of each image, leading axis B."""
         del parts_BN, individual, train
         return self.pair_graph(nodes_BND)
 
     def store(self, constants: ReleasedConstants, terms: BottleneckTerms, dtype: Any) -> BottleneckTerms:
-        """Everything but the degrees in the storage type: the pooling is not linear, so that whole maps are kept."""
+        """Cast all terms except the degrees to the storage dtype; nonlinear pooling requires storing whole maps."""
         return super().store(constants, terms, dtype)._replace(degree_N=terms.degree_N)
 
     def constants(self, individual: Individual) -> ReleasedConstants:
-        """Constants with the batch norm of the test mode folded in."""
+        """Compute the constants, with the inference-mode batch norm folded in."""
         encoder = self._encoder(individual, jnp.promote_types(self.dtype, jnp.float32))
         scale_F, bias_F = self._head(individual).norm_affine()
         return ReleasedConstants(encoder._replace(kernel_DF=encoder.kernel_DF * scale_F), bias_F)
 
     def distance(self, constants: ReleasedConstants, u: BottleneckTerms, v: BottleneckTerms) -> Float[Array, ""]:
-        """Distance of f(u|v) and f(v|u)."""
+        """Compute the distance between f(u|v) and f(v|u)."""
         maps = bottleneck_maps(constants.encoder.out_ED, u, v)
         pooled_2D = jnp.stack([generalised_mean(map_ND, constants.encoder.exponent) for map_ND in maps])
         embedding_2F = pooled_2D @ constants.encoder.kernel_DF + constants.bias_F
         return self.between(*embedding_2F)
 
     def distances(self, constants: ReleasedConstants, u: BottleneckTerms, v: BottleneckTerms) -> Float[Array, "C"]:
-        """Distances of one image and C others, so many maps at a time as memory allows."""
-        if not isinstance(v.degree_N.shape[0], int):  # an export for any number of candidates
+        """Compute the distances from one image to C others, in blocks of candidates to bound memory."""
+        if not isinstance(v.degree_N.shape[0], int):  # exported with a symbolic number of candidates
             return super().distances(constants, u, v)
         return jax.lax.map(lambda v: self.distance(constants, u, v), v, batch_size=_MAPS_AT_ONCE)
 
     def view(
         self, u: BottleneckTerms, v: BottleneckTerms, nodes_u_ND: Array, nodes_v_MD: Array, individual: Individual
     ) -> PairView:
-        """The cross block and the norms of the network's own conditional map."""
+        """Return the cross block and the norms of the conditional map of u given v."""
         del nodes_u_ND, nodes_v_MD
         map_ND = bottleneck_maps(self._encoder(individual, self.dtype).out_ED, u, v)[0]
         return PairView(cross_block(u, v), jnp.linalg.norm(map_ND, axis=-1))
@@ -321,9 +324,9 @@ class ReleasedStage(EmbeddingPairStage, kw_only=True):
         *,
         train: bool,
     ) -> ReleasedGrid:
-        """Encode every pair; the batch norm then sees the whole grid."""
+        """Encode every pair, then apply the batch norm to the whole grid."""
         head = self._head(individual)
-        if self.is_initializing():  # the head makes its parameters when it is called
+        if self.is_initializing():  # the head creates its parameters when called
             head(nodes_RND[:, 0], train=train)
         terms = self.terms(nodes_RND, parts_RN, individual, train=train)
         encoder = self._encoder(individual, self.dtype)
@@ -334,9 +337,9 @@ class ReleasedStage(EmbeddingPairStage, kw_only=True):
         return ReleasedGrid(conditional, positive_intra, encoded.positive_cross.mean(), encoded.degree.mean())
 
     def losses(self, grid: ReleasedGrid, labels: GridLabels, weights: LossWeights) -> dict[str, RowLosses]:
-        """Mix-up identity loss (equation 8) and batch-hard triplet loss of the pair distances."""
+        """Compute the mix-up identity loss (equation 8) and the batch-hard triplet loss of the pair distances."""
         return self.embedding_losses(grid.conditional, labels, weights)
 
     def diagnostics(self, grid: ReleasedGrid) -> dict[str, Array]:
-        """Health of the graphs."""
+        """Return the graph diagnostics."""
         return {name: getattr(grid, name) for name in ("positive_intra", "positive_cross", "degree")}

@@ -1,20 +1,21 @@
-"""Alignment strategies: which positions of two images are neighbours in the graph (paper section 4.3.2, table 2).
+"""Alignment strategies, which define the neighbours of a position in the graph (paper section 4.3.2, table 2).
 
-Every strategy gives the same two things, the block S within an image and the block T across two images. All are products of
-keys, one key a position: S = c(K_u diag(w) K_u^T), T = c(K_u diag(w') K_v^T). So they share the exact pair stage, its
-memory plan and its devices, and differ in keys, weights and in c alone:
+Every strategy defines two blocks of the graph, S within an image and T across two images. Both are computed from
+products of keys, one key per position: S = c(K_u diag(w) K_u^T), T = c(K_u diag(w') K_v^T). All strategies therefore
+share the exact pair stage, its memory plan and its multi-device support. They differ only in keys, weights and c:
 
     strategy     key of a position                    c             neighbours
     attention    its features (equations 2-4)         ReLU          learned, soft
-    individual   its features; T = 0                  ReLU          learned, soft, within the image alone (table 1)
-    none         0                                    ReLU          nobody
-    part         one-hot of its place                 ReLU          the same place
+    individual   its features; T = 0                  ReLU          learned, soft, only within the image (table 1)
+    none         0                                    ReLU          none
+    part         one-hot of its index                 ReLU          the same position
     similarity   its features, L2-normalised          top K         the K most similar, by cosine, in either direction
-    full         1                                    ReLU          everybody
-    semantic     one-hot of its body part, 0 outside  ReLU          the same body part
+    full         1                                    ReLU          all positions
+    semantic     one-hot of its body part, 0 if none  ReLU          the same body part
 
-The last five are rules: their edges weigh 1 and get no gradient. A new rule is a function from maps to keys and a
-`STRATEGIES.register` below it, in this file or, as `config.model.pair.alignment=MODULE:NAME`, in any other.
+The last five are rules, whose edges have weight 1 and no gradient. To add a rule, write a function from maps to keys
+and register it with `STRATEGIES.register`. A strategy in another module is selected by
+`config.model.pair.alignment=MODULE:NAME`.
 
 Legend: u target image, v contextual image, B images, N and M nodes, D channels, E channels of keys.
 """
@@ -36,7 +37,7 @@ from cacenet_jax.models.part_positions import NUM_LABELS
 from cacenet_jax.models.registry import Registry
 
 AnyArray = Array | ndarray
-_FEW = 8  # neighbours that are found by passes over a row
+_FEW = 8  # up to this many neighbours, the threshold is computed by passes over a row
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,11 +46,12 @@ class Strategy:
 
     Attributes:
         title: name in figures.
-        rule: maps (B, N, D) and body parts (B, N) or None to keys (B, N, E); None for a strategy whose keys are learned.
-        learned: blocks whose weights are learned.
-        top_k: connect the K best scores, K = `config.model.pair.neighbours`, instead of applying a ReLU.
-        needs_parts: images carry the label of each pixel's body part.
-        row: label of a row of table 2 beside the paper's, which runs under the strategy's name; None for no such row.
+        rule: function from maps (B, N, D) and body parts (B, N), or None, to keys (B, N, E). None if the keys are
+            learned.
+        learned: blocks with learned weights.
+        top_k: connect the K highest scores, with K = `config.model.pair.neighbours`, instead of applying a ReLU.
+        needs_parts: True if the images must have a body-part label for each pixel.
+        row: label of an additional row of table 2 that is run under the strategy's name, or None.
     """
 
     title: str
@@ -66,18 +68,18 @@ STRATEGIES: Registry[Strategy] = Registry(
 
 
 def table_rows() -> dict[str, tuple[str, dict[str, Any]]]:
-    """Rows of table 2 that are not the paper's: name to label and fields of `config.model.pair`."""
+    """Return the additional rows of table 2, as a map from name to label and fields of `config.model.pair`."""
     return {name: (label, {"alignment": name}) for name in STRATEGIES if (label := STRATEGIES.resolve(name).row)}
 
 
 def connect(scores_NM: Float[Array, "*grid N M"], nearest: int = 0) -> Float[Array, "*grid N M"]:
-    """Turn scores of pairs of positions into a block of the graph.
+    """Convert scores of position pairs to a block of the graph.
 
     Args:
         scores_NM: products of keys.
-        nearest: 0 for ReLU(scores), the paper's; K for edges of weight 1 between a position and each of the K positions
-            with the highest scores, in either direction, so that T_vu = T_uv^T. Equal scores are taken or left together,
-            scores that are not positive are left. No gradient.
+        nearest: 0 for ReLU(scores), as in the paper. K connects each position to the K positions with the highest
+            scores, in either direction so that T_vu = T_uv^T. These edges have weight 1 and no gradient. Ties are
+            selected or rejected together, and only positive scores are selected.
     """
     if not nearest:
         return jax.nn.relu(scores_NM)
@@ -91,7 +93,7 @@ def connect(scores_NM: Float[Array, "*grid N M"], nearest: int = 0) -> Float[Arr
 
 
 def _kth_highest(x_NM: Array, count: int) -> Array:
-    """Return the count-th highest value of each row, (N, 1); for a few, passes over all are faster than a partial sort."""
+    """Return the count-th highest value of each row, (N, 1); repeated maxima beat a partial sort for small counts."""
     if count > _FEW:
         return jax.lax.top_k(x_NM, count)[0][..., -1:]
     least_N1 = x_NM.max(axis=-1, keepdims=True)
@@ -102,17 +104,17 @@ def _kth_highest(x_NM: Array, count: int) -> Array:
     return least_N1
 
 
-# -- The strategies ---------------------------------------------------------------------------------------------------------
+# -- Strategies --------------------------------------------------------------------------------------------------------
 
 
 def none_keys(nodes_BND: Float[Array, "B N D"], parts_BN: Int[Array, "B N"] | None) -> Float[Array, "B N 1"]:
-    """Return zeros: every node is isolated."""
+    """Return zero keys, which isolate every node."""
     del parts_BN
     return _constant(nodes_BND, 0.0)
 
 
 def full_keys(nodes_BND: Float[Array, "B N D"], parts_BN: Int[Array, "B N"] | None) -> Float[Array, "B N 1"]:
-    """Return ones: every position is a neighbour of every other."""
+    """Return constant keys, which connect every position to all others."""
     del parts_BN
     return _constant(nodes_BND, 1.0)
 
@@ -120,27 +122,27 @@ def full_keys(nodes_BND: Float[Array, "B N D"], parts_BN: Int[Array, "B N"] | No
 def _constant(nodes_BND: Array, value: float) -> Array:
     batch, nodes, _ = nodes_BND.shape
     one_N1 = jnp.full((nodes, 1), value, nodes_BND.dtype)
-    return jnp.broadcast_to(one_N1, (batch, nodes, 1))  # jax2onnx fills no array of a symbolic batch
+    return jnp.broadcast_to(one_N1, (batch, nodes, 1))  # jax2onnx cannot fill an array with a symbolic batch size
 
 
 def part_keys(nodes_BND: Float[Array, "B N D"], parts_BN: Int[Array, "B N"] | None) -> Float[Array, "B N N"]:
-    """Return the one-hot place of each position."""
+    """Return the one-hot encoded index of each position."""
     del parts_BN
     batch, nodes, _ = nodes_BND.shape
     return jnp.broadcast_to(jnp.eye(nodes, dtype=nodes_BND.dtype), (batch, nodes, nodes))
 
 
 def similarity_keys(nodes_BND: Float[Array, "B N D"], parts_BN: Int[Array, "B N"] | None) -> Float[Array, "B N D"]:
-    """Return the normalised nodes, without gradient."""
+    """Return the L2-normalised nodes, without gradient."""
     del parts_BN
     return jax.lax.stop_gradient(normalise(nodes_BND).astype(nodes_BND.dtype))
 
 
 def semantic_keys(nodes_BND: Float[Array, "B N D"], parts_BN: Int[Array, "B N"] | None) -> Float[Array, "B N E"]:
-    """Return the one-hot body part of each position, zeros where it shows none.
+    """Return the one-hot body part of each position, or zeros for background.
 
     Raises:
-        UserError: there are no labels.
+        UserError: if the images have no part labels.
     """
     if parts_BN is None:
         raise UserError(
@@ -170,23 +172,24 @@ def blocks(
     parts_v_M: Int[AnyArray, "M"] | None = None,
     neighbours: int = 1,
 ) -> Adjacency:
-    """Compute the graph of two images under a strategy, in its literal form.
+    """Compute the graph of two images for a strategy, in its literal form.
 
     Args:
-        strategy: one of STRATEGIES.
-        nodes_u_ND: map of the target image, one row a position.
-        nodes_v_MD: map of the contextual image, as many positions for "part".
-        intra_weight_D: diagonal of W; ones by default. Learned strategies alone read it and the next.
-        cross_weight_D: diagonal of W'; ones by default.
-        parts_u_N: body part of each position of u, 0 for none, for "semantic".
-        parts_v_M: the same for v.
-        neighbours: K of "similarity".
+        strategy: a name in STRATEGIES, or MODULE:NAME.
+        nodes_u_ND: map of the target image, one row per position.
+        nodes_v_MD: map of the contextual image; "part" requires the same number of positions.
+        intra_weight_D: diagonal of W, ones by default. Only used by learned strategies.
+        cross_weight_D: diagonal of W', ones by default. Only used by learned strategies.
+        parts_u_N: body part of each position of u, or 0 for none. Only used by "semantic".
+        parts_v_M: body part of each position of v, as for u.
+        neighbours: K for "similarity".
 
     Returns:
         S_u, S_v and T_uv.
 
     Raises:
-        UserError: an unknown strategy, keys of two sizes, as for "part" and maps of two sizes, or no labels for "semantic".
+        UserError: if the strategy is unknown, if the keys of the two images differ in size (for "part", if the maps
+            do), or if labels are missing for "semantic".
 
     Source: paper, equations 2-4, sections 4.3.1 and 4.3.2.
     """

@@ -1,25 +1,26 @@
-"""The pair stage over a whole training batch: every ordered pair of a global grid, exact, in bounded memory.
+"""Exact pair stage for all ordered pairs of a global training batch, in bounded memory.
 
 The mean neighbour of image u in the graph of u and v is a weighted sum of the nodes of both images (see pair.py):
 
     mean_u[(R A R) X] = (own_uv X_u + given_vu X_v) / N,   own_uv = r_uv * (S_u r_uv),   given_uv = r_uv * (T_uv r_vu)
 
-so the whole grid is two arrays of B x B x N weights. `coefficients` finds them; all of the graph is in it. What it costs is
-the cross blocks T: one Gram product of the batch with itself. Its backward pass is written by hand, because T is symmetric
-(T_uv = T_vu^T) and no automatic derivative knows that: with C the whole cotangent of T, gathered from both orders of a
-pair, the cotangent of the keys K is (C + C^T) K diag(w') and that of w' is diag(K^T (C + C^T) K) / 2, one product of the
-Gram's size where the derivative of a Gram product takes two. On several devices each one holds the rows of its own images,
-which is all that this form needs: the cotangents of the mirrored pairs come by all_to_all, nothing of the Gram's size does.
+so the whole grid reduces to two arrays of B x B x N weights. `coefficients` computes them and contains all graph
+operations. Its cost is dominated by the cross blocks T, a single Gram product of the batch. The backward pass is
+hand-written to exploit the symmetry T_uv = T_vu^T, which automatic differentiation does not. Let C be the cotangent of
+T, so that C + C^T collects both orders of a pair. The cotangent of the keys K is then (C + C^T) K diag(w'), and that of
+w' is diag(K^T (C + C^T) K) / 2. This takes one product as large as the Gram product, whereas automatic differentiation
+takes two. With several devices, each device holds the rows of its local images. The cotangents of mirrored pairs are
+exchanged by all_to_all, and no array of the size of the Gram matrix is communicated.
 
-The way of the data, for the rows of one device; a panel is a few rows and all columns:
+Data flow for the rows of one device, where a panel is a few rows and all columns:
 
-    keys -> S, degrees -> [panel: T -> roots r, T r_vu] -> own, given -> [rows: weighted sums of nodes -> Theta, encoder]
+    keys -> S, degrees -> [panel: T -> roots r, T r_vu] -> own, given -> [rows: weighted node sums -> Theta, encoder]
 
-Both brackets run a few rows at a time where the memory budget asks for it (memory_plan.py); past it T is computed again in
-the backward pass. No array has B^2 N D elements; one of B^2 N^2 exists where the budget has room for it, one of B^2 D where
-it takes no more than 64 MiB.
+Both bracketed steps run a few rows at a time if the memory budget requires it (memory_plan.py), and T is recomputed in
+the backward pass if it does not fit. No array has B^2 N D elements. An array of B^2 N^2 elements is kept only if the
+budget allows it, and one of B^2 D elements exists only if it takes at most 64 MiB.
 
-Legend: B images of the global batch, R rows (images of one device), P rows of a panel, N nodes of a map, D channels,
+Legend: B images of the global batch, R rows (local images), P rows of a panel, N nodes of a map, D channels,
 E channels of keys, F embedding size; u target image, v contextual image.
 """
 
@@ -39,11 +40,11 @@ from cacenet_jax.models.pair_stages.conditional.memory_plan import Plan
 
 
 class Coefficients(NamedTuple):
-    """Weights of nodes in mean neighbours, and the health of the graph.
+    """Node weights for mean neighbours, and graph diagnostics.
 
     Attributes:
-        own_RBN: of u's nodes in the mean neighbour of u given v, times N.
-        given_RBN: of u's nodes in the mean neighbour of v given u, times N.
+        own_RBN: weights of u's nodes in the mean neighbour of u given v, times N.
+        given_RBN: weights of u's nodes in the mean neighbour of v given u, times N.
         positive_intra: fraction of positive affinities within images, scalar, without gradient.
         positive_cross: fraction of positive affinities across images, scalar, without gradient.
         degree: mean degree of u's nodes in the graph of u and v, scalar, without gradient.
@@ -57,10 +58,10 @@ class Coefficients(NamedTuple):
 
 
 def _cross(keys_PNE: Array, keys_BNE: Array, weight_E: Array, nearest: int) -> Array:
-    """Cross blocks of a panel, (P, B, N, N) in the type of the keys: one product of matrices."""
+    """Compute the cross blocks of a panel, shape (P, B, N, N), in one matrix product and in the dtype of the keys."""
     panel, nodes, channels = keys_PNE.shape
     flat = affinity_scores(keys_PNE.reshape(-1, channels), keys_BNE.reshape(-1, channels), weight_E)
-    if not nearest:  # before anything is moved, so that it is part of the product
+    if not nearest:  # apply the ReLU before the transpose so that XLA fuses it with the product
         return connect(flat).astype(keys_PNE.dtype).reshape(panel, nodes, -1, nodes).swapaxes(1, 2)
     return connect(flat.reshape(panel, nodes, -1, nodes).swapaxes(1, 2), nearest).astype(keys_PNE.dtype)
 
@@ -70,12 +71,12 @@ def _intra(keys_NE: Array, weight_E: Array, nearest: int) -> Array:
 
 
 def _weigh(matrix_NM: Array, vector_M: Array, fused: bool) -> Array:
-    """Multiply a matrix and a vector at full precision; `fused` as product and sum: GPUs and TPUs round matmul inputs."""
+    """Multiply a matrix by a vector at full precision; `fused` avoids matmul, whose inputs GPUs and TPUs round."""
     return (matrix_NM * vector_M).sum(axis=1) if fused else matrix_NM @ vector_M
 
 
 def _pair(fused: bool, cross_NM: Array, degree_u_N: Array, degree_v_M: Array) -> tuple[Array, Array, Array]:
-    """r_uv, T_uv r_vu and the fraction of positive affinities of one pair."""
+    """Compute r_uv, T_uv r_vu and the fraction of positive affinities for one pair."""
     wide_NM = cross_NM.astype(degree_u_N.dtype)
     root_u_N = inverse_sqrt_degree(degree_u_N + wide_NM.sum(axis=1))
     root_v_M = inverse_sqrt_degree(degree_v_M + wide_NM.sum(axis=0))
@@ -91,12 +92,12 @@ class _Side(NamedTuple):
 
 
 def _through_root(root_N: Array, d_root_N: Array) -> Array:
-    """-r^3 dr / 2 of r = d^-1/2, in an order that keeps clear of infinity: r^3 of a small degree is not a float32."""
+    """Compute -r^3 dr / 2, the cotangent of d for r = d^-1/2, without forming r^3, which can overflow float32."""
     return -root_N * (root_N * (root_N * d_root_N)) / 2
 
 
 def _pair_backward(fused: bool, cross_NM: Array, uv: _Side, vu: _Side) -> tuple[Array, Array]:
-    """Cotangents of T_uv, from both orders of the pair, and of u's degree, of one pair; 0 at isolated nodes (r = 0)."""
+    """Compute the cotangents of T_uv (from both orders) and of u's degree for one pair; 0 at isolated nodes (r = 0)."""
     wide_NM = cross_NM.astype(uv.root_N.dtype)
     degree_u_N = _through_root(uv.root_N, uv.d_root_N + _weigh(wide_NM, vu.d_reach_N, fused))
     degree_v_M = _through_root(vu.root_N, vu.d_root_N + _weigh(wide_NM.T, uv.d_reach_N, fused))
@@ -111,7 +112,7 @@ _pairs_backward = jax.vmap(jax.vmap(_pair_backward, (None, 0, 0, 0)), (None, 0, 
 
 
 def _panels(function: Callable[[Any], Any], rows: Any, panel: int) -> Any:
-    """A function of a few rows, mapped over all: one call, or a loop."""
+    """Apply a function of `panel` rows to all rows, in one call or in a loop."""
     count = jax.tree.leaves(rows)[0].shape[0]
     if panel == count:
         return function(rows)
@@ -120,7 +121,7 @@ def _panels(function: Callable[[Any], Any], rows: Any, panel: int) -> Any:
 
 
 def _mirrored_cross(keys_BNE: Array, weight_E: Array, panel: int, nearest: int) -> Array:
-    """Compute all cross blocks, (B, B, N, N): the upper triangle of pairs, then the rest by transposition."""
+    """Compute all cross blocks, shape (B, B, N, N), filling the lower triangle of pairs by transposition."""
     blocks = keys_BNE.shape[0] // panel
     upper = jnp.asarray([(i, j) for i in range(blocks) for j in range(i, blocks)])
     nodes = keys_BNE.shape[1]
@@ -137,7 +138,7 @@ def _mirrored_cross(keys_BNE: Array, weight_E: Array, panel: int, nearest: int) 
 
 
 def _own(intra_NN: Array, root_BN: Array) -> Array:
-    """r_uv * (S_u r_uv) of one image u and all v."""
+    """Compute r_uv * (S_u r_uv) for one image u and all v."""
     return root_BN * jnp.matmul(root_BN, intra_NN, precision="highest")
 
 
@@ -145,18 +146,18 @@ def _own(intra_NN: Array, root_BN: Array) -> Array:
 def coefficients(
     plan: Plan, keys_RNE: Float[Array, "R N E"], intra_weight_E: Float[Array, "E"], cross_weight_E: Float[Array, "E"]
 ) -> Coefficients:
-    """The weights of nodes in the mean neighbours of every pair of the grid.
+    """Compute the node weights of the mean neighbours for every pair of the grid.
 
     Args:
-        plan: from `memory_plan.make_plan`.
-        keys_RNE: what affinities are computed from, of this device's images; the maps themselves in the paper.
+        plan: execution plan from `memory_plan.make_plan`.
+        keys_RNE: affinity keys of the local images; in the paper, the maps themselves.
         intra_weight_E: diagonal of W (equation 2).
         cross_weight_E: diagonal of W' (equation 3).
 
     Returns:
-        Weights in at least float32.
+        Weights and diagnostics, at least float32.
 
-    Source: paper, equations 2-7, with the mean taken first (see the top of the file).
+    Source: paper, equations 2-7, with the mean taken first (see the module docstring).
     """
     return _forward(plan, keys_RNE, intra_weight_E, cross_weight_E)[0]
 
@@ -198,7 +199,7 @@ def _backward(plan: Plan, kept: tuple[Any, ...], cotangent: Coefficients) -> tup
     vu = jax.tree.map(lambda x: transpose_grid(x, plan.axis_name), uv)
 
     def both(d_NN: Array) -> Array:
-        """C + C^T of a cotangent of S, where S is positive."""
+        """Return C + C^T for a cotangent C of S."""
         return d_NN + d_NN.T
 
     def panel(rows: tuple[Any, ...]) -> tuple[Array, ...]:
@@ -233,27 +234,27 @@ def encoded_grid(
     weights: Coefficients,
     encode: Callable[[Array, Array], Array],
 ) -> Float[Array, "R B F"]:
-    """Mean neighbours of every pair, encoded a few rows at a time, so that an array of R x B x D need not exist.
+    """Encode the mean neighbours of every pair, a few rows at a time to avoid an R x B x D array.
 
     Args:
-        plan: from `memory_plan.make_plan`.
-        nodes_RND: maps of this device's images.
-        weights: from `coefficients`.
-        encode: linear function of the mean of a map, (P, 1, D), and the mean neighbours, (P, B, D), to (P, B, F).
+        plan: execution plan from `memory_plan.make_plan`.
+        nodes_RND: feature maps of the local images.
+        weights: output of `coefficients`.
+        encode: linear function of the map means, (P, 1, D), and the mean neighbours, (P, B, D), returning (P, B, F).
 
     Returns:
-        What `encode` gives, for this device's images and all contextual images.
+        Output of `encode` for the local images as targets and all images as context.
     """
     rows, nodes, _ = nodes_RND.shape
     count = plan.encode
     wide = weights.own_RBN.dtype
-    if count == rows:  # one product an image for both of its roles
+    if count == rows:  # one product per image covers both of its roles
         both = jnp.concatenate([weights.own_RBN, weights.given_RBN], axis=1)
         sums = _weighted(both, nodes_RND)
         own, given = jnp.split(sums, 2, axis=1)
         near = (own + transpose_grid(given, plan.axis_name)) / nodes
         return encode(nodes_RND.mean(axis=1, dtype=wide)[:, None], near)
-    # Row block t of every device: its columns of `given`, over all devices, come back as rows by all_to_all.
+    # For row block t of every device, all_to_all returns the matching columns of `given` as rows.
     blocks = rows // count
     given = weights.given_RBN.reshape(rows, -1, blocks, count, nodes)
     given = jnp.moveaxis(given, 2, 0).reshape(blocks, rows, -1, nodes)
@@ -269,6 +270,6 @@ def encoded_grid(
 
 
 def _weighted(weights_RBN: Array, nodes_RND: Array) -> Array:
-    """sum_n weight_n x_n of every pair, (R, B, D), products in the type of the nodes."""
+    """Compute sum_n weight_n x_n for every pair, shape (R, B, D), with products in the dtype of the nodes."""
     weights_RBN, wide = weights_RBN.astype(nodes_RND.dtype), weights_RBN.dtype
     return jnp.einsum("rbn,rnd->rbd", weights_RBN, nodes_RND, preferred_element_type=wide)

@@ -1,14 +1,14 @@
-"""Visual clue alignment: the difference of the aligned regions of two images (section 3.3; table 1, second row).
+"""Visual clue alignment: the difference between aligned regions of two images (section 3.3; table 1, second row).
 
-A region is described by what it adds to the individual embedding: up to its batch norm f(I) is linear in the nodes of the
-map, so the encoder applies to single nodes too. Each region is aligned with the region of the other image that is most
-like it, and the regions that match worst decide:
+A region is described by its contribution to the individual embedding. f(I) is linear in the nodes of the map up to the
+batch norm, so the encoder can be applied to single nodes as well. Each region is aligned with the most similar region
+of the other image, and the worst matches dominate the distance:
 
     a_i = max_j c_ij,   clue(u | v) = ( sum_i s_i (1 - a_i)^p )^(1/p),   clue(u, v) = (clue(u | v) + clue(v | u)) / 2
 
-with c_ij the cosine of region i of u and region j of v, s_i the salience of a region, its share of the squared norms of
-its image, and p = 4. A plain mean (p = 1) lets the many regions that look-alikes share outvote the one that tells them
-apart; docs/results.md has the numbers.
+where c_ij is the cosine similarity of region i of u and region j of v, s_i is the salience of region i (its share of
+the sum of squared norms in its image) and p = 4. With a plain mean (p = 1), the many regions that look-alikes share
+would outweigh the one that distinguishes them; see docs/results.md for numbers.
 
 Legend: u target image, v contextual image, N and M nodes, F embedding size.
 """
@@ -30,8 +30,8 @@ class Clues(NamedTuple):
     """Regions of an image.
 
     Attributes:
-        direction_NF: embeddings of the regions, each of norm 1, or 0 where a region is 0.
-        salience_N: share of each region in the sum of their squared norms, at least float32.
+        direction_NF: region embeddings normalised to norm 1; zero embeddings remain zero.
+        salience_N: share of each region in the sum of squared norms, at least float32.
     """
 
     direction_NF: Array
@@ -39,7 +39,7 @@ class Clues(NamedTuple):
 
 
 def image_clues(embedding_NF: Float[AnyArray, "*B N F"]) -> Clues:
-    """Compute directions and salience of embedded regions, once per image."""
+    """Compute the directions and salience of embedded regions."""
     embedding_NF = jnp.asarray(embedding_NF)
     wide = embedding_NF.astype(jnp.promote_types(embedding_NF.dtype, jnp.float32))
     square_N = jnp.sum(wide * wide, axis=-1)
@@ -49,14 +49,16 @@ def image_clues(embedding_NF: Float[AnyArray, "*B N F"]) -> Clues:
 
 
 def _power_mean(value_N: Array, weight_N: Array) -> Array:
-    """(sum w x^p)^(1/p), with a zero gradient where it is 0."""
+    """Compute (sum w x^p)^(1/p), with zero gradient where the result is 0."""
     total = weight_N @ value_N**POWER
     positive = total > 0
     return jnp.where(positive, jnp.where(positive, total, 1) ** (1 / POWER), 0)
 
 
 def clue_distance(u: Clues, v: Clues) -> Float[Array, ""]:
-    """Compute the difference of the aligned regions of two images: 0 (to rounding) for equal ones, at most 2, symmetric.
+    """Compute the difference between the aligned regions of two images.
+
+    The distance is symmetric and lies between 0 (identical images, up to rounding) and 2.
 
     Args:
         u: regions of one image.
@@ -67,7 +69,7 @@ def clue_distance(u: Clues, v: Clues) -> Float[Array, ""]:
     """
     wide = jnp.promote_types(u.direction_NF.dtype, jnp.float32)
     cosine_NM = jnp.einsum("nf,mf->nm", u.direction_NF, v.direction_NF, preferred_element_type=wide)
-    # Rounding can lift a cosine above 1; an even power of it would then grow again.
+    # Rounding can push a cosine above 1; 1 - cosine would then be negative and its even power positive.
     apart_N = jax.nn.relu(1 - cosine_NM.max(axis=1))
     apart_M = jax.nn.relu(1 - cosine_NM.max(axis=0))
     return (_power_mean(apart_N, u.salience_N) + _power_mean(apart_M, v.salience_N)) / 2

@@ -1,4 +1,4 @@
-"""The conditional head: Theta of the graph convolution (equations 5-7), then an embedding head of its own (section 3.5).
+"""Conditional head: Theta of the graph convolution (equations 5-7) and a separate embedding head (section 3.5).
 
 Legend: R x C pairs (target u, context v), D channels of a map, F embedding size, I training identities.
 """
@@ -15,12 +15,12 @@ from cacenet_jax.models.heads import Embedded, EmbeddingHead
 
 
 class ComposedHead(NamedTuple):
-    """The head in test mode as an affine function of two means: own own_DF + neighbour near_DF + bias_F.
+    """The head in inference mode as an affine function of two means: own @ own_DF + neighbour @ near_DF + bias_F.
 
     Attributes:
-        own_DF: Theta, encoder and scale of the batch norm, for the mean of u's map.
-        near_DF: the same for the mean neighbour, with the sign of the convolution.
-        bias_F: bias of the batch norm, less the scaled mean.
+        own_DF: matrix for the mean of u's map, composed of Theta, the encoder and the batch-norm scale.
+        near_DF: corresponding matrix for the mean neighbour, including the sign of the convolution.
+        bias_F: bias of the batch norm minus the scaled mean.
     """
 
     own_DF: Array
@@ -29,25 +29,25 @@ class ComposedHead(NamedTuple):
 
 
 def identity_init(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
-    """A square filter that starts as the identity: the graph's own output, unmixed."""
+    """Initialise a square filter to the identity."""
     return jnp.eye(shape[0], shape[1], dtype=dtype)
 
 
 class ConditionalHead(nn.Module):
-    """Theta of the graph convolution, then an embedding head of its own.
+    """Theta of the graph convolution, followed by an embedding head.
 
     Tied (equation 7, the paper): f(u|v) = head((mean_u X - mean_u[R A R X]) Theta).
-    Untied (equation 5 before it is tied): f(u|v) = head(mean_u X Theta_0 - mean_u[R A R X] Theta_1).
+    Untied (equation 5, separate filters): f(u|v) = head(mean_u X Theta_0 - mean_u[R A R X] Theta_1).
 
     Attributes:
-        channels: D.
-        embed_dim: F.
-        num_identities: I.
-        kind: "discrepancy" or "normal", the sign of the neighbours.
+        channels: D, number of channels of a map.
+        embed_dim: F, embedding size.
+        num_identities: I, number of training identities.
+        kind: "discrepancy" or "normal", which sets the sign of the neighbours.
         filters: "tied" or "untied".
-        theta_init: initialiser of Theta, (D, D).
-        dtype: compute type of the products.
-        axis_name: device axis over which batch statistics are averaged.
+        theta_init: initialiser of Theta, shape (D, D).
+        dtype: compute dtype of the products.
+        axis_name: device axis over which batch statistics are averaged, or None on a single device.
         relu: as in `EmbeddingHead`.
         dropout: as in `EmbeddingHead`.
     """
@@ -64,7 +64,7 @@ class ConditionalHead(nn.Module):
     dropout: float = 0.0
 
     def setup(self) -> None:
-        """Creates the filters and the embedding head."""
+        """Create the filters and the embedding head."""
         square = (self.channels, self.channels)
         self.theta = self.param("theta", self.theta_init, square)
         if self.filters == "untied":
@@ -86,15 +86,15 @@ class ConditionalHead(nn.Module):
         return [self.theta] if self.filters == "tied" else [self.theta, self.theta_1]
 
     def __call__(self, own: Float[Array, "*own D"], neighbour: Float[Array, "*batch D"], *, train: bool) -> Embedded:
-        """Compute f(u|v) and logits from the mean of u's map and the mean neighbour; the two broadcast."""
+        """Compute f(u|v) and its logits from the mean of u's map and the mean neighbour, with broadcasting."""
         return self.head(self._filter(own, neighbour, self._thetas()), train=train)
 
     def encoder(self, num_pairs: int) -> Callable[[Array, Array], Float[Array, "*batch F"]]:
-        """The linear part of an initialised head as a pure function of the two means; `finish` does the rest.
+        """Return the linear part of an initialised head as a pure function of two means; `finish` applies the rest.
 
         Args:
-            num_pairs: pairs that it will encode. Theta and the convolution become one D x F matrix where making it
-                costs less than it saves: from F pairs on.
+            num_pairs: number of pairs to encode. With F pairs or more, composing Theta and the convolution into one
+                D x F matrix costs less than it saves, so they are composed.
         """
         kernels, conv = self._thetas(), self.head.kernel
         if num_pairs >= self.embed_dim:
@@ -103,7 +103,7 @@ class ConditionalHead(nn.Module):
         return lambda own, neighbour: self._product(self._filter(own, neighbour, kernels), conv)
 
     def composed(self) -> ComposedHead:
-        """Compose Theta, the convolution and the batch norm of the test mode, of an initialised head, at least float32."""
+        """Compose Theta, the convolution and the inference-mode batch norm of an initialised head, at least float32."""
         acc_dtype = jnp.promote_types(self.theta.dtype, jnp.float32)
         scale_F, bias_F = self.head.norm_affine()
         encoder_DF = self.head.kernel.astype(acc_dtype) * scale_F
@@ -111,10 +111,10 @@ class ConditionalHead(nn.Module):
         return ComposedHead(kernels[0], neighbour_sign(self.kind) * kernels[-1], bias_F)
 
     def filter_map(self, own_ND: Array, neighbours_ND: Array) -> Float[Array, "N D"]:
-        """The conditional map after Theta, from the nodes and the signed neighbours of each: equation 5, 6 or 7."""
+        """Compute the conditional map after Theta from nodes and signed neighbours (equation 5, 6 or 7)."""
         thetas = self._thetas()
         return own_ND @ thetas[0] + neighbours_ND @ thetas[-1]
 
     def finish(self, encoded: Float[Array, "*batch F"], *, train: bool) -> Embedded:
-        """Normalise and classify what `encoder` returns: f(u|v) and logits; the batch norm sees the whole grid."""
+        """Compute f(u|v) and its logits from the output of `encoder`; the batch norm covers the whole grid."""
         return self.head.finish(encoded, train=train)

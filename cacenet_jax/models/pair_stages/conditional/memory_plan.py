@@ -1,6 +1,6 @@
-"""Blocks of the pair stage over a training batch that stay within a memory budget; see batch_grid.py.
+"""Block sizes that keep the training grid of pairs within a memory budget; see batch_grid.py.
 
-Legend: B images of the global batch, R rows (images of one device), N nodes of a map, D channels.
+Legend: B images of the global batch, R rows (local images), N nodes of a map, D channels.
 """
 
 import math
@@ -10,24 +10,25 @@ import jax
 
 from cacenet_jax.errors import UserError
 
-# Rows x nodes of a panel that a CPU holds in its cache (192 nodes, 2048 channels, two cores: 0.26 s against 0.28 s in one).
+# Rows x nodes of a panel that fits in a CPU cache (192 nodes, 2048 channels, 2 cores: 0.26 s vs 0.28 s as one panel).
 _CACHED = 768
-# Bytes of mean neighbours that are encoded at a time, whatever the budget: more brings nothing.
+# Maximum bytes of mean neighbours encoded at a time; larger blocks are not faster.
 _ENCODED = 64 * 2**20
 
 
 class Plan(NamedTuple):
-    """Blocks of a grid; see `make_plan`.
+    """Execution plan for a grid; see `make_plan`.
 
     Attributes:
-        axis_name: device axis of the rows, None on one device.
-        panel: rows whose cross blocks are computed at a time.
-        keep: keep the cross blocks for the backward pass instead of computing them again.
-        mirror: compute cross blocks for one order of a pair and transpose them for the other; one device, `keep`.
-        encode: rows that are encoded at a time.
-        fused: write the product of a cross block and a vector as a product and a sum, which GPUs and TPUs fuse
-            and compute in float32; a CPU is faster with matrix products.
-        nearest: as in `alignment.connect`: 0 for the ReLU, K for a top-K selection, which has no gradient.
+        axis_name: device axis of the rows, or None on a single device.
+        panel: number of rows whose cross blocks are computed at a time.
+        keep: keep the cross blocks for the backward pass instead of recomputing them.
+        mirror: compute the cross block of one ordering of a pair and transpose it for the other. Requires `keep` and a
+            single device.
+        encode: number of rows encoded at a time.
+        fused: compute the product of a cross block and a vector as an elementwise product and a sum, which GPUs and
+            TPUs fuse and compute in float32. On a CPU, matrix products are faster.
+        nearest: as in `alignment.connect`, 0 for the ReLU or K for a top-K selection, which has no gradient.
     """
 
     axis_name: str | None
@@ -54,25 +55,27 @@ def make_plan(
     share: float = 1.0,
     backend: str | None = None,
 ) -> Plan:
-    """Cut a grid so that what lives beside the maps, their gradients and the encoded grid stays within a budget.
+    """Choose block sizes that keep the temporaries of a grid within a memory budget.
+
+    The feature maps, their gradients and the encoded grid do not count as temporaries.
 
     Args:
-        rows: R, images of this device.
-        columns: B, images of the global batch.
-        nodes: N.
-        channels: D.
-        memory_mib: config.model.pair_memory_mib, memory of the temporaries.
-        itemsize: bytes of an element of the keys.
-        axis_name: device axis of the rows.
-        share: the share of the memory that is for this.
-        backend: what will run it, "cpu", "gpu" or "tpu"; JAX's default for None.
+        rows: R, number of local images.
+        columns: B, number of images in the global batch.
+        nodes: N, number of nodes of a map.
+        channels: D, number of channels.
+        memory_mib: memory budget for temporaries in MiB, config.model.pair_memory_mib.
+        itemsize: bytes per key element.
+        axis_name: device axis of the rows, or None on a single device.
+        share: fraction of the budget available to the grid.
+        backend: target backend, "cpu", "gpu" or "tpu", or None for JAX's default backend.
 
     Raises:
-        UserError: the smallest blocks do not fit.
+        UserError: if the smallest blocks exceed the budget.
     """
     on_cpu = (backend or jax.default_backend()) == "cpu"
     grid = rows * columns
-    vectors = 14 * grid * nodes * 4 + 3 * rows * nodes * nodes * 4  # weights, roots, both orders' cotangents; S
+    vectors = 14 * grid * nodes * 4 + 3 * rows * nodes * nodes * 4  # weights, roots, cotangents of both orders; S
     room = int(memory_mib * share * 2**20) - vectors
     panel_bytes = lambda p: p * columns * nodes * nodes * (12 + 2 * itemsize)
     encode_bytes = lambda p: 24 * p * columns * channels

@@ -1,13 +1,13 @@
-"""The exact pooled form of one pair. batch_grid.py does whole training batches, stored.py one image and many.
+"""Exact pooled form for a single pair. See batch_grid.py for training batches and stored.py for one image against many.
 
-After the graph convolution everything up to the encoder is linear, so the mean over positions can be taken first:
+Everything from the graph convolution to the encoder is linear, so the mean over positions can be taken first:
 
     mean_u[(R A R) X] = (1/N) [ (r_u * (S_u r_u))^T X_u + (r_v * (T_uv^T r_u))^T X_v ]
 
-with r_u = (rowsum S_u + rowsum T_uv)^-1/2 and r_v = (rowsum S_v + colsum T_uv)^-1/2. A pair costs its block T_uv,
-three matrix-vector products of N x N and two of N x D: no 2N x 2N graph, no conditional map. S_u belongs to the image
-and is computed once. The literal form in graph.py is the oracle. `conditional_maps` gives the maps themselves, which
-figures show.
+where r_u = (rowsum S_u + rowsum T_uv)^-1/2 and r_v = (rowsum S_v + colsum T_uv)^-1/2. A pair costs its block T_uv
+and, for each order, two matrix-vector products of size N x N and two of size N x D. Neither a 2N x 2N graph nor a
+conditional map is built. S_u is computed once per image. The literal form in graph.py is the test oracle.
+`conditional_maps` computes the full maps for figures.
 
 Legend: u target image, v contextual image, N nodes (positions) of a map, D channels, E channels of keys.
 """
@@ -29,8 +29,8 @@ class ImageTerms(NamedTuple):
     """Per-image terms of the pair stage.
 
     Attributes:
-        nodes_ND: the map, one row a position.
-        keys_NE: keys of the affinities; None where these are the map itself, as in the paper.
+        nodes_ND: feature map, one row per position.
+        keys_NE: affinity keys, or None if the nodes themselves are the keys, as in the paper.
         intra_NN: S = ReLU(K diag(w) K^T), at least float32.
         degree_N: row sums of S.
     """
@@ -47,9 +47,9 @@ def image_terms(
     keys_NE: Float[AnyArray, "N E"] | None = None,
     nearest: int = 0,
 ) -> ImageTerms:
-    """The per-image terms of the pair stage; keys, of E channels, default to the nodes (equation 2).
+    """Compute the per-image terms of the pair stage; keys default to the nodes (equation 2).
 
-    `nearest` is that of `alignment.connect` here and below: 0 for the ReLU, K for a top-K selection.
+    `nearest` has the meaning defined in `alignment.connect`: 0 for the ReLU, K for a top-K selection.
     """
     nodes_ND = jnp.asarray(nodes_ND)
     keys_NE = None if keys_NE is None else jnp.asarray(keys_NE)
@@ -76,7 +76,7 @@ def _mean_neighbour(u: ImageTerms, v: ImageTerms, cross_NM: Array, root_u_N: Arr
 def neighbours_both(
     u: ImageTerms, v: ImageTerms, cross_weight_E: Float[AnyArray, "E"], nearest: int = 0
 ) -> tuple[Array, Array]:
-    """Mean neighbours of u given v and of v given u, (D,) each, from one cross block (T_vu = T_uv^T)."""
+    """Compute the mean neighbours of u given v and of v given u, (D,) each, from one cross block (T_vu = T_uv^T)."""
     cross_NM = _cross(u, v, cross_weight_E, nearest)
     root_u_N = inverse_sqrt_degree(u.degree_N + cross_NM.sum(axis=1))
     root_v_M = inverse_sqrt_degree(v.degree_N + cross_NM.sum(axis=0))
@@ -88,7 +88,7 @@ def neighbours_both(
 def conditional_maps(
     u: ImageTerms, v: ImageTerms, cross_weight_E: Float[AnyArray, "E"], kind: Kind = "discrepancy", nearest: int = 0
 ) -> tuple[Float[Array, "N D"], Float[Array, "M D"]]:
-    """The whole conditional maps of u given v and of v given u, before Theta, without a 2N x 2N graph.
+    """Compute the conditional maps of u given v and of v given u before Theta, without a 2N x 2N graph.
 
     Args:
         u: terms of one image.
@@ -98,7 +98,7 @@ def conditional_maps(
         nearest: as in `alignment.connect`.
 
     Returns:
-        (I -+ R A R) X in the rows of u, (N, D), and of v, (M, D), at least float32.
+        The rows of (I -+ R A R) X for u, shape (N, D), and for v, shape (M, D), at least float32.
     """
     cross_NM = _cross(u, v, cross_weight_E, nearest)
     root_u_N = inverse_sqrt_degree(u.degree_N + cross_NM.sum(axis=1))
@@ -124,9 +124,9 @@ def pooled_pair(
     cross_weight_D: Float[AnyArray, "D"],
     kind: Kind = "discrepancy",
 ) -> tuple[Float[Array, "D"], Float[Array, "D"]]:
-    """The means over positions of both conditional maps, before Theta, without building the maps.
+    """Compute the means over positions of both conditional maps before Theta, without building the maps.
 
-    Equal to the means of `graph.laplacian_conv(attention.correspondence(...), ...)` in value and gradient.
+    Values and gradients equal those of the means of `graph.laplacian_conv(attention.correspondence(...), ...)`.
 
     Args:
         nodes_u_ND: map of the target image.
@@ -136,7 +136,7 @@ def pooled_pair(
         kind: "discrepancy" (equation 7) or "normal" (equation 6).
 
     Returns:
-        mean_u[(I -+ R A R) X] and mean_v[(I -+ R A R) X], (D,) each, at least float32.
+        mean_u[(I -+ R A R) X] and mean_v[(I -+ R A R) X], shape (D,) each, at least float32.
 
     Source: paper, equations 2-7, with the mean taken first.
     """

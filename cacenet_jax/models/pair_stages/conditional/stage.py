@@ -1,6 +1,6 @@
 """The paper's pair stage (sections 3.3 to 3.5): correspondence attention, graph convolution, conditional embeddings.
 
-Legend: B images, R rows (images of this device) and C columns (images of all devices) of a grid of pairs, u target image,
+Legend: B images, R rows (local images) and C columns (images of all devices) of a grid of pairs, u target image,
 v contextual image, N nodes (positions) of a map, D channels, E channels of keys.
 """
 
@@ -36,7 +36,7 @@ class Terms(NamedTuple):
 
     Attributes:
         image: terms of the graph convolution.
-        clues: regions for the clue distance; None in a model without it.
+        clues: regions for the clue distance, or None if it is not used.
     """
 
     image: ImageTerms
@@ -44,14 +44,14 @@ class Terms(NamedTuple):
 
 
 class ConditionalGrid(NamedTuple):
-    """A training grid.
+    """Training grid.
 
     Attributes:
-        conditional: f(u|v) and its logits, (R, C, F) and (R, C, I).
-        clues: clue distance of each pair, (R, C); None in a model without it.
+        conditional: f(u|v) and its logits, shapes (R, C, F) and (R, C, I).
+        clues: clue distance of each pair, shape (R, C), or None if it is not used.
         positive_intra: fraction of positive affinities within images, scalar.
         positive_cross: fraction of positive affinities across images, scalar.
-        degree: mean degree of a node in a pair's graph, scalar.
+        degree: mean node degree in the pair graphs, scalar.
     """
 
     conditional: Embedded
@@ -62,14 +62,14 @@ class ConditionalGrid(NamedTuple):
 
 
 class ConditionalStage(EmbeddingPairStage, AffinityStage, kw_only=True):
-    """Conditional embeddings by a graph convolution over two images.
+    """Conditional embeddings computed by a graph convolution over two images.
 
     Attributes:
-        alignment: name of the alignment strategy (table 2), or MODULE:NAME; "attention" is the paper's.
-        neighbours: K of a top-K alignment.
+        alignment: name of the alignment strategy (table 2) or MODULE:NAME; the paper uses "attention".
+        neighbours: K for a top-K alignment.
         kind: "discrepancy" (equation 7) or "normal" (equation 6).
         filters: "tied" (equation 7) or "untied" (equation 5).
-        clue_weight: share of the clue distance in the distance of a pair; 0, the paper's distance, leaves it out.
+        clue_weight: weight of the clue distance in the pair distance, from 0 (the paper's distance) to 1.
     """
 
     alignment: str = "attention"
@@ -79,7 +79,7 @@ class ConditionalStage(EmbeddingPairStage, AffinityStage, kw_only=True):
     clue_weight: float = 0.0
 
     def validate(self) -> None:
-        """Check the values of the fields."""
+        """Validate the field values."""
         EmbeddingPairStage.validate(self)
         AffinityStage.validate(self)
         STRATEGIES.resolve(self.alignment)
@@ -110,7 +110,7 @@ class ConditionalStage(EmbeddingPairStage, AffinityStage, kw_only=True):
             dropout=self.dropout,
         )
 
-    # -- Properties -----------------------------------------------------------------------------------------------------
+    # -- Properties ----------------------------------------------------------------------------------------------------
 
     @property
     def strategy(self) -> Strategy:
@@ -119,49 +119,49 @@ class ConditionalStage(EmbeddingPairStage, AffinityStage, kw_only=True):
 
     @property
     def nearest(self) -> int:
-        """K of the top-K selection in `alignment.connect`, 0 for the ReLU."""
+        """K for the top-K selection in `alignment.connect`, or 0 for the ReLU."""
         return self.neighbours if self.strategy.top_k else 0
 
     @property
     def title(self) -> str:
-        """Name of the stage's correspondences in figures."""
+        """Title of the correspondences in figures."""
         return self.strategy.title
 
     @property
     def image_channels(self) -> int:
-        """Three colours and, for an alignment by body parts, the label of each pixel."""
+        """Number of image channels: three for colour, plus a label channel for alignment by body parts."""
         return 4 if self.strategy.needs_parts else 3
 
     @property
     def poolings(self) -> frozenset[str]:
-        """The mean alone: it is taken before Theta and the encoder, which only a linear pooling allows."""
+        """Supported poolings: only the mean, because pooling before Theta and the encoder must be linear."""
         return frozenset({"mean"})
 
     @property
     def scoring_fields(self) -> frozenset[str]:
-        """The share of the clue distance."""
+        """Names of fields that an evaluation may override: only `clue_weight`."""
         return frozenset({"clue_weight"})
 
     @property
     def learned_blocks(self) -> tuple[Block, ...]:
-        """Blocks of the graph whose weights the alignment learns."""
+        """Graph blocks whose weights are learned by the alignment strategy."""
         return self.strategy.learned
 
     @property
     def selection_terms(self) -> frozenset[str]:
-        """Affinities within an image and their sums, under a top-K alignment."""
+        """Names of the intra-image affinities and their row sums if the alignment is top-K, otherwise empty."""
         return frozenset({"intra_NN", "degree_N"}) if self.nearest else frozenset()
 
-    # -- One image ------------------------------------------------------------------------------------------------------
+    # -- One image -----------------------------------------------------------------------------------------------------
 
     def _keys(self, nodes_BND: Array, parts_BN: Array | None, train: bool) -> Float[Array, "B N E"] | None:
-        """Compute the keys; None for the nodes themselves."""
+        """Compute the keys, or return None if the nodes themselves are the keys."""
         if self.strategy.rule is not None:
             return self.strategy.rule(nodes_BND, parts_BN)
         return self.learned_keys(nodes_BND, train=train)
 
     def _weight(self, block: Block, channels: int, dtype: Any) -> Float[Array, "E"]:
-        """Compute the diagonal of W or W': rules weigh 1, and nothing crosses in the individual graph."""
+        """Return the diagonal of W or W'; if not learned, ones for rules and zeros otherwise (no cross-image edges)."""
         if block in self.learned_blocks:
             return self.learned_weight(block)
         return jnp.full(channels, self.strategy.rule is not None, dtype)
@@ -187,21 +187,21 @@ class ConditionalStage(EmbeddingPairStage, AffinityStage, kw_only=True):
         return Terms(graph(nodes_BND, keys_BNE), self._clues(nodes_BND, individual))
 
     def store(self, constants: PairConstants, terms: Terms, dtype: Any) -> StoredTerms:
-        """Compute `stored.store` of the terms."""
+        """Compute the storage form of the terms with `stored.store`."""
         return stored.store(
             constants, terms.image, terms.clues, dtype, nearest=self.nearest, has_threshold=self.has_threshold
         )
 
-    # -- Two images -----------------------------------------------------------------------------------------------------
+    # -- Two images ----------------------------------------------------------------------------------------------------
 
     def constants(self, individual: Individual) -> PairConstants:
-        """Compose the head and split W'; one number stands for all channels where W' is not learned."""
+        """Compose the head and split W', which is a single value for all channels if it is not learned."""
         del individual
         weight_E = self._weight("cross", 1 + self.has_threshold, jnp.float32)
         return PairConstants(self.conditional_head.composed(), stored.split_weight(weight_E, self.has_threshold))
 
     def distances(self, constants: PairConstants, u: StoredTerms, v: StoredTerms) -> Float[Array, "C"]:
-        """Compute the distances of f(u|v) and f(v|u), mixed with those of clues."""
+        """Compute the distances between f(u|v) and f(v|u), mixed with the clue distances if these are used."""
         distance_C = self.between(*stored.embeddings(constants, u, v, self.nearest))
         if u.clues is None or v.clues is None:
             return distance_C
@@ -211,7 +211,7 @@ class ConditionalStage(EmbeddingPairStage, AffinityStage, kw_only=True):
         return (1 - self.clue_weight) * distance + self.clue_weight * clues
 
     def view(self, u: Terms, v: Terms, nodes_u_ND: Array, nodes_v_MD: Array, individual: Individual) -> PairView:
-        """The cross block and the norms of the conditional map after Theta (equation 5, 6 or 7)."""
+        """Return the cross block and the norms of the conditional map after Theta (equation 5, 6 or 7)."""
         del nodes_u_ND, nodes_v_MD, individual
         keys_u, keys_v = (x.nodes_ND if x.keys_NE is None else x.keys_NE for x in (u.image, v.image))
         weight_E = self._weight("cross", keys_u.shape[-1], keys_u.dtype)
@@ -220,7 +220,7 @@ class ConditionalStage(EmbeddingPairStage, AffinityStage, kw_only=True):
         near_ND = conditional_maps(u.image, v.image, weight_E, self.kind, self.nearest)[0] - own_ND
         return PairView(cross_NM, jnp.linalg.norm(self.conditional_head.filter_map(own_ND, near_ND), axis=-1))
 
-    # -- A batch --------------------------------------------------------------------------------------------------------
+    # -- A batch -------------------------------------------------------------------------------------------------------
 
     def grid(
         self,
@@ -230,12 +230,12 @@ class ConditionalStage(EmbeddingPairStage, AffinityStage, kw_only=True):
         *,
         train: bool,
     ) -> ConditionalGrid:
-        """Compute f(u|v) of all pairs, exact and in bounded memory (batch_grid.py)."""
-        if self.is_initializing():  # the head makes its parameters when it is called
+        """Compute f(u|v) exactly for all pairs, in bounded memory (batch_grid.py)."""
+        if self.is_initializing():  # the head creates its parameters when called
             self.conditional_head(nodes_RND[:, 0], nodes_RND[:, 0], train=train)
         rows, num_nodes, channels = nodes_RND.shape
         axis_name, columns = self.grid_axis(rows, train)
-        share = 1.0 if self.clue_weight == 0 else 0.5  # the clue distances take the rest
+        share = 1.0 if self.clue_weight == 0 else 0.5  # the rest is for the clue distances
         keys_RNE = self._keys(nodes_RND, parts_RN, train)
         keys_RNE = nodes_RND if keys_RNE is None else keys_RNE
         itemsize = keys_RNE.dtype.itemsize
@@ -246,20 +246,20 @@ class ConditionalStage(EmbeddingPairStage, AffinityStage, kw_only=True):
         encoded = encoded_grid(plan, nodes_RND, weights, self.conditional_head.encoder(rows * columns))
         clues = self._clues(nodes_RND, individual)
         if clues is not None:
-            block = self.columns_at_once(12 * rows * num_nodes**2, share)  # bytes of a column, with the backward pass
+            block = self.columns_at_once(12 * rows * num_nodes**2, share)  # bytes per column, with backward pass
             clues = distance_grid(clue_distance, clues, block, axis_name)
         conditional = self.conditional_head.finish(encoded, train=train)
         return ConditionalGrid(conditional, clues, weights.positive_intra, weights.positive_cross, weights.degree)
 
     def losses(self, grid: ConditionalGrid, labels: GridLabels, weights: LossWeights) -> dict[str, RowLosses]:
-        """Mix-up identity loss (equation 8) and batch-hard triplet loss of the pair distances."""
+        """Compute the mix-up identity loss (equation 8) and the batch-hard triplet loss of the pair distances."""
         if grid.clues is None:
             return self.embedding_losses(grid.conditional, labels, weights)
         share, clues_RC = self.clue_weight, grid.clues
-        # sqrt(2 d) of the mixed distance d.
+        # sqrt(2 d), where d is the mixed distance.
         combine = lambda metric_RC: safe_sqrt((1 - share) * metric_RC**2 + 2 * share * clues_RC)
         return self.embedding_losses(grid.conditional, labels, weights, combine)
 
     def diagnostics(self, grid: ConditionalGrid) -> dict[str, Array]:
-        """Health of the graphs: fractions of positive affinities, and the mean degree."""
+        """Return the graph diagnostics: the fractions of positive affinities and the mean degree."""
         return {name: getattr(grid, name) for name in ("positive_intra", "positive_cross", "degree")}

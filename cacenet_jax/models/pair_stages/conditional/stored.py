@@ -1,16 +1,17 @@
-"""The exact pair stage of retrieval: one image and many, from what is stored of each.
+"""Exact pair stage for retrieval: one image against many, from stored per-image terms.
 
-In test mode everything after the graph is affine, so that Theta, the encoder and its batch norm are one D x F matrix, and
-that matrix may act on the nodes of an image before any pair is formed:
+In inference mode everything after the graph is affine. Theta, the encoder and its batch norm can therefore be folded
+into D x F matrices, which are applied to the nodes of an image before any pair is formed:
 
     f(u|v) = own_u + (r_u * (S_u r_u))^T Z_u + (r_v * (T_uv^T r_u))^T Z_v,      Z = -+ X Theta_1 E / N
 
-with E the encoder and the scale of its norm, and own_u = mean_u X Theta_0 E + bias. A pair then costs its block T_uv,
-matrix-vector products with N x N and N x F, and nothing with D or D x D in it; that is why this form of the algebra in
-pair.py is written out again, and tests hold it to the literal one. The maps themselves are not kept: T_uv is made from keys,
-which carry the square root of |w'| so that both images of a pair store the same thing, rounded once.
+where E is the encoder with the batch-norm scale folded in, and own_u = mean_u X Theta_0 E + bias. A pair then costs its
+block T_uv and matrix-vector products of size N x N and N x F, and none of size N x D or D x D. For this reason the
+algebra of pair.py is repeated here in a different form, which tests compare with the literal one. The maps themselves
+are not stored. T_uv is computed from keys scaled by the square root of |w'|, so both images of a pair are stored in the
+same form and rounded once.
 
-Legend: u one image, v the C images that it is compared with, N and M nodes, D channels, E channels of keys, F embedding
+Legend: u one image, v the C images it is compared with, N and M nodes, D channels, E channels of keys, F embedding
 size, B images.
 """
 
@@ -27,12 +28,12 @@ from cacenet_jax.models.pair_stages.conditional.pair import ImageTerms
 
 
 class CrossWeight(NamedTuple):
-    """W' as the keys of two images share it, at least float32.
+    """W' split into a factor for the stored keys, a sign and an offset, at least float32.
 
     Attributes:
-        root_E: sqrt |w'|, which each image's keys are stored with; one number where w' is not learned.
-        sign_E: the sign of w', -1, 0 or 1; one number where w' is not learned.
-        offset: added to every cross affinity before the ReLU: minus the learned threshold, 0 without one.
+        root_E: sqrt |w'|, by which stored keys are scaled; a single value if w' is not learned.
+        sign_E: sign of w', -1, 0 or 1; a single value if w' is not learned.
+        offset: offset of every cross affinity before the ReLU, the negative learned threshold or 0.
     """
 
     root_E: Array
@@ -45,7 +46,7 @@ class PairConstants(NamedTuple):
 
     Attributes:
         head: the composed conditional head.
-        cross: the weight of cross affinities.
+        cross: weight of the cross affinities.
     """
 
     head: ComposedHead
@@ -53,15 +54,15 @@ class PairConstants(NamedTuple):
 
 
 class StoredTerms(NamedTuple):
-    """Terms that retrieval keeps of an image.
+    """Per-image terms stored for retrieval.
 
     Attributes:
-        keys_NE: keys of the cross affinities, in the storage type; never rounded for a top-K selection.
-        values_NF: the nodes' contributions to f, in the storage type.
-        own_F: the image's own share of f, at least float32.
-        intra_NN: S, in the storage type.
-        degree_N: row sums of S before it was rounded, at least float32.
-        clues: regions for the clue distance, directions in the storage type; None in a model without it.
+        keys_NE: keys of the cross affinities, in the storage dtype, or at full precision for a top-K selection.
+        values_NF: contributions of the nodes to f, in the storage dtype.
+        own_F: contribution of the image's own mean to f, at least float32.
+        intra_NN: S, in the storage dtype.
+        degree_N: row sums of S before rounding, at least float32.
+        clues: regions for the clue distance, with directions in the storage dtype, or None if it is not used.
     """
 
     keys_NE: Array
@@ -73,7 +74,7 @@ class StoredTerms(NamedTuple):
 
 
 def split_weight(weight_E: Float[Array, "E"], has_threshold: bool) -> CrossWeight:
-    """Split the diagonal of W' into what the keys store, its sign, and the threshold of its last channel."""
+    """Split the diagonal of W' into the key scale, the sign, and the offset held by its last channel, if any."""
     weight_E = weight_E.astype(jnp.promote_types(weight_E.dtype, jnp.float32))
     channels = len(weight_E) - has_threshold
     weight_E, threshold = weight_E[:channels], weight_E[channels:]
@@ -83,15 +84,15 @@ def split_weight(weight_E: Float[Array, "E"], has_threshold: bool) -> CrossWeigh
 def store(
     constants: PairConstants, graph: ImageTerms, clues: Clues | None, dtype: Any, *, nearest: int, has_threshold: bool
 ) -> StoredTerms:
-    """Compute the stored form of images.
+    """Compute the terms to store for a batch of images.
 
     Args:
-        constants: of the stage.
-        graph: terms of the graph, leading axis B, at least float32.
-        clues: regions for the clue distance, leading axis B.
-        dtype: storage type of keys, values, affinities and clues.
+        constants: constants of the stage.
+        graph: graph terms, leading axis B, at least float32.
+        clues: regions for the clue distance, leading axis B, or None if it is not used.
+        dtype: storage dtype of keys, values, affinities and clues.
         nearest: as in `alignment.connect`.
-        has_threshold: the last channel of the keys is the constant one of a learned threshold.
+        has_threshold: True if the last key channel is the constant channel for the learned threshold.
     """
     keys_BNE = graph.nodes_ND if graph.keys_NE is None else graph.keys_NE
     keys_BNE = keys_BNE[..., :-1] if has_threshold else keys_BNE
@@ -106,24 +107,25 @@ def store(
 def embeddings(
     constants: PairConstants, u: StoredTerms, v: StoredTerms, nearest: int
 ) -> tuple[Float[Array, "C F"], Float[Array, "C F"]]:
-    """Compute f(u|v) and f(v|u) of one image u and C images v.
+    """Compute f(u|v) and f(v|u) for one image u and C images v.
 
-    All affinities come from one product of (C N) x E and E x N. Products of bfloat16 keys are exact and summed in float32.
+    All affinities come from a single product of (C N) x E and E x N. Products of bfloat16 keys are exact and
+    accumulated in float32.
 
     Args:
-        constants: of the stage.
-        u: terms of one image.
-        v: terms of the others, leading axis C.
+        constants: constants of the stage.
+        u: stored terms of one image.
+        v: stored terms of the C others, leading axis C.
         nearest: as in `alignment.connect`.
     """
     acc_dtype = u.degree_N.dtype
-    signed_NE = u.keys_NE * constants.cross.sign_E.astype(u.keys_NE.dtype)  # exact in any type
+    signed_NE = u.keys_NE * constants.cross.sign_E.astype(u.keys_NE.dtype)  # exact in any dtype
     scores_CMN = jnp.einsum("cme,ne->cmn", v.keys_NE, signed_NE, preferred_element_type=acc_dtype)
     cross_CMN = connect(scores_CMN + constants.cross.offset, nearest)
     root_u_CN = inverse_sqrt_degree(u.degree_N + cross_CMN.sum(axis=1))
     root_v_CM = inverse_sqrt_degree(v.degree_N + cross_CMN.sum(axis=2))
     own_u_CN = root_u_CN * (root_u_CN @ u.intra_NN.astype(acc_dtype))
-    # A product and a sum where both factors belong to the pair: XLA fuses them, and no widened copy is stored.
+    # Elementwise product and sum instead of a batched matmul: XLA fuses them without storing an upcast copy.
     own_v_CM = root_v_CM * (root_v_CM[:, :, None] * v.intra_NN).sum(axis=1)
     cross_v_CM = root_v_CM * (root_u_CN[:, None, :] * cross_CMN).sum(axis=2)
     cross_u_CN = root_u_CN * (root_v_CM[:, :, None] * cross_CMN).sum(axis=1)
