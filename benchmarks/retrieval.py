@@ -33,8 +33,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from benchmarks.device import machine, machine_line, time_all
 from benchmarks.timing import Report, verdict
+from cacenet_jax.models import pair_stages
 from cacenet_jax.models.pair_stages.conditional.clues import Clues
-from cacenet_jax.models.pair_stages.conditional.stored import PairConstants, StoredTerms, group_distance
+from cacenet_jax.models.pair_stages.conditional.head import ComposedHead
+from cacenet_jax.models.pair_stages.conditional.stored import CrossWeight, PairConstants, StoredTerms
 from cacenet_jax.retrieval.rankings import LabelledSet, Settings, evaluate
 from cacenet_jax.retrieval.rescore import Rescorer
 from cacenet_jax.retrieval.term_store import Location, Plan, Store, tree_bytes
@@ -112,16 +114,18 @@ def fill(store: Store, one: StoredTerms, first: int, distinct: int | None = None
     return store
 
 
-def distance_fn(constants: PairConstants, one: StoredTerms, others: StoredTerms) -> jax.Array:
-    """What evaluation maps over the pairs."""
-    return group_distance(constants, one, others, CLUE_WEIGHT)
+def distance_function(args: argparse.Namespace) -> Callable[..., jax.Array]:
+    """What evaluation maps over the pairs: the distances of the paper's stage, with the clue distance where it is stored."""
+    fields = {"channels": args.channels, "embed_dim": args.embed, "num_identities": 1, "clue_weight": CLUE_WEIGHT}
+    return pair_stages.build("conditional", **fields).distances
 
 
 def make_constants(args: argparse.Namespace) -> PairConstants:
     """Constants of which a pair reads the signs and the offset alone."""
-    sign_D = np.where(np.random.default_rng(0).random(args.channels) < 0.9, 1, -1).astype(np.float32)
+    sign_E = np.where(np.random.default_rng(0).random(args.channels) < 0.9, 1, -1).astype(np.float32)
     empty = np.zeros((0, 0), np.float32)
-    return jax.tree.map(jnp.asarray, PairConstants(empty, empty, empty, empty, sign_D, np.float32(-0.1)))
+    cross = CrossWeight(empty, sign_E, np.float32(-0.1))
+    return jax.tree.map(jnp.asarray, PairConstants(ComposedHead(empty, empty, empty), cross))
 
 
 def limits(args: argparse.Namespace) -> tuple[dict[str, Callable[[], Any]], float, float]:
@@ -168,7 +172,7 @@ def market(
     query = fill(Store(one, part_q, args.batch, mesh), one, 0)
     gallery = fill(Store(one, part_g, args.batch, mesh), one, 10**6, distinct=None if part_g == num_gallery else 8)
     plan = Plan("device", query.steps, gallery.steps)
-    rescorer = Rescorer(distance_fn, constants, query, gallery, plan, args.pairs_per_call)
+    rescorer = Rescorer(distance_function(args), constants, query, gallery, plan, args.pairs_per_call)
     wanted = candidates(part_q, part_g, top_k)
     rescorer(wanted)
     begin = time.perf_counter()
@@ -209,7 +213,7 @@ def main(argv: list[str] | None = None) -> int:
         query, gallery = (Store(one, count, args.batch, mesh, location, folder) for count in (queries, args.gallery))
         plan = Plan(location, query.steps, gallery.steps if location == "device" else max(gallery.steps // 8, 1))
         sets = fill(query, one, 0), fill(gallery, one, 10**6)
-        return Rescorer(distance_fn, constants, *sets, plan, args.pairs_per_call)
+        return Rescorer(distance_function(args), constants, *sets, plan, args.pairs_per_call)
 
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         cases = {
