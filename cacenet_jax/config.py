@@ -23,6 +23,8 @@ def paper() -> ml_collections.ConfigDict:
     config.parallel = "pmap"  # or shard_map
     config.log_every = 10  # steps
     config.checkpoint_every = 0  # steps, 0 for once per epoch
+    config.checkpoints_kept = 3  # number of newest checkpoints to keep, besides the best by validation mAP
+    config.grace_s = 30.0  # seconds to save after SIGTERM or Ctrl-C
     config.eval_every = 0  # epochs between evaluations on the validation identities, 0 for only at the end
 
     config.data = ml_collections.ConfigDict()

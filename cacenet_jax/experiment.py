@@ -234,6 +234,8 @@ class Experiment:
         parallel: "pmap" or "shard_map".
         log_every: number of steps between logged metrics.
         checkpoint_every: number of steps between checkpoints, 0 for once per epoch.
+        checkpoints_kept: number of newest checkpoints to keep, besides the best.
+        grace_s: seconds to save after SIGTERM or Ctrl-C.
         eval_every: number of epochs between evaluations on the validation identities, 0 for only at the end.
         data: data set and batch sampling.
         network: backbone, individual head and pair stage.
@@ -253,6 +255,8 @@ class Experiment:
     parallel: MapMode
     log_every: int
     checkpoint_every: int
+    checkpoints_kept: int
+    grace_s: float
     eval_every: int
     data: Data
     network: Network

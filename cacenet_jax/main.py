@@ -17,13 +17,10 @@ have additional fields: --config.data.options.seed=3, --config.model.backbone_fi
 --config.model.pair.clue_weight=0.
 """
 
-import contextlib
 import functools
 import logging as standard_logging
 import os
-import signal
 import sys
-import threading
 import traceback
 from collections.abc import Callable
 from typing import Any
@@ -33,6 +30,7 @@ from ml_collections import ConfigDict, config_flags
 
 from cacenet_jax.errors import UserError
 from cacenet_jax.reproduce.tables import check_rows_are_free, parse_seeds, parse_tables
+from cacenet_jax.run import stopping
 from cacenet_jax.run.command_line import (
     CONFIG_WORDS,
     READ_WORKDIR,
@@ -139,42 +137,16 @@ def _joined() -> bool:
     return flags.FLAGS.is_parsed() and _DISTRIBUTED.value and "cacenet_jax.distributed.processes" in sys.modules
 
 
-def _interrupted(code: int, word: str) -> None:
-    """Exit immediately with a one-line message that is also sent to the other processes of the run."""
-    line = f"{word}; the same command continues from the newest checkpoint"
-    with contextlib.suppress(OSError):  # the terminal may be closed
-        print(line, file=sys.stderr, flush=True)
-    if _joined():
-        from cacenet_jax.distributed import processes
+def _end_stopped(error: stopping.StoppedError) -> None:
+    """End after a stop request, in every process at once."""
+    if not _joined():
+        print(error, file=sys.stderr, flush=True)
+        os._exit(error.exit_code)  # a signal that comes now would interrupt the interpreter's exit
+    from cacenet_jax.distributed import processes
 
-        processes.notify_failure(code, line)
-    os._exit(code)  # skip cleanup, because an interrupted save prints a long error and leaves no checkpoint anyway
-
-
-def _end_on_sigterm() -> None:
-    """Make SIGTERM end the run immediately, even as PID 1 of a container, where it is ignored by default.
-
-    A Python signal handler only runs once the main thread has finished the current step or compilation, which can take
-    minutes. A separate thread therefore reads the signal from a pipe.
-    """
-    reader, writer = os.pipe()
-    os.set_blocking(writer, False)
-    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    signal.signal(signal.SIGTERM, lambda number, frame: None)
-
-    def listen() -> None:
-        while number := os.read(reader, 1):
-            if number[0] == signal.SIGTERM:
-                with contextlib.suppress(OSError):
-                    print(end="\n" if sys.stderr.isatty() else "", file=sys.stderr)  # move below the progress bar
-                _interrupted(128 + signal.SIGTERM, "terminated")
-
-    def forget() -> None:  # restore the default in forked processes
-        signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-    os.register_at_fork(after_in_child=forget)
-    threading.Thread(target=listen, name="SIGTERM", daemon=True).start()
+    if processes.is_writer():
+        print(error, file=sys.stderr, flush=True)
+    processes.end_together(error.exit_code)
 
 
 def main() -> None:
@@ -189,9 +161,11 @@ def main() -> None:
     logging.get_absl_logger().addFilter(lambda record: "Waiting for previous save" not in record.getMessage())
     app.define_help_flags()
     show_help_of(__name__, __doc__)
-    _end_on_sigterm()
+    stopping.listen()
     try:
         run(parse(sys.argv))
+    except stopping.StoppedError as error:
+        _end_stopped(error)
     except UserError as error:
         code = getattr(error, "exit_code", 2)
         if "--debug" in sys.argv:
@@ -210,8 +184,6 @@ def main() -> None:
         from cacenet_jax.distributed import processes
 
         processes.shut_down_on_error(error, debug="--debug" in sys.argv)
-    except KeyboardInterrupt:
-        _interrupted(128 + signal.SIGINT, "interrupted")
 
 
 if __name__ == "__main__":

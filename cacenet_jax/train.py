@@ -27,13 +27,13 @@ from cacenet_jax.errors import UserError
 from cacenet_jax.evaluate import MIXES, check_splits, score, score_test
 from cacenet_jax.experiment import Data, Experiment
 from cacenet_jax.models.cacenet import CACENet
-from cacenet_jax.run import compilation, initialisation
+from cacenet_jax.run import compilation, initialisation, stopping
 from cacenet_jax.run.checkpoints import Checkpoints
 from cacenet_jax.run.choices import to_dict, with_eval_dataset
 from cacenet_jax.run.completion import complete
 from cacenet_jax.run.metric_writer import MetricWriter, NullWriter, Progress
 from cacenet_jax.run.validation import validate
-from cacenet_jax.run.workdir import check_network, check_workdir, claim_workdir
+from cacenet_jax.run.workdir import check_network, check_workdir, claim_workdir, locked
 from cacenet_jax.train_step import TrainState, create_state, make_train_step
 
 # Data fields that may differ between the processes of a run: where each machine stores the data and how it reads them.
@@ -75,11 +75,10 @@ def restore(settings: Experiment, net: CACENet, checkpoints: Checkpoints) -> tup
 
     At least one checkpoint must exist.
     """
-    best = checkpoints.best_step() if settings.evaluation.checkpoint == "best" else None
-    step = checkpoints.agree_on_step(max(checkpoints.steps(), default=0) if best is None else best)
     optimizer, image_size = settings.optimizer(1), settings.data.image_size
     like = jax.eval_shape(lambda key: create_state(net, optimizer, key, image_size), jax.random.key(0))
-    return step, checkpoints.load(step, like, replicated_sharding(global_mesh(settings.devices)))
+    sharding = replicated_sharding(global_mesh(settings.devices))
+    return checkpoints.restore(like, sharding, best=settings.evaluation.checkpoint == "best")
 
 
 def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
@@ -96,11 +95,17 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
         UserError: a value is invalid, the data are broken, the workdir belongs to another run, or a metric is not
             finite.
     """
-    # -- Config and devices -------------------------------------------------------------------------------------------
     workdir, config = Path(workdir).expanduser(), complete(config)
     validate(config)
     check_same_config(config)
     check_workdir(workdir, to_dict(config))
+    with locked(workdir):
+        return _train(config, workdir)
+
+
+def _train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+    """Train in a locked workdir, with a config that is complete and valid."""
+    # -- Config and devices -------------------------------------------------------------------------------------------
     is_new = not (workdir / "config.json").exists()
     if is_new:
         initialisation.check(config)
@@ -120,6 +125,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     steps_per_epoch = sampler.steps_per_epoch
     last_step = settings.epochs * steps_per_epoch
     checkpoint_every = settings.checkpoint_every or steps_per_epoch
+    validation_every = settings.eval_every * steps_per_epoch or last_step
 
     # -- Network, optimiser and training step -------------------------------------------------------------------------
     net = settings.network.build(cut.train.num_identities, AXIS)
@@ -133,10 +139,10 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     if is_new:  # before the workdir is claimed, which would make a wrong config.init_from permanent
         state = initialisation.initialise(config, state, cut.train.summary())
     claim_workdir(workdir, to_dict(config), cut.train.summary())
-    checkpoints = Checkpoints(workdir)
-    first_step = checkpoints.agree_on_step(max(checkpoints.steps(), default=0))
-    if first_step:
-        state = checkpoints.load(first_step, state, replicated_sharding(device_map.mesh))
+    checkpoints = Checkpoints(workdir, keep=settings.checkpoints_kept)
+    first_step = 0
+    if checkpoints.exist():
+        first_step, state = checkpoints.restore(state, replicated_sharding(device_map.mesh))
         _say(f"continuing {workdir} from step {first_step} of {last_step}")
     elif not is_new:  # interrupted before the first checkpoint
         state = initialisation.initialise(config, state, cut.train.summary())
@@ -169,34 +175,35 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
             rate = progress.update(step, shown)
             writer.write(step, {**metrics, "learning_rate": float(learning_rate(step - 1)), "images_per_second": rate})
 
+    def score_validation(step: int) -> float:
+        result = score(settings, net, device_map.to_global(state), cut.query, cut.gallery, mixes=MIXES)
+        _report_validation(writer, step, result)
+        rankings = [result[name] for name in ("individual", "conditional", "mixed") if name in result]
+        return broadcast_from_writer("validation", max(ranking["mAP"] for ranking in rankings))
+
     try:
-        pending: tuple[int, dict[str, jax.Array]] | None = None
-        for step, batch in enumerate(batches, start=first_step + 1):
-            state, device_metrics = mapped_step(state, device_map.split(batch))
-            if pending:
-                report(*pending)
-            pending = (step, device_metrics)
-            ends_epoch = step % steps_per_epoch == 0
-            validates = (
-                data.val_share > 0 and settings.eval_every > 0 and ends_epoch
-                and (step // steps_per_epoch) % settings.eval_every == 0
-            ) or (data.val_share > 0 and step == last_step)  # fmt: skip
-            if validates or step % checkpoint_every == 0 or step == last_step:
-                report(*pending)  # a state with non-finite metrics is never saved
-                pending = None
-                validation_map = None
-                if validates:
-                    result = score(settings, net, device_map.to_global(state), cut.query, cut.gallery, mixes=MIXES)
-                    rankings = [result[name] for name in ("individual", "conditional", "mixed") if name in result]
-                    validation_map = broadcast_from_writer("validation", max(ranking["mAP"] for ranking in rankings))
-                    _report_validation(writer, step, result)
-                checkpoints.save(step, device_map.to_global(state), validation_map)
+        with stopping.obeyed(settings.grace_s, first_step + 1) as stop:
+            pending: tuple[int, dict[str, jax.Array]] | None = None
+            for step, batch in enumerate(batches, start=first_step + 1):
+                state, device_metrics = mapped_step(state, device_map.split(batch))
+                if pending:
+                    report(*pending)
+                pending = (step, device_metrics)
+                stops = step < last_step and stop.before(step + 1)
+                validates = data.val_share > 0 and (step == last_step or step % validation_every == 0)
+                if validates or stops or step % checkpoint_every == 0 or step == last_step:
+                    report(*pending)  # a state with non-finite metrics is never saved
+                    pending = None
+                    checkpoints.save(step, device_map.to_global(state), score_validation(step) if validates else None)
+                if stops:
+                    break
+            checkpoints.close()
     finally:
         progress.close()
         writer.close()
+        batches.close()
         # After an error, other processes may have exited or be waiting, so a shared save may never complete.
-        failed = sys.exc_info()[0] is not None and jax.process_count() > 1
-        checkpoints.close(_PATIENCE_S if failed else None)
+        checkpoints.close(_PATIENCE_S if sys.exc_info()[0] is not None else None)
 
     # -- Test split ---------------------------------------------------------------------------------------------------
     if settings.evaluation.checkpoint == "best":

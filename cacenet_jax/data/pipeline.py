@@ -4,8 +4,13 @@ Each element of the grain MapDataset is a whole training batch (step -> record i
 therefore never split a batch, and training resumes exactly from any step.
 """
 
+import contextlib
+import multiprocessing
 import os
-from collections.abc import Iterator
+import signal
+import threading
+from collections.abc import Generator, Iterator
+from typing import Any
 
 import grain
 import numpy as np
@@ -77,7 +82,7 @@ def training_batches(
     process: int = 0,
     processes: int = 1,
     parts: PartLabels | None = None,
-) -> Iterator[Batch]:
+) -> Generator[Batch]:
     """Return an iterator over the batches of steps first_step .. last_step-1, decoded ahead of use.
 
     Args:
@@ -101,8 +106,50 @@ def training_batches(
     options = grain.ReadOptions(num_threads=threads or reading_threads(workers), prefetch_buffer_size=8)
     batches = steps.to_iter_dataset(options)
     if workers:
-        batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=4))
-    return iter(batches)
+        options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=4)
+        batches = batches.mp_prefetch(options, worker_init_fn=_end_with_parent)
+    return _closing(batches, copied=workers > 0)
+
+
+def _closing(batches: Any, copied: bool) -> Generator[Batch]:
+    """Iterate, and end worker processes when the generator is closed.
+
+    Args:
+        batches: a grain IterDataset.
+        copied: copy batches out of shared memory, which is released before the process ends.
+    """
+    with _interrupts_blocked():  # workers start here and inherit it: Ctrl-C reaches a whole process group
+        iterator = iter(batches)
+        batch = next(iterator, None)
+    try:
+        while batch is not None:
+            yield Batch(*map(np.array, batch)) if copied else batch
+            batch = next(iterator, None)
+    finally:
+        del batch
+        iterator.close()
+
+
+@contextlib.contextmanager
+def _interrupts_blocked() -> Iterator[None]:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _end_with_parent(index: int, count: int) -> None:
+    """Make a worker process end as soon as its parent does, whatever ended that."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # beside the mask, which threads of their own may lack
+    parent = multiprocessing.parent_process()
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    if parent is not None:
+        threading.Thread(target=wait, daemon=True).start()
 
 
 def evaluation_batches(

@@ -15,7 +15,7 @@ import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -32,6 +32,7 @@ _joined = threading.Event()
 _ending = threading.Event()  # this process is ending with its own message
 _notified = threading.Event()  # the other processes have been notified
 _key_counts: Counter[str] = Counter()
+_stop_handlers: list[Callable[[int], Any]] = []  # at most one: the training loop's
 _FLAGS = "--coordinator=HOST:PORT --num_processes=N --process_id=I"
 
 
@@ -173,6 +174,34 @@ def broadcast_from_writer(name: str, value: float) -> float:
     return float.fromhex(exchange(name, float(value).hex())[0])
 
 
+def on_stop(handler: Callable[[int], Any] | None) -> None:
+    """Set the function that is called, from a thread, with the signal's number when another process was asked to stop."""
+    _stop_handlers[:] = [] if handler is None else [handler]
+
+
+def agree_on_stop(number: int, step: int) -> int:
+    """Tell the other processes that this one was asked to stop, and return the largest step of all of them.
+
+    Args:
+        number: of the signal.
+        step: last step that this process has begun; it begins no other until this call returns.
+    """
+    client = _client()
+    if client is None:
+        return step
+    client.key_value_set(f"{_NAMESPACE}/stop/{jax.process_index()}", f"{number} {step}")
+    while len(announced := client.key_value_dir_get(f"{_NAMESPACE}/stop")) < jax.process_count():
+        time.sleep(_POLL_S / 5)
+    return max(int(value.split()[1]) for _, value in announced)
+
+
+def _heed_stop() -> None:
+    """Call the handler of `on_stop` once another process was asked to stop."""
+    if _stop_handlers and (announced := _client().key_value_dir_get(f"{_NAMESPACE}/stop")):
+        number = int(announced[0][1].split()[0])
+        threading.Thread(target=_stop_handlers.pop(), args=(number,), daemon=True).start()
+
+
 def shut_down(code: int, reason: str) -> None:
     """End this process and notify the others, so that none of them waits for it.
 
@@ -183,6 +212,14 @@ def shut_down(code: int, reason: str) -> None:
     if _client() is None:
         sys.exit(code)
     notify_failure(code, reason)
+    _exit(code)
+
+
+def end_together(code: int) -> None:
+    """End every process with the same code, once all have made this call."""
+    _ending.set()
+    barrier("end")
+    _delay_coordinator_exit()
     _exit(code)
 
 
@@ -259,6 +296,7 @@ def _watch(stop: threading.Event) -> None:
     while not stop.wait(_POLL_S):
         try:
             failure = _failed_peer()
+            _heed_stop()
             if failure:
                 _client().key_value_set(f"{_NAMESPACE}/heard/{jax.process_index()}", "")
         except Exception:  # the run is ending, or the coordinator is gone and JAX will end this process

@@ -1,144 +1,427 @@
-"""Asynchronous checkpoints of a run (orbax v1), keeping the newest and the best by validation mAP."""
+"""Checkpoints of a run (orbax v1): asynchronous, with a checksum per array, and older ones to fall back on.
+
+A checkpoint is a folder workdir/checkpoints/STEP. Its metadata hold the shape, type and checksum of every array, which
+`Checkpoints.restore` verifies; a damaged checkpoint is reported and the one before it is used.
+"""
 
 import contextlib
+import gc
+import json
+import os
+import shutil
+import sys
 import threading
 import time
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import jax
+import numpy as np
+from absl import logging
 from orbax.checkpoint import v1 as ocp
 
-from cacenet_jax.distributed.processes import broadcast_from_writer
+from cacenet_jax.distributed.processes import barrier, broadcast_from_writer, exchange, is_writer
 from cacenet_jax.errors import UserError
 from cacenet_jax.run.workdir import SHARED_S
 from cacenet_jax.train_step import TrainState
 
 METRIC = "mAP"
+_METADATA = "_CHECKPOINT_METADATA"  # written by orbax when a checkpoint is complete; JSON
+_ARRAYS = "arrays"
+T = TypeVar("T")
 
 
-def _no_checkpoint(directory: Path) -> UserError:
-    return UserError(
-        f"{directory}: found no complete checkpoint, expected one; train first with --mode=train and the same --workdir"
-    )
+class DamagedError(UserError):
+    """Error for a checkpoint whose files are incomplete or changed."""
+
+
+class _Array(NamedTuple):
+    """Record of one array: shape, dtype and CRC-32 of its bytes."""
+
+    shape: list[int]
+    dtype: str
+    checksum: int
 
 
 class Checkpoints:
     """Checkpoints in the folder workdir/checkpoints."""
 
-    def __init__(self, workdir: Path, *, create: bool = True):
+    def __init__(self, workdir: Path, *, create: bool = True, keep: int = 3):
         """Open the folder.
 
         Args:
             workdir: folder of the run.
-            create: create the folder and remove incomplete saves. Training passes True, readers pass False.
+            create: create the folder and remove incomplete saves, as training does; readers pass False.
+            keep: number of newest checkpoints that are kept, beside the best one.
 
         Raises:
             UserError: the folder does not exist and `create` is False.
         """
-        if not create and not (workdir / "checkpoints").is_dir():
-            raise _no_checkpoint(workdir / "checkpoints")
-        policies = ocp.training.preservation_policies
-        best = policies.BestN(get_metric_fn=lambda m: m[METRIC], n=1, keep_checkpoints_without_metrics=False)
-        self._directory = (workdir / "checkpoints").absolute()
-        self._checkpointer = ocp.training.Checkpointer(
-            self._directory,
-            preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(1), best]),
-            cleanup_tmp_directories=create,  # a reader must not delete an unfinished save of an active run
-        )
+        self._workdir, self._directory = workdir, (workdir / "checkpoints").absolute()
+        self._create, self._keep = create, keep
+        self._checkpointer: ocp.training.Checkpointer | None = None
+        self._damaged: dict[int, str] = {}
+        if not create and not self._directory.is_dir():
+            raise self._none()
 
-    def save(self, step: int, state: TrainState, validation_map: float | None = None) -> None:
-        """Save a state in the background. Must be called by all processes.
-
-        Args:
-            step: training step.
-            state: global arrays (`DeviceMap.to_global`).
-            validation_map: mAP on the validation split. Checkpoints without it are never selected as the best.
-        """
-        metrics = None if validation_map is None else {METRIC: validation_map}
-        self._checkpointer.save_checkpointables_async(step, {"state": state}, metrics=metrics, force=True)
+    # -- Reading ----------------------------------------------------------------------------------------------------------
 
     def steps(self) -> list[int]:
-        """Return the steps of complete checkpoints, in ascending order."""
-        return sorted(c.step for c in self._checkpointer.checkpoints)
+        """Return the steps with a complete checkpoint that is not known to be damaged, ascending."""
+        return [step for step in self._folders() if step not in self._damaged and self._is_sound(step)]
 
     def best_step(self) -> int | None:
         """Return the step with the highest validation mAP, or None if no checkpoint has one."""
-        scored = [(c.metrics[METRIC], c.step) for c in self._checkpointer.checkpoints if c.metrics]
+        scored = [(score, step) for step in self.steps() if (score := _validation_map(self._directory / str(step)))]
         return max(scored)[1] if scored else None
 
-    def agree_on_step(self, step: int) -> int:
-        """Return process 0's step in every process.
+    def exist(self) -> bool:
+        """Return True if process 0 sees a checkpoint, damaged or not."""
+        return bool(broadcast_from_writer("checkpoints", float(bool(self._folders()))))
 
-        Waits until the checkpoint is visible to this process, which may take a while on a network file system.
+    def agree_on_step(self, step: int) -> int:
+        """Return process 0's step in every process, waiting for a network file system to show its checkpoint.
 
         Args:
-            step: this process's choice, or 0 for no checkpoint.
+            step: this process's choice; 0 for no checkpoint.
 
         Raises:
-            UserError: the checkpoint does not become visible to this process.
+            UserError: the checkpoint does not appear in this process.
         """
         step = int(broadcast_from_writer("checkpoint", float(step)))
         deadline = time.monotonic() + SHARED_S
-        while step and step not in self.steps():
+        while step and step not in self._folders():
             if time.monotonic() > deadline:
                 raise UserError(
                     f"{self._directory}: found no step {step} in process {jax.process_index()}, expected what process 0 "
                     "sees; choose a --workdir on a file system that all hosts share"
                 )
             time.sleep(0.2)
-            self._checkpointer.reload()
         return step
 
     def num_identities(self) -> int:
-        """Return the number of training identities, from the shape of the classifier in the newest checkpoint."""
-        if not self.steps():
-            raise _no_checkpoint(self._directory)
-        metadata = self._checkpointer.checkpointables_metadata(self.steps()[-1]).metadata["state"]
-        return metadata["params"]["individual_head"]["classifier"]["kernel"].shape[-1]
+        """Return the number of training identities, from the shape of the newest checkpoint's classifier."""
+        steps = self.steps()
+        if not steps:
+            raise self._none()
+        return _record(self._directory / str(steps[-1]))["params/individual_head/classifier/kernel"].shape[-1]
+
+    def restore(
+        self, like: TrainState, sharding: jax.sharding.Sharding, *, best: bool = False
+    ) -> tuple[int, TrainState]:
+        """Load the newest checkpoint that is intact, reporting damaged ones; all processes call it.
+
+        Args:
+            like: a state of arrays or `jax.ShapeDtypeStruct`s.
+            sharding: sharding of every array, over the devices of all processes.
+            best: prefer the checkpoint with the highest validation mAP.
+
+        Returns:
+            Its step and state.
+
+        Raises:
+            UserError: there is no checkpoint, all are damaged, or the arrays differ from those that `like` describes.
+        """
+        return self._newest(lambda step: self.load(step, like, sharding), best)
+
+    def restore_parameters(self, sharding: jax.sharding.Sharding) -> tuple[int, dict[str, Any], dict[str, Any]]:
+        """Load parameters and batch statistics of the newest intact checkpoint, without knowing the network.
+
+        Args:
+            sharding: as in `restore`.
+
+        Returns:
+            Its step, the parameters and the statistics, as nested dictionaries.
+
+        Raises:
+            UserError: there is no checkpoint, or all are damaged.
+        """
+        step, (params, batch_stats) = self._newest(lambda step: self.parameters(step, sharding))
+        return step, params, batch_stats
 
     def load(self, step: int, like: TrainState, sharding: jax.sharding.Sharding) -> TrainState:
-        """Load the state saved at a step. Must be called by all processes.
+        """Load and verify the state saved at a step; all processes call it.
 
         Args:
             step: one of `steps()`.
-            like: state of arrays or `jax.ShapeDtypeStruct`s with the expected shapes and dtypes.
-            sharding: sharding of every array, over the devices of all processes.
+            like: as in `restore`.
+            sharding: as in `restore`.
 
         Raises:
-            UserError: the checkpoint's arrays do not match `like`.
+            DamagedError: the checkpoint is damaged.
+            UserError: the checkpoint's arrays differ from those that `like` describes.
         """
-        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), like)
-        try:
-            return self._checkpointer.load_checkpointables(step, {"state": abstract})["state"]
-        except (ValueError, KeyError) as error:
-            reason = str(error).splitlines()[0]
+        folder = self._directory / str(step)
+        arrays = _record(folder)
+        if misfits := _misfits(arrays, like):
             raise UserError(
-                f"{self._directory}/{step}: the checkpoint does not fit this network ({reason}); "
+                f"{folder}: the checkpoint does not fit this network ({misfits}); "
                 "use the config that it was trained with, or choose a new --workdir"
-            ) from error
+            )
+        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), like)
+        return _read(folder, arrays, abstract)
 
     def parameters(self, step: int, sharding: jax.sharding.Sharding) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Load the parameters and batch statistics of a step as nested dictionaries, without building the network."""
-        metadata = self._checkpointer.checkpointables_metadata(step).metadata["state"]
-        like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), metadata)
-        state = self._checkpointer.load_checkpointables(step, {"state": like})["state"]
-        return state["params"], state["batch_stats"]
+        """Load and verify the parameters and batch statistics saved at a step, as nested dictionaries.
+
+        Raises:
+            DamagedError: the checkpoint is damaged.
+        """
+        folder = self._directory / str(step)
+        arrays = _record(folder)
+        try:
+            with _quiet():
+                metadata = ocp.checkpointables_metadata(folder).metadata["state"]
+        except Exception as error:
+            raise _damaged(folder, _line(error)) from error
+        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), metadata)
+        state = _read(folder, arrays, abstract)
+        return state["params"], state.get("batch_stats") or {}
+
+    def _newest(self, load: Callable[[int], T], best: bool = False) -> tuple[int, T]:
+        preferred = self.best_step() if best else None
+        while True:
+            steps = self.steps()
+            step = preferred if preferred in steps else max(steps, default=0)
+            step = self.agree_on_step(step or 0)
+            if not step:
+                raise self._none()
+            problem, result = "", None
+            try:
+                result = load(step)
+            except DamagedError as error:
+                problem = str(error)
+            problem = next(filter(None, exchange("damaged checkpoint", problem)), "")
+            if not problem:
+                if self._damaged and is_writer():
+                    for message in self._damaged.values():
+                        logging.warning("%s; using step %d", message, step)
+                assert result is not None
+                return step, result
+            self._damaged[step] = problem
+
+    def _folders(self) -> list[int]:
+        """Return the steps of all finished checkpoint folders, ascending; unfinished ones have longer names."""
+        names = os.listdir(self._directory) if self._directory.is_dir() else []
+        return sorted(int(name) for name in names if name.isdecimal())
+
+    def _is_sound(self, step: int) -> bool:
+        """Check a checkpoint's metadata, and note if they are damaged."""
+        try:
+            _record(self._directory / str(step))
+            _validation_map(self._directory / str(step))
+        except DamagedError as error:
+            self._damaged[step] = str(error)
+        return step not in self._damaged
+
+    def _none(self) -> UserError:
+        if self._damaged:
+            reasons = "; ".join(str(self._damaged[step]) for step in sorted(self._damaged)[-2:])
+            return UserError(
+                f"{self._directory}: found no intact checkpoint ({reasons}), expected one; restore it from a copy, or "
+                "train again in a new --workdir"
+            )
+        return UserError(
+            f"{self._directory}: found no complete checkpoint, expected one; train first with --mode=train and the same "
+            "--workdir"
+        )
+
+    # -- Saving -----------------------------------------------------------------------------------------------------------
+
+    def save(self, step: int, state: TrainState, validation_map: float | None = None) -> None:
+        """Save a state in the background; all processes call it.
+
+        Args:
+            step: training step.
+            state: global arrays (`DeviceMap.to_global`).
+            validation_map: mAP on the validation split; checkpoints without it are never the best.
+
+        Raises:
+            UserError: this save, or the one before it, could not be written.
+        """
+        metrics = None if validation_map is None else {METRIC: validation_map}
+        arrays = {name: list(_describe(x)) for name, x in _flatten(state).items()}
+        with self._writing():
+            self._open().save_checkpointables_async(
+                step, {"state": state}, metrics=metrics, custom_metadata={_ARRAYS: arrays}, force=True
+            )
 
     def close(self, seconds: float | None = None) -> None:
         """Finish pending saves and release the folder.
 
         Args:
-            seconds: maximum time to wait; None waits until all saves are complete.
+            seconds: longest wait; None waits until all saves are complete.
+
+        Raises:
+            UserError: a pending save could not be written; not with `seconds`.
         """
+        checkpointer, self._checkpointer = self._checkpointer, None
+        if checkpointer is None:
+            return
         if seconds is None:
-            self._checkpointer.close()
+            with self._writing():
+                checkpointer.close()
             return
 
         def close() -> None:
             with contextlib.suppress(Exception):  # the error that ends the run is the one to report
-                self._checkpointer.close()
+                checkpointer.close()
 
         closing = threading.Thread(target=close, daemon=True)
         closing.start()
         closing.join(seconds)
+
+    def _open(self) -> ocp.training.Checkpointer:
+        """Return orbax's checkpointer, which must not see a damaged checkpoint."""
+        if self._checkpointer is None:
+            assert self._create, "opened for reading"
+            self.steps()  # notes damaged ones
+            if is_writer():
+                for step in self._damaged:
+                    _put_aside(self._directory / str(step), self._workdir / "damaged_checkpoints")
+            barrier("damaged checkpoints")
+            self._damaged.clear()
+            policies = ocp.training.preservation_policies
+            best = policies.BestN(get_metric_fn=lambda m: m[METRIC], n=1, keep_checkpoints_without_metrics=False)
+            self._checkpointer = ocp.training.Checkpointer(
+                self._directory,
+                preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(self._keep), best]),
+                cleanup_tmp_directories=True,
+            )
+        return self._checkpointer
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Turn an error of writing into a UserError that names the folder and the newest checkpoint."""
+        try:
+            yield
+        except UserError:
+            raise
+        except Exception as error:
+            steps = self.steps()
+            kept = f"step {steps[-1]} is the newest complete checkpoint" if steps else "no checkpoint is complete"
+            raise UserError(
+                f"{self._directory}: a checkpoint could not be written ({_line(error)}), expected a folder with room; {kept}; "
+                "free some space or correct its permissions, then start the same command again"
+            ) from error
+
+
+def _put_aside(folder: Path, where: Path) -> None:
+    where.mkdir(exist_ok=True)
+    target = where / folder.name
+    shutil.rmtree(target, ignore_errors=True)
+    os.replace(folder, target)
+    logging.warning("%s was damaged and is now in %s", folder, where)
+
+
+def _damaged(folder: Path, reason: str) -> DamagedError:
+    return DamagedError(f"{folder}: the checkpoint is damaged ({reason})")
+
+
+def _line(error: BaseException) -> str:
+    """Return the first line of an error that says something, without the specification that TensorStore adds."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    for marker in ("No space left on device", "Read-only file system", "Permission denied", "Disk quota exceeded"):
+        if marker in text:
+            return marker.lower()
+    return text.split(" [source locations")[0][:160]
+
+
+def _flatten(state: Any) -> dict[str, Any]:
+    """Return the leaves of a state by their names, joined by '/'."""
+    leaves = jax.tree_util.tree_flatten_with_path(state)[0]
+    return {"/".join(_part(key) for key in path): x for path, x in leaves}
+
+
+def _part(key: Any) -> str:
+    return str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key))))
+
+
+def _describe(x: jax.Array) -> _Array:
+    """Return the record of a replicated array."""
+    local = np.asarray(x.addressable_data(0))
+    return _Array(list(local.shape), str(local.dtype), zlib.crc32(local.tobytes()))
+
+
+def _record(folder: Path) -> dict[str, _Array]:
+    """Return the record of each array of a checkpoint by name.
+
+    Raises:
+        DamagedError: the metadata are missing or cannot be read, or there are no arrays.
+    """
+    try:
+        metadata = json.loads((folder / _METADATA).read_bytes())
+        arrays = {str(name): _Array(*values) for name, values in metadata["custom_metadata"][_ARRAYS].items()}
+    except FileNotFoundError as error:
+        raise _damaged(folder, f"{_METADATA} is missing") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _damaged(folder, f"{_METADATA} cannot be read, or lists no checksums") from error
+    if not (folder / "state").is_dir():
+        raise _damaged(folder, "its folder state is missing")
+    return arrays
+
+
+def _validation_map(folder: Path) -> float | None:
+    """Return the validation mAP of a checkpoint, or None if it was not validated.
+
+    Raises:
+        DamagedError: the metrics cannot be read.
+    """
+    try:
+        return float(json.loads((folder / "metrics" / "metrics").read_bytes())[METRIC])
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _damaged(folder, "its metrics cannot be read") from error
+
+
+def _misfits(arrays: dict[str, _Array], like: TrainState) -> str:
+    """Return the first differences between a checkpoint's arrays and a state; empty if there are none."""
+    ours = {name: (list(x.shape), str(x.dtype)) for name, x in _flatten(like).items()}
+    theirs = {name: (list(array.shape), array.dtype) for name, array in arrays.items()}
+    lines = [
+        f"{name}: {_shown(theirs.get(name))} there, {_shown(ours.get(name))} here"
+        for name in sorted(ours.keys() | theirs.keys())
+        if ours.get(name) != theirs.get(name)
+    ]
+    return "; ".join(lines[:3]) + (f" and {len(lines) - 3} more" if len(lines) > 3 else "")
+
+
+def _shown(array: tuple[list[int], str] | None) -> str:
+    return "none" if array is None else f"{array[1]}{array[0]}"
+
+
+def _read(folder: Path, arrays: dict[str, _Array], abstract: Any) -> Any:
+    """Read and verify arrays.
+
+    Raises:
+        DamagedError: an array cannot be read, or differs from its checksum.
+    """
+    try:
+        with _quiet():
+            state = ocp.load_checkpointables(folder, {"state": abstract})["state"]
+    except Exception as error:
+        raise _damaged(folder, "its arrays cannot be read") from error
+    changed = [name for name, x in _flatten(state).items() if name not in arrays or _describe(x) != arrays[name]]
+    if changed:
+        more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+        raise _damaged(folder, f"array {changed[0]}{more}: the values differ from the checksum that was saved")
+    return state
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence what orbax logs about a damaged checkpoint, and its coroutines that a failed read leaves behind."""
+    level, hook = logging.get_verbosity(), sys.unraisablehook
+    logging.set_verbosity(logging.FATAL)
+    sys.unraisablehook = lambda unraisable: None
+    try:
+        yield
+    except Exception:
+        gc.collect()
+        raise
+    finally:
+        logging.set_verbosity(level)
+        sys.unraisablehook = hook

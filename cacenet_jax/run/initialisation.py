@@ -217,11 +217,7 @@ def _from_run(config: ConfigDict, state: TrainState, data: dict[str, Any]) -> Tr
     folder, plain = Path(config.init_from), to_dict(config)
     check_source(folder, plain, data)
     checkpoints = Checkpoints(folder, create=False)
-    if not checkpoints.steps():
-        raise UserError(f"config.init_from: found no checkpoint in {folder}, expected one; train that network first")
-    step = checkpoints.steps()[-1]
-    params, batch_stats = checkpoints.parameters(step, replicated_sharding(global_mesh(config.devices)))
-    checkpoints.close()
+    step, params, batch_stats = checkpoints.restore_parameters(replicated_sharding(global_mesh(config.devices)))
     same_people = not _other_data(folder, plain, data)
     taken = _take(state.params, params, same_people, config.model.frozen)
     statistics = _take(state.batch_stats, batch_stats, same_people, config.model.frozen)

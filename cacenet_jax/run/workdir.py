@@ -1,10 +1,13 @@
 """Workdir of a run, bound to one config (config.json) and one training set (data.json)."""
 
+import contextlib
+import fcntl
 import json
 import os
+import socket
 import time
 import uuid
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +39,42 @@ def check_workdir(workdir: Path, config: dict[str, Any]) -> None:
         _check_unchanged(workdir, differences(recorded, config))
     elif (workdir / "checkpoints").exists():
         raise UserError(f"{workdir}: found checkpoints without config.json, expected both; choose a new --workdir")
+
+
+@contextlib.contextmanager
+def locked(workdir: Path) -> Iterator[None]:
+    """Keep other runs out of a workdir while the block runs; the system releases the lock when the process ends.
+
+    Raises:
+        UserError: another run is in progress in it.
+    """
+    if not is_writer():
+        yield
+        return
+    workdir.mkdir(parents=True, exist_ok=True)
+    path = workdir / ".lock"
+    with path.open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            lock.seek(0)
+            raise UserError(
+                f"--workdir={workdir}: found another run in progress ({lock.read().strip() or 'unknown process'}), expected "
+                "none; wait for its end, stop it, or choose another --workdir"
+            ) from error
+        except OSError:  # a file system without locks
+            yield
+            return
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        lock.flush()
+        try:
+            yield
+        finally:
+            if not (workdir / "config.json").exists():  # nothing came of the run, so nothing is left of it
+                path.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    workdir.rmdir()
 
 
 def check_network(workdir: Path, config: dict[str, Any], scoring_fields: Collection[str] = ()) -> None:

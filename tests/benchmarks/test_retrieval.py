@@ -2,7 +2,16 @@
 
 from benchmarks import retrieval
 
-SMALL = ["--nodes=6", "--channels=16", "--embed=8", "--gallery=12", "--pairs=24", "--top_k=6", "--batch=4", "--repeats=1"]
+SMALL = [
+    "--nodes=6",
+    "--channels=16",
+    "--embed=8",
+    "--gallery=12",
+    "--pairs=24",
+    "--top_k=6",
+    "--batch=4",
+    "--repeats=1",
+]
 
 
 def test_reports_each_case_and_its_limits(tmp_path, capsys):
