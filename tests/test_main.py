@@ -352,8 +352,10 @@ def test_a_signal_ends_with_one_line_and_keeps_the_checkpoint(command, how, code
     os.close(terminal)
     assert process.returncode == code, text
     assert "Traceback" not in text and "img/s" in text and "%|" in text  # a bar on a terminal
-    assert text.strip().splitlines()[-1].startswith(f"{word}; the same command continues")
-    assert any(path.name.isdigit() for path in checkpoints.iterdir())
+    saved = max(int(path.name) for path in checkpoints.iterdir() if path.name.isdigit())
+    assert text.strip().splitlines()[-1] == f"{word}; the same command continues from step {saved}"
+    logged = [json.loads(line)["step"] for line in (command.folder / "run/metrics.jsonl").read_text().splitlines()]
+    assert saved == max(logged)  # nothing that was trained is lost
 
 
 def read(terminal: int) -> bytes:

@@ -134,7 +134,7 @@ def test_the_newest_and_the_best_checkpoint_are_kept_and_the_best_can_be_evaluat
         for row in lines(workdir) if "val/individual_mAP" in row
     }  # fmt: skip
     best = max(by_step, key=lambda step: (by_step[step], step))
-    assert set(steps(workdir)) == {best, STEPS}
+    assert {best, STEPS} <= set(steps(workdir)) and len(steps(workdir)) <= 4
     assert Checkpoints(workdir, create=False).best_step() == best
     shutil.copytree(workdir, whole.folder / "best")
     done = whole(*TRAIN, "--workdir=best", "--mode=evaluate", "--config.eval.checkpoint=best")

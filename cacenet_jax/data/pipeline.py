@@ -142,14 +142,13 @@ def _interrupts_blocked() -> Iterator[None]:
 def _end_with_parent(index: int, count: int) -> None:
     """Make a worker process end as soon as its parent does, whatever ended that."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # beside the mask, which threads of their own may lack
-    parent = multiprocessing.parent_process()
+    threading.Thread(target=_exit_after_parent, daemon=True).start()
 
-    def wait() -> None:
+
+def _exit_after_parent() -> None:
+    if parent := multiprocessing.parent_process():
         parent.join()
         os._exit(1)
-
-    if parent is not None:
-        threading.Thread(target=wait, daemon=True).start()
 
 
 def evaluation_batches(

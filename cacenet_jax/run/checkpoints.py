@@ -303,8 +303,8 @@ class Checkpoints:
             steps = self.steps()
             kept = f"step {steps[-1]} is the newest complete checkpoint" if steps else "no checkpoint is complete"
             raise UserError(
-                f"{self._directory}: a checkpoint could not be written ({_line(error)}), expected a folder with room; {kept}; "
-                "free some space or correct its permissions, then start the same command again"
+                f"{self._directory}: a checkpoint could not be written ({_line(error)}), expected a folder with room; "
+                f"{kept}; free some space or correct its permissions, then start the same command again"
             ) from error
 
 

@@ -9,7 +9,8 @@ from cacenet_jax.run.choices import CHOICES, flatten, to_dict
 
 # Fields that may change when a run resumes: paths, intervals, parallelism, memory limits, evaluation and output.
 MAY_CHANGE_ON_RESUME = (
-    "eval", "devices", "parallel", "log_every", "checkpoint_every", "checkpoints_kept", "grace_s", "data.root", "data.dir", "data.parts",
+    "eval", "devices", "parallel", "log_every", "checkpoint_every", "checkpoints_kept", "grace_s", "data.root", "data.dir",
+    "data.parts",
     "data.workers",
     "model.pair_memory_mib", "visualize", "export",
 )  # fmt: skip

@@ -43,7 +43,7 @@ class StopRequest:
         """
         self._grace_s, self._signals = grace_s, 0
         self._lock, self._decided = threading.Lock(), threading.Event()
-        self._begun, self._last_step, self._requested = first_step, 0, 0
+        self._begun, self.last_step, self._requested = first_step, 0, 0
         self._timer: threading.Timer | None = None
 
     def before(self, step: int) -> bool:
@@ -53,7 +53,7 @@ class StopRequest:
                 self._begun = step
                 return False
         self._decided.wait()
-        return step > self._last_step
+        return step > self.last_step
 
     @property
     def exit_code(self) -> int:
@@ -84,7 +84,7 @@ class StopRequest:
         self._timer = threading.Timer(self._grace_s, self._give_up)
         self._timer.daemon = True
         self._timer.start()
-        self._last_step = processes.agree_on_stop(number, self._begun)
+        self.last_step = processes.agree_on_stop(number, self._begun)
         self._decided.set()
 
     def _give_up(self) -> None:
@@ -123,7 +123,9 @@ def obeyed(grace_s: float, first_step: int) -> Iterator[StopRequest]:
         if request.exit_code:
             request.done()
     if request.exit_code:
-        raise StoppedError(f"{request.word}; saved; the same command continues", request.exit_code)
+        raise StoppedError(
+            f"{request.word}; the same command continues from step {request.last_step}", request.exit_code
+        )
 
 
 def end_at_once(number: int, line: str) -> None:

@@ -21,7 +21,8 @@ _CHOICES = {
     "eval.checkpoint": ("last", "best"),
 }
 _POSITIVE = (
-    "epochs", "checkpoints_kept", "grace_s", "data.height", "data.width", "model.embed_dim", "log_every", "optim.learning_rate", "optim.reference_batch",
+    "epochs", "checkpoints_kept", "grace_s",
+    "data.height", "data.width", "model.embed_dim", "log_every", "optim.learning_rate", "optim.reference_batch",
     "eval.top_k", "eval.memory_gib", "eval.batch_size", "eval.pairs_per_call", "visualize.num_queries",
     "export.check_images", "visualize.ranks", "visualize.lines", "model.pair_memory_mib", "data.val_group",
 )  # fmt: skip
