@@ -1,5 +1,6 @@
 """Training loop. The maths is in train_step.py, the model in models/ and the ranking in retrieval/."""
 
+import contextlib
 import math
 import sys
 from pathlib import Path
@@ -99,12 +100,12 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     validate(config)
     check_same_config(config)
     check_workdir(workdir, to_dict(config))
-    with locked(workdir):
-        return _train(config, workdir)
+    with contextlib.ExitStack() as held:
+        return _train(config, workdir, held)
 
 
-def _train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
-    """Train in a locked workdir, with a config that is complete and valid."""
+def _train(config: ConfigDict, workdir: Path, held: contextlib.ExitStack) -> dict[str, Any]:
+    """Train with a complete and valid config; `held` keeps the lock of the workdir, which is taken once it is claimed."""
     # -- Config and devices -------------------------------------------------------------------------------------------
     is_new = not (workdir / "config.json").exists()
     if is_new:
@@ -138,6 +139,7 @@ def _train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     # -- Initialisation or resumption ---------------------------------------------------------------------------------
     if is_new:  # before the workdir is claimed, which would make a wrong config.init_from permanent
         state = initialisation.initialise(config, state, cut.train.summary())
+    held.enter_context(locked(workdir))
     claim_workdir(workdir, to_dict(config), cut.train.summary())
     checkpoints = Checkpoints(workdir, keep=settings.checkpoints_kept)
     first_step = 0

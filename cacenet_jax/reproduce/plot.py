@@ -24,7 +24,9 @@ _DPI = 150
 
 
 def plot_table(table: Table, lines: Sequence[Line], path: Path) -> None:
-    """Plot the mAP of each row and ranking, and in a second panel the gains over the first row, ours and the paper's.
+    """Plot the mAP of each row and ranking.
+
+    A second panel shows the gains over the first row, both ours and the paper's.
 
     Tables that span several data sets have a single panel, which includes the paper's numbers.
     """

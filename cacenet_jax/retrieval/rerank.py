@@ -221,7 +221,7 @@ def nearest_columns(distance_BA: np.ndarray, k: int) -> np.ndarray:
 
 
 def _is_mutual(nearest_AK: np.ndarray, start: int, stop: int) -> np.ndarray:
-    """Mask the neighbours of images start to stop that have the image among their own neighbours."""
+    """Return a mask of the neighbours of each image in `start:stop` that also have that image as a neighbour."""
     image_B = np.arange(start, stop)
     return (nearest_AK[nearest_AK[start:stop]] == image_B[:, None, None]).any(axis=2)
 
@@ -296,7 +296,7 @@ def _entries(start: np.ndarray, rows_N: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def _sparse(parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> _Sparse:
-    """Concatenate blocks of (number of entries per row, columns, values)."""
+    """Concatenate blocks of (number of entries per row, columns, values) into one sparse matrix."""
     counts_A, columns, values = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     return _Sparse(np.concatenate([[0], np.cumsum(counts_A)]), columns, values)
 

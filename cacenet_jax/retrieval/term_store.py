@@ -46,13 +46,13 @@ Location = Literal["device", "memory", "file"]
 
 
 class Plan(NamedTuple):
-    """Location of the terms, and the number of batches on the devices at a time.
+    """Location of the terms, and how many batches are held on the devices at once.
 
     Attributes:
         location: "device" keeps all terms on the devices. Otherwise, query blocks and gallery chunks are read from host
             memory ("memory") or temporary files ("file").
-        block: number of query batches at a time, replicated over the devices.
-        chunk: number of gallery batches at a time, sharded over the devices.
+        block: number of query batches loaded at a time, replicated over the devices.
+        chunk: number of gallery batches loaded at a time, sharded over the devices.
     """
 
     location: Location

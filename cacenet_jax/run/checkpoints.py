@@ -5,44 +5,26 @@ A checkpoint is a folder workdir/checkpoints/STEP. Its metadata hold the shape, 
 """
 
 import contextlib
-import gc
-import json
 import os
 import shutil
-import sys
 import threading
 import time
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import jax
-import numpy as np
 from absl import logging
 from orbax.checkpoint import v1 as ocp
 
 from cacenet_jax.distributed.processes import barrier, broadcast_from_writer, exchange, is_writer
 from cacenet_jax.errors import UserError
+from cacenet_jax.run import integrity
+from cacenet_jax.run.integrity import DamagedError
 from cacenet_jax.run.workdir import SHARED_S
 from cacenet_jax.train_step import TrainState
 
-METRIC = "mAP"
-_METADATA = "_CHECKPOINT_METADATA"  # written by orbax when a checkpoint is complete; JSON
-_ARRAYS = "arrays"
 T = TypeVar("T")
-
-
-class DamagedError(UserError):
-    """Error for a checkpoint whose files are incomplete or changed."""
-
-
-class _Array(NamedTuple):
-    """Record of one array: shape, dtype and CRC-32 of its bytes."""
-
-    shape: list[int]
-    dtype: str
-    checksum: int
 
 
 class Checkpoints:
@@ -74,7 +56,9 @@ class Checkpoints:
 
     def best_step(self) -> int | None:
         """Return the step with the highest validation mAP, or None if no checkpoint has one."""
-        scored = [(score, step) for step in self.steps() if (score := _validation_map(self._directory / str(step)))]
+        scored = [
+            (score, step) for step in self.steps() if (score := integrity.validation_map(self._directory / str(step)))
+        ]
         return max(scored)[1] if scored else None
 
     def exist(self) -> bool:
@@ -106,7 +90,7 @@ class Checkpoints:
         steps = self.steps()
         if not steps:
             raise self._none()
-        return _record(self._directory / str(steps[-1]))["params/individual_head/classifier/kernel"].shape[-1]
+        return integrity.record(self._directory / str(steps[-1]))["params/individual_head/classifier/kernel"].shape[-1]
 
     def restore(
         self, like: TrainState, sharding: jax.sharding.Sharding, *, best: bool = False
@@ -154,14 +138,14 @@ class Checkpoints:
             UserError: the checkpoint's arrays differ from those that `like` describes.
         """
         folder = self._directory / str(step)
-        arrays = _record(folder)
-        if misfits := _misfits(arrays, like):
+        arrays = integrity.record(folder)
+        if misfits := integrity.misfits(arrays, like):
             raise UserError(
                 f"{folder}: the checkpoint does not fit this network ({misfits}); "
                 "use the config that it was trained with, or choose a new --workdir"
             )
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), like)
-        return _read(folder, arrays, abstract)
+        return integrity.read(folder, arrays, abstract)
 
     def parameters(self, step: int, sharding: jax.sharding.Sharding) -> tuple[dict[str, Any], dict[str, Any]]:
         """Load and verify the parameters and batch statistics saved at a step, as nested dictionaries.
@@ -170,14 +154,14 @@ class Checkpoints:
             DamagedError: the checkpoint is damaged.
         """
         folder = self._directory / str(step)
-        arrays = _record(folder)
+        arrays = integrity.record(folder)
         try:
-            with _quiet():
+            with integrity.quiet():
                 metadata = ocp.checkpointables_metadata(folder).metadata["state"]
         except Exception as error:
-            raise _damaged(folder, _line(error)) from error
+            raise integrity.damage(folder, _line(error)) from error
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), metadata)
-        state = _read(folder, arrays, abstract)
+        state = integrity.read(folder, arrays, abstract)
         return state["params"], state.get("batch_stats") or {}
 
     def _newest(self, load: Callable[[int], T], best: bool = False) -> tuple[int, T]:
@@ -210,8 +194,8 @@ class Checkpoints:
     def _is_sound(self, step: int) -> bool:
         """Check a checkpoint's metadata, and note if they are damaged."""
         try:
-            _record(self._directory / str(step))
-            _validation_map(self._directory / str(step))
+            integrity.record(self._directory / str(step))
+            integrity.validation_map(self._directory / str(step))
         except DamagedError as error:
             self._damaged[step] = str(error)
         return step not in self._damaged
@@ -241,11 +225,11 @@ class Checkpoints:
         Raises:
             UserError: this save, or the one before it, could not be written.
         """
-        metrics = None if validation_map is None else {METRIC: validation_map}
-        arrays = {name: list(_describe(x)) for name, x in _flatten(state).items()}
+        metrics = None if validation_map is None else {integrity.METRIC: validation_map}
+        arrays = {name: list(integrity.describe(x)) for name, x in integrity.flatten(state).items()}
         with self._writing():
             self._open().save_checkpointables_async(
-                step, {"state": state}, metrics=metrics, custom_metadata={_ARRAYS: arrays}, force=True
+                step, {"state": state}, metrics=metrics, custom_metadata={integrity.ARRAYS: arrays}, force=True
             )
 
     def close(self, seconds: float | None = None) -> None:
@@ -284,7 +268,9 @@ class Checkpoints:
             barrier("damaged checkpoints")
             self._damaged.clear()
             policies = ocp.training.preservation_policies
-            best = policies.BestN(get_metric_fn=lambda m: m[METRIC], n=1, keep_checkpoints_without_metrics=False)
+            best = policies.BestN(
+                get_metric_fn=lambda m: m[integrity.METRIC], n=1, keep_checkpoints_without_metrics=False
+            )
             self._checkpointer = ocp.training.Checkpointer(
                 self._directory,
                 preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(self._keep), best]),
@@ -316,10 +302,6 @@ def _put_aside(folder: Path, where: Path) -> None:
     logging.warning("%s was damaged and is now in %s", folder, where)
 
 
-def _damaged(folder: Path, reason: str) -> DamagedError:
-    return DamagedError(f"{folder}: the checkpoint is damaged ({reason})")
-
-
 def _line(error: BaseException) -> str:
     """Return the first line of an error that says something, without the specification that TensorStore adds."""
     text = " ".join(str(error).split()) or type(error).__name__
@@ -327,101 +309,3 @@ def _line(error: BaseException) -> str:
         if marker in text:
             return marker.lower()
     return text.split(" [source locations")[0][:160]
-
-
-def _flatten(state: Any) -> dict[str, Any]:
-    """Return the leaves of a state by their names, joined by '/'."""
-    leaves = jax.tree_util.tree_flatten_with_path(state)[0]
-    return {"/".join(_part(key) for key in path): x for path, x in leaves}
-
-
-def _part(key: Any) -> str:
-    return str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key))))
-
-
-def _describe(x: jax.Array) -> _Array:
-    """Return the record of a replicated array."""
-    local = np.asarray(x.addressable_data(0))
-    return _Array(list(local.shape), str(local.dtype), zlib.crc32(local.tobytes()))
-
-
-def _record(folder: Path) -> dict[str, _Array]:
-    """Return the record of each array of a checkpoint by name.
-
-    Raises:
-        DamagedError: the metadata are missing or cannot be read, or there are no arrays.
-    """
-    try:
-        metadata = json.loads((folder / _METADATA).read_bytes())
-        arrays = {str(name): _Array(*values) for name, values in metadata["custom_metadata"][_ARRAYS].items()}
-    except FileNotFoundError as error:
-        raise _damaged(folder, f"{_METADATA} is missing") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise _damaged(folder, f"{_METADATA} cannot be read, or lists no checksums") from error
-    if not (folder / "state").is_dir():
-        raise _damaged(folder, "its folder state is missing")
-    return arrays
-
-
-def _validation_map(folder: Path) -> float | None:
-    """Return the validation mAP of a checkpoint, or None if it was not validated.
-
-    Raises:
-        DamagedError: the metrics cannot be read.
-    """
-    try:
-        return float(json.loads((folder / "metrics" / "metrics").read_bytes())[METRIC])
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _damaged(folder, "its metrics cannot be read") from error
-
-
-def _misfits(arrays: dict[str, _Array], like: TrainState) -> str:
-    """Return the first differences between a checkpoint's arrays and a state; empty if there are none."""
-    ours = {name: (list(x.shape), str(x.dtype)) for name, x in _flatten(like).items()}
-    theirs = {name: (list(array.shape), array.dtype) for name, array in arrays.items()}
-    lines = [
-        f"{name}: {_shown(theirs.get(name))} there, {_shown(ours.get(name))} here"
-        for name in sorted(ours.keys() | theirs.keys())
-        if ours.get(name) != theirs.get(name)
-    ]
-    return "; ".join(lines[:3]) + (f" and {len(lines) - 3} more" if len(lines) > 3 else "")
-
-
-def _shown(array: tuple[list[int], str] | None) -> str:
-    return "none" if array is None else f"{array[1]}{array[0]}"
-
-
-def _read(folder: Path, arrays: dict[str, _Array], abstract: Any) -> Any:
-    """Read and verify arrays.
-
-    Raises:
-        DamagedError: an array cannot be read, or differs from its checksum.
-    """
-    try:
-        with _quiet():
-            state = ocp.load_checkpointables(folder, {"state": abstract})["state"]
-    except Exception as error:
-        raise _damaged(folder, "its arrays cannot be read") from error
-    changed = [name for name, x in _flatten(state).items() if name not in arrays or _describe(x) != arrays[name]]
-    if changed:
-        more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
-        raise _damaged(folder, f"array {changed[0]}{more}: the values differ from the checksum that was saved")
-    return state
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence what orbax logs about a damaged checkpoint, and its coroutines that a failed read leaves behind."""
-    level, hook = logging.get_verbosity(), sys.unraisablehook
-    logging.set_verbosity(logging.FATAL)
-    sys.unraisablehook = lambda unraisable: None
-    try:
-        yield
-    except Exception:
-        gc.collect()
-        raise
-    finally:
-        logging.set_verbosity(level)
-        sys.unraisablehook = hook

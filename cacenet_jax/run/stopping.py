@@ -80,7 +80,7 @@ class StopRequest:
             if self._requested:
                 return
             self._requested = number
-        print(f"\n{self.word}: saving; once more ends at once", file=sys.stderr, flush=True)
+        _say(f"{self.word}: saving; once more ends at once")
         self._timer = threading.Timer(self._grace_s, self._give_up)
         self._timer.daemon = True
         self._timer.start()
@@ -130,8 +130,7 @@ def obeyed(grace_s: float, first_step: int) -> Iterator[StopRequest]:
 
 def end_at_once(number: int, line: str) -> None:
     """End the process with one line, which the other processes of the run print too."""
-    with contextlib.suppress(OSError):  # a terminal that is gone
-        print(f"\n{line}" if sys.stderr.isatty() else line, file=sys.stderr, flush=True)
+    _say(line)
     with contextlib.suppress(Exception):
         from cacenet_jax.distributed import processes
 
@@ -140,6 +139,11 @@ def end_at_once(number: int, line: str) -> None:
         with contextlib.suppress(OSError):
             os.kill(child, signal.SIGKILL)
     os._exit(128 + number)  # an unfinished save is no checkpoint, as after a kill
+
+
+def _say(line: str) -> None:
+    with contextlib.suppress(OSError):  # a terminal that is gone
+        print(f"\n{line}" if sys.stderr.isatty() else line, file=sys.stderr, flush=True)  # below the progress bar
 
 
 def _children() -> list[int]:

@@ -52,8 +52,7 @@ def locked(workdir: Path) -> Iterator[None]:
         yield
         return
     workdir.mkdir(parents=True, exist_ok=True)
-    path = workdir / ".lock"
-    with path.open("a+") as lock:
+    with (workdir / ".lock").open("a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -68,13 +67,7 @@ def locked(workdir: Path) -> Iterator[None]:
         lock.truncate(0)
         lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         lock.flush()
-        try:
-            yield
-        finally:
-            if not (workdir / "config.json").exists():  # nothing came of the run, so nothing is left of it
-                path.unlink(missing_ok=True)
-                with contextlib.suppress(OSError):
-                    workdir.rmdir()
+        yield
 
 
 def check_network(workdir: Path, config: dict[str, Any], scoring_fields: Collection[str] = ()) -> None:

@@ -38,7 +38,7 @@ class ComparedPair(NamedTuple):
     Attributes:
         picture_HW3: the gallery image.
         right: True if it shows the query's identity.
-        caption: text below the mark, for example the ranks.
+        caption: text below the label that says whether both show one person, for example the ranks.
         similar: correspondences by similarity.
         learned: correspondences in the network's graph.
     """

@@ -55,7 +55,7 @@ def _limb(
     cut: float = 1.0,
     below: RGB | None = None,
 ) -> RoundCone:
-    """Build a round cone of colour `rgb`, or `below` (if given) past the fraction `cut` of its length."""
+    """Build a round cone of colour `rgb`, switching to `below` (if given) beyond the fraction `cut` of its length."""
     start_3, end_3 = np.asarray(start_3, dtype=np.float64), np.asarray(end_3, dtype=np.float64)
     paint = None
     if below is not None:

@@ -150,7 +150,7 @@ class KeyPointStage(AffinityStage, kw_only=True):
         *,
         train: bool,
     ) -> KeyPoints:
-        """Compute the key-point terms of each image, leading axis B."""
+        """Compute the key-point terms of each image, with leading axis B."""
         del parts_BN, individual
         return key_points(nodes_BND, self.learned_keys(nodes_BND, train=train))
 

@@ -112,7 +112,7 @@ _pairs_backward = jax.vmap(jax.vmap(_pair_backward, (None, 0, 0, 0)), (None, 0, 
 
 
 def _panels(function: Callable[[Any], Any], rows: Any, panel: int) -> Any:
-    """Apply a function of `panel` rows to all rows, in one call or in a loop."""
+    """Apply a function to all rows, `panel` rows at a time, or in a single call if they fit in one panel."""
     count = jax.tree.leaves(rows)[0].shape[0]
     if panel == count:
         return function(rows)

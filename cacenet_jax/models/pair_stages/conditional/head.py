@@ -111,7 +111,7 @@ class ConditionalHead(nn.Module):
         return ComposedHead(kernels[0], neighbour_sign(self.kind) * kernels[-1], bias_F)
 
     def filter_map(self, own_ND: Array, neighbours_ND: Array) -> Float[Array, "N D"]:
-        """Compute the conditional map after Theta from nodes and signed neighbours (equation 5, 6 or 7)."""
+        """Apply Theta to the nodes and the signed neighbour sums, giving the conditional map (equation 5, 6 or 7)."""
         thetas = self._thetas()
         return own_ND @ thetas[0] + neighbours_ND @ thetas[-1]
 
