@@ -1,8 +1,8 @@
-"""All config fields and their defaults, the settings of the paper.
+"""All config fields, with the paper's settings as defaults.
 
 A file in configs/ starts from `paper()` and overrides the fields of its experiment. The data set, the backbone and the
-pair stage have additional fields (`data.options`, `model.backbone_fields` and `model.pair`), whose defaults are defined
-with their implementations. These dictionaries are therefore empty here.
+pair stage have additional fields (`data.options`, `model.backbone_fields` and `model.pair`). Their defaults are defined
+in the modules that implement them, so these dictionaries are empty here.
 """
 
 import ml_collections
@@ -12,7 +12,7 @@ NO_PAIR_STAGE = "none"  # value of model.pair_stage for the individual baseline
 
 
 def paper() -> ml_collections.ConfigDict:
-    """Return the settings of the paper's section 4.2; docs/paper_notes.md lists the choices the paper leaves open."""
+    """Return the settings of the paper's section 4.2; docs/paper_notes.md lists choices that the paper leaves open."""
     config = ml_collections.ConfigDict()
     config.seed = 0
     config.init_from = placeholder(str)  # workdir of a trained network to initialise from
@@ -24,19 +24,19 @@ def paper() -> ml_collections.ConfigDict:
     config.log_every = 10  # steps
     config.checkpoint_every = 0  # steps, 0 for once per epoch
     config.checkpoints_kept = 3  # number of newest checkpoints to keep, besides the best by validation mAP
-    config.grace_s = 30.0  # seconds to save after SIGTERM or Ctrl-C
+    config.grace_s = 30.0  # seconds allowed for saving after SIGTERM or Ctrl-C
     config.eval_every = 0  # epochs between evaluations on the validation identities, 0 for only at the end
 
     config.data = ml_collections.ConfigDict()
     config.data.name = "market1501"
     config.data.root = placeholder(str)  # the user's folder or zip
     config.data.dir = "data/prepared"  # folder of the prepared data sets
-    config.data.options = ml_collections.ConfigDict()  # options of the data set: seed, check_counts
+    config.data.options = ml_collections.ConfigDict()  # options of the data set, such as seed or check_counts
     config.data.height = 384
     config.data.width = 128
     config.data.num_ids = 4  # P
     config.data.images_per_id = 4  # K
-    config.data.hard_pool = 0  # number of look-alikes from which an identity's batch is filled; 0 uses all identities
+    config.data.hard_pool = 0  # look-alikes from which the rest of a batch is drawn, 0 for all identities
     config.data.val_share = 0.0  # share of the training identities held out for validation
     config.data.val_seed = 0
     config.data.val_group = 1  # consecutive identities held out together; synthetic look-alikes come in fours
@@ -50,15 +50,15 @@ def paper() -> ml_collections.ConfigDict:
 
     config.model = ml_collections.ConfigDict()
     config.model.backbone = "resnet50"  # a name in models/backbones, or MODULE:CLASS
-    config.model.backbone_fields = ml_collections.ConfigDict()  # backbone fields: width, last_stride, non_local
+    config.model.backbone_fields = ml_collections.ConfigDict()  # fields of the backbone, such as last_stride
     config.model.pair_stage = "conditional"  # or released, keypoints, evidence, MODULE:CLASS; none for the baseline
-    config.model.pair = ml_collections.ConfigDict()  # pair-stage fields: alignment, kind, clue_weight
+    config.model.pair = ml_collections.ConfigDict()  # fields of the pair stage, such as alignment or kind
     config.model.embed_dim = 768  # F
-    config.model.pooling = "mean"  # pooling of the feature map to f(I); or gem, the generalised mean
+    config.model.pooling = "mean"  # pooling before the individual head; or gem, the generalised mean
     config.model.relu = False  # apply a ReLU to embeddings before classifiers and triplet losses
     config.model.dropout = 0.0  # dropout rate before classifiers
-    config.model.frozen = False  # train only the pair stage, on the network of init_from
-    config.model.pair_memory_mib = 1024.0  # device memory for the training pair grid; beyond it, blocks are recomputed
+    config.model.frozen = False  # train only the pair stage, on top of the network from init_from
+    config.model.pair_memory_mib = 1024.0  # per device, for the training pair grid; larger grids are split
     config.model.dtype = "float32"  # or bfloat16
 
     config.loss = ml_collections.ConfigDict()
@@ -90,8 +90,8 @@ def paper() -> ml_collections.ConfigDict:
     config.eval.batch_size = 64
     config.eval.pairs_per_call = 512  # per device
     config.eval.map_dtype = "bfloat16"  # or float32; storage dtype of the feature maps for re-scoring
-    config.eval.device_gib = 0.0  # device memory for these maps, 0 for 60% of it; beyond it, they stream from the host
-    config.eval.memory_gib = 4.0  # host memory per process for them; beyond it, temporary files in data.dir are used
+    config.eval.device_gib = 0.0  # device memory for stored maps, 0 for 60%; if exceeded, they stream from the host
+    config.eval.memory_gib = 4.0  # host memory per process; if exceeded, maps go to temporary files in data.dir
     config.eval.checkpoint = "last"  # or best, by validation mAP
 
     config.visualize = ml_collections.ConfigDict()  # settings of --mode=visualize

@@ -32,16 +32,17 @@ class Data:
 
     Attributes:
         name: name of the data set.
-        root: source folder or zip file of the user; None uses the only prepared copy.
+        root: user's source folder or zip file; None to use the prepared copy, of which there must be only one.
         dir: folder of the prepared data sets.
         options: options of the data set.
         height: image height in pixels.
         width: image width in pixels.
         num_ids: P, number of identities per batch.
         images_per_id: K, number of images per identity.
-        hard_pool: number of look-alikes from which an identity's batch is filled; 0 uses all identities.
+        hard_pool: number of look-alikes of an identity from which the rest of its batch is drawn, 0 to draw from all
+            identities.
         val_share: fraction of the training identities held out for validation.
-        val_seed: seed for choosing these identities.
+        val_seed: random seed for choosing the held-out identities.
         val_group: number of consecutive identities held out together.
         parts: folder of part labels, for data sets without them.
         workers: number of worker processes that read images.
@@ -83,7 +84,7 @@ class Network:
         pair_stage: name in models/pair_stages, MODULE:CLASS, or "none".
         pair: overrides of the pair stage's default fields.
         embed_dim: F, embedding size.
-        pooling: pooling of the feature map to f(I), "mean" or "gem".
+        pooling: pooling before the individual head, "mean" or "gem".
         relu: apply a ReLU to embeddings before classifiers and triplet losses.
         dropout: dropout rate before classifiers.
         frozen: freeze the backbone and the individual head.
@@ -175,8 +176,8 @@ class Evaluation:
         batch_size: number of images per batch.
         pairs_per_call: number of pairs that a device scores per call.
         map_dtype: storage dtype of the pair-stage terms.
-        device_gib: memory for these terms on each device, in GiB; 0 for 60% of the device's memory.
-        memory_gib: host memory for these terms in each process, in GiB.
+        device_gib: memory for pair-stage terms on each device, in GiB; 0 for 60% of the device's memory.
+        memory_gib: host memory for pair-stage terms in each process, in GiB.
         checkpoint: "last", or "best" by validation mAP.
     """
 
@@ -235,7 +236,7 @@ class Experiment:
         log_every: number of steps between logged metrics.
         checkpoint_every: number of steps between checkpoints, 0 for once per epoch.
         checkpoints_kept: number of newest checkpoints to keep, besides the best.
-        grace_s: seconds to save after SIGTERM or Ctrl-C.
+        grace_s: time allowed for saving after SIGTERM or Ctrl-C, in seconds.
         eval_every: number of epochs between evaluations on the validation identities, 0 for only at the end.
         data: data set and batch sampling.
         network: backbone, individual head and pair stage.

@@ -70,7 +70,7 @@ def every_row(loss_R: Float[AnyArray, "R"]) -> RowLosses:
 
 
 def _wide(x: Float[AnyArray, "*any"]) -> Float[Array, "*any"]:
-    """Promote to at least float32, because softmax and distances are never computed in half precision."""
+    """Promote to at least float32, so that softmax and distances are never computed in half precision."""
     x = jnp.asarray(x)
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
@@ -85,7 +85,7 @@ def cross_entropy(
         labels: identities, from 0 to I-1.
         smoothing: share of the target distribution spread uniformly over all I identities, including the label.
 
-    Source: paper, equation 1, with its missing minus sign restored and the stray factor 1/C dropped. Smoothing: Szegedy
+    Source: paper, equation 1, with the missing minus sign added and the stray factor 1/C removed. Smoothing: Szegedy
         et al. 2016, https://arxiv.org/abs/1512.00567, section 7.
     """
     log_p = jax.nn.log_softmax(_wide(logits), axis=-1)
@@ -116,7 +116,7 @@ def mixup_cross_entropy(
 ) -> Float[Array, ""]:
     """Compute the mean over the grid of alpha CE(y_u, f(u|v)) + (1 - alpha) CE(y_v, f(u|v)).
 
-    This form takes the whole grid on one device. The training step uses `mixup_rows`.
+    This form requires the whole grid on one device. The training step uses `mixup_rows`.
 
     Args:
         logits_BBC: scores of the C identities for f(u|v), with target u on the first axis and context v on the second.
@@ -200,7 +200,7 @@ def batch_hard_triplet(
 ) -> Float[Array, ""]:
     """Compute the mean over anchors of relu(margin + hardest positive - hardest negative).
 
-    This form takes the whole grid on one device. The training step uses `batch_hard_rows`.
+    This form requires the whole grid on one device. The training step uses `batch_hard_rows`.
 
     Args:
         distance_BB: distances, with anchors on the first axis; the diagonal is ignored.
@@ -218,21 +218,21 @@ def batch_hard_triplet(
 
 
 def safe_sqrt(square: Float[Array, "*any"]) -> Float[Array, "*any"]:
-    """Compute the square root, with value and gradient 0 where the argument is not positive."""
+    """Compute the square root, or 0 with zero gradient where the argument is not positive."""
     positive = square > 0
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1)), 0)
 
 
 def euclidean(left: Float[Array, "*#batch F"], right: Float[Array, "*#batch F"]) -> Float[Array, "*#batch"]:
-    """Compute the Euclidean distance along the last axis, with zero gradient at distance 0.
+    """Compute the Euclidean distance between vectors along the last axis; the other axes are broadcast.
 
-    The other axes broadcast.
+    The gradient is zero where the distance is 0.
     """
     return safe_sqrt(jnp.sum((left - right) ** 2, axis=-1))
 
 
 def euclidean_grid(rows_RF: Float[Array, "R F"], columns_CF: Float[Array, "C F"]) -> Float[Array, "R C"]:
-    """Compute the Euclidean distance of every row to every column.
+    """Compute the Euclidean distance between every row vector and every column vector.
 
     It is computed from differences, so equal vectors have a distance of exactly 0.
     """

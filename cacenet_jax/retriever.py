@@ -9,7 +9,7 @@ Results match those of the evaluation, because the same functions decode and res
 the distances.
 
 Legend: n images, Q queries, G gallery images, K re-scored candidates per query, L length of a ranked list, H x W
-pixels, F embedding size.
+pixels, F embedding size. The terms of an image are the arrays that the pair stage precomputes for it.
 """
 
 import os
@@ -49,14 +49,14 @@ class _Network(NamedTuple):
     Attributes:
         describe: function from `variables` and uint8 images (n, H, W, 3) to features.
         variables: first argument of `describe`, a tree of arrays.
-        distance: function from `constants`, the terms of one image and those of C others to C distances; None without a
-            pair stage.
+        distance: function from `constants`, the terms of one image and the terms of C other images to C distances; None
+            without a pair stage.
         constants: first argument of `distance`, a tree of arrays.
         image_size: (H, W).
         top_k: K.
         mix: weight of the pair distance.
         batch_size: number of images per batch.
-        memory_gib: host memory for the terms, in GiB; beyond it, they go to temporary files.
+        memory_gib: host memory for the terms, in GiB; larger terms are stored in temporary files.
     """
 
     describe: Callable[[Any, Any], Described]
@@ -73,10 +73,10 @@ class _Network(NamedTuple):
 def load(place: str | os.PathLike[str], *, batch_size: int | None = None) -> "Retriever":
     """Load a trained network.
 
-    From a workdir, load the checkpoint selected by config.eval.checkpoint in WORKDIR/config.json. From an export
-    (WORKDIR/export or a copy of it), load the jax.export artefacts, which do not need the network's code. Both produce
-    the same numbers, except that an export keeps the terms of the pair stage in float32 and a workdir in
-    config.eval.map_dtype.
+    A workdir provides the checkpoint selected by config.eval.checkpoint in WORKDIR/config.json. An export
+    (WORKDIR/export or a copy of it) provides jax.export artefacts, which do not need the network's code. Both produce
+    the same numbers, except that the terms of the pair stage are float32 for an export and config.eval.map_dtype for a
+    workdir.
 
     Args:
         place: workdir of a run with a checkpoint, or folder of an export.
@@ -104,10 +104,10 @@ def load(place: str | os.PathLike[str], *, batch_size: int | None = None) -> "Re
 class Retriever:
     """A trained network that embeds images and ranks galleries, returned by `load`.
 
-    Every method accepts a single image or an iterable of images, of any sizes and types: paths of JPEG or PNG files,
-    RGB uint8 arrays (height, width, 3), or PIL images. A uint8 array (n, height, width, 3) is a sequence of n images.
-    Grey images are expanded to three channels and alpha channels are dropped. Images are decoded, resized to
-    `image_size` and processed in batches of a fixed shape, so one compiled program serves any number of images and
+    Every method accepts a single image or an iterable of images of any size: paths of JPEG or PNG files, RGB uint8
+    arrays (height, width, 3), or PIL images. Types may be mixed. A uint8 array (n, height, width, 3) is a sequence of
+    n images. Grey images are expanded to three channels, and alpha channels are dropped. Images are decoded, resized to
+    `image_size` and processed in batches of a fixed shape, so one compiled program serves any number of images, and
     memory use is bounded.
 
     Attributes:
@@ -126,7 +126,7 @@ class Retriever:
             network: network to place.
             place: folder it was loaded from.
         """
-        # Only this process's devices: different processes may process different images.
+        # Use only this process's devices, because other processes may be given different images.
         self._mesh = Mesh(np.asarray(jax.local_devices()), (_AXIS,), axis_types=(AxisType.Auto,))
         self._network, self._place = network, place
         self._variables, self._constants = replicate((network.variables, network.constants), self._mesh)

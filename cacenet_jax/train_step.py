@@ -21,7 +21,7 @@ from cacenet_jax.losses import LossWeights
 from cacenet_jax.models.cacenet import CACENet
 from cacenet_jax.models.heads import Embedded, normalise
 
-# Folded into the run's random key for the masks of dropout and of drop connect (skipped backbone blocks).
+# Folded into the random key to derive separate keys for dropout and drop connect (skipped backbone blocks).
 _DROPOUT, _DROP_CONNECT = 2**32 - 1, 2**32 - 2
 
 
@@ -30,8 +30,8 @@ class TrainState:
     """Training state.
 
     Attributes:
-        step: number of completed steps, an integer scalar. Typed as Any because trees of shapes and of host arrays use
-            the same structure.
+        step: number of completed steps, an integer scalar. Typed as Any because the same class
+            also holds shapes and host arrays.
         params: parameters.
         batch_stats: running statistics of the batch norm layers.
         opt_state: optimiser state.
@@ -61,7 +61,7 @@ def loss_terms(
     index_R: jax.Array,
     weights: LossWeights,
 ) -> dict[str, jax.Array]:
-    """Compute the weighted loss terms over the global batch, as scalars that are equal on all devices.
+    """Compute the weighted loss terms over the global batch, as scalars equal on all devices.
 
     Args:
         net: network; only its pair stage, `relu` and `axis_name` are used.
@@ -104,8 +104,8 @@ def make_train_step(
         optimizer: optimiser, as built by `optim.optimizer`.
         weights: weights and constants of the loss.
         augmentation: image augmentation; None if `Batch.images` are already normalised floats.
-        key: random key for augmentation and dropout. The step and the image positions are folded in, so a resumed run
-            draws the same numbers.
+        key: random key for augmentation and dropout. Steps and image positions are folded in, so a resumed run draws
+            the same numbers.
         axis_name: device axis for collectives, None on one device.
 
     Returns:
@@ -121,7 +121,7 @@ def make_train_step(
         if augmentation is not None:
             images_RHWC = augment(jax.random.fold_in(key, state.step), index_R, images_RHWC, augmentation)
 
-        # A separate random stream: the augmentation never folds in this number.
+        # Augmentation never folds in _DROPOUT, so the two random streams are separate.
         rngs = {"dropout": jax.random.fold_in(jax.random.fold_in(key, _DROPOUT), state.step)} if model.dropout else {}
         # The key differs between devices, because each device draws masks for its own images.
         drop_connect = jax.random.fold_in(jax.random.fold_in(key, _DROP_CONNECT), state.step)

@@ -1,4 +1,6 @@
-"""Augmentation on the device: flip, pad and crop, normalise and erase, as pure functions of one key per image.
+"""Augmentation on the device: flip, pad and crop, normalise and erase.
+
+All functions are pure and use one random key per image.
 
 Legend: B images, H x W pixels, C channels (3 colours, then L optional label channels), A attempts.
 """
@@ -11,7 +13,7 @@ from jaxtyping import Array, Float, UInt8
 
 from cacenet_jax.models.pixels import MEAN, STD, normalise_images
 
-_ATTEMPTS = 16  # candidate rectangles for random erasing; the first that fits is used
+_ATTEMPTS = 16  # candidate rectangles for random erasing; the first one that fits is used
 
 
 class Augment(NamedTuple):
@@ -37,7 +39,7 @@ class Augment(NamedTuple):
 
 
 def _erase(key: Array, image_HWC: Array, erase: float, area: tuple[float, float], aspect: float) -> Array:
-    """Set a random rectangle to 0, the value of the mean pixel.
+    """Set a random rectangle to 0, the mean colour after normalisation, with probability `erase`.
 
     Source: Zhong et al., "Random Erasing Data Augmentation", AAAI 2020.
     """

@@ -11,7 +11,7 @@ class Batch(NamedTuple):
 
     Attributes:
         images: uint8, shape (R, H, W, C); three colour channels, then an optional channel of part labels.
-        labels: class of each image, 0 .. I-1, shape (R,).
+        labels: training class of each image, counted from 0, shape (R,).
     """
 
     images: np.ndarray | jax.Array

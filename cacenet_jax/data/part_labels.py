@@ -1,9 +1,9 @@
-"""Per-pixel body-part labels, required by the semantic alignment of table 2.
+"""Per-pixel body-part labels, required by semantic alignment (table 2 of the paper).
 
 Labels are read from the records if present (as in synthetic_pedestrians), otherwise from one PNG file per image in the
-folder config.data.parts. The file has the image's name with the suffix .png, one 8-bit channel and any size; it is
-resized to the image. Label 0 is background, and 1 to 31 are body parts in any numbering common to all files. Left and
-right parts must share a label, because training mirrors images.
+folder config.data.parts. The file has the image's name with the suffix .png and a single 8-bit channel. It may have any
+size, and is resized like the image. Label 0 is the background. Labels 1 to 31 are body parts, and their meaning must be
+the same in all files. Left and right parts must share a label, because training mirrors images.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ class PartLabels:
     """Part-label reader.
 
     Attributes:
-        folder: folder of label files, for records without labels; None if there are no such files.
+        folder: folder of label files, used for records without labels; None if there is no folder.
     """
 
     folder: str | None = None
@@ -70,7 +70,7 @@ class PartLabels:
         """
         for split_name, split in splits.items():
             where = [self.path(name) for name in split.names]
-            # Look for files first, because reading records is slower (about 1 s for 15,000).
+            # Look for files first, because reading records is slower (about 1 s for 15,000 records).
             without_file = [i for i, path in enumerate(where) if self.folder is None or not os.path.isfile(path)]
             missing = [i for i in without_file if not split.records[i]["parts"]]
             if not missing:

@@ -1,7 +1,7 @@
-"""Host input pipeline: decodes, resizes and batches records as uint8. Augmentation happens on the device.
+"""Host input pipeline, which decodes, resizes and batches images as uint8. Augmentation happens on the device.
 
-Each element of the grain MapDataset is a whole training batch (step -> record indices -> images). Worker processes
-therefore never split a batch, and training resumes exactly from any step.
+Each element of the grain MapDataset is a whole training batch (step -> record indices -> images). A batch is
+therefore never split over worker processes, and training resumes exactly from any step.
 """
 
 import contextlib
@@ -27,7 +27,10 @@ from cacenet_jax.data.subsets import Subset
 def _decode_rows(
     split: Split, rows: Int[np.ndarray, "R"], height: int, width: int, parts: PartLabels | None
 ) -> UInt8[np.ndarray, "R H W C"]:
-    """Decode records into one array, twice as fast as decoding and stacking; `parts` adds a part-label channel."""
+    """Decode records into one preallocated array, which is twice as fast as stacking decoded images.
+
+    If `parts` is given, part labels are added as a fourth channel.
+    """
     images_RHW3 = np.empty((len(rows), height, width, 3), np.uint8)
     labels_RHW1 = np.empty((len(rows), height, width, 0 if parts is None else 1), np.uint8)
     for row, image_HW3, labels_HW1 in zip(rows.tolist(), images_RHW3, labels_RHW1, strict=True):
@@ -39,13 +42,16 @@ def _decode_rows(
 
 
 def reading_threads(workers: int = 0) -> int:
-    """Return the number of threads per reading process: its share of the cores, from 2 to 4 (more wait for the GIL)."""
+    """Return the number of threads per reading process.
+
+    It is the process's share of the cores, but at least 2 and at most 4, because more threads would wait for the GIL.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(max(cores // max(workers, 1), 2), 4)
 
 
 class _ReadBatch:
-    """Picklable function that maps a step to this process's share of the batch."""
+    """Picklable callable that maps a step to this process's share of the batch."""
 
     def __init__(
         self,
@@ -112,13 +118,13 @@ def training_batches(
 
 
 def _closing(batches: Any, copied: bool) -> Generator[Batch]:
-    """Iterate, and end worker processes when the generator is closed.
+    """Yield the batches, and end the worker processes when the generator is closed.
 
     Args:
         batches: a grain IterDataset.
-        copied: copy batches out of shared memory, which is released before the process ends.
+        copied: copy each batch out of the shared memory of the workers, because that memory is released when they end.
     """
-    with _interrupts_blocked():  # workers start here and inherit it: Ctrl-C reaches a whole process group
+    with _interrupts_blocked():  # workers start here and inherit the mask; Ctrl-C signals the whole process group
         iterator = iter(batches)
         batch = next(iterator, None)
     try:
@@ -140,8 +146,8 @@ def _interrupts_blocked() -> Iterator[None]:
 
 
 def _end_with_parent(index: int, count: int) -> None:
-    """Make a worker process end as soon as its parent does, whatever ended that."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # beside the mask, which threads of their own may lack
+    """Make a worker process exit as soon as its parent exits for any reason."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # in addition to the mask, which other threads of the worker may lack
     threading.Thread(target=_exit_after_parent, daemon=True).start()
 
 

@@ -1,6 +1,6 @@
 """P x K sampling: each batch is a pure function of the seed and the step.
 
-Legend: P identities per batch, K images per identity, I training identities, F features.
+Legend: P identities per batch, K images per identity, I training identities, F feature size.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from cacenet_jax.errors import UserError
 
 
 def look_alikes(classifier_FI: Float[np.ndarray, "F I"], count: int) -> Int[np.ndarray, "I count"]:
-    """Return the `count` most similar classes of each class, by cosine similarity of the classifier weights.
+    """Return the `count` classes most similar to each class, by cosine similarity of the classifier weights.
 
     The network tends to confuse identities whose weights point in similar directions.
 
@@ -25,7 +25,7 @@ def look_alikes(classifier_FI: Float[np.ndarray, "F I"], count: int) -> Int[np.n
     """
     weights_FI = np.asarray(classifier_FI, np.float64)
     weights_FI = weights_FI / np.maximum(np.linalg.norm(weights_FI, axis=0), np.finfo(np.float64).tiny)
-    # BLAS results differ in the last bits between hosts. Round them, because all hosts must draw the same batches.
+    # Round, because BLAS results differ in the last bits between hosts, and all hosts must draw the same batches.
     cosine_II = np.round(weights_FI.T @ weights_FI, 9)
     np.fill_diagonal(cosine_II, -np.inf)
     return np.argsort(-cosine_II, axis=1, kind="stable")[:, : min(count, len(cosine_II) - 1)]
@@ -45,7 +45,7 @@ class PKSampler:
         seed: random seed.
         steps_per_epoch: floor(records / (P K)), the usual definition of an epoch, but at least 1.
         nearest: look-alikes of each class, most similar first (see `look_alikes`). A batch then consists of the next
-            class in shuffled order and P - 1 classes drawn from its row. None draws all P classes at random.
+            class in shuffled order and P - 1 of its look-alikes. None draws all P classes at random.
     """
 
     def __init__(

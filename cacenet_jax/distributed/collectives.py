@@ -1,4 +1,4 @@
-"""Collectives over a named device axis that become local operations without an axis.
+"""Collectives over a named device axis. Without an axis, they are local operations.
 
 Per-device functions take `axis_name: str | None`. With a name, they run inside `jax.pmap` or `jax.shard_map`. With
 None, the same function processes the whole batch on one device.
@@ -33,11 +33,11 @@ def transpose_grid(grid_RC: jax.Array, axis_name: str | None) -> jax.Array:
     Entry (u, v) of the result is entry (v, u) of the input.
 
     Args:
-        grid_RC: rows of this device's R images, with all C columns, shape (R, C, ...).
+        grid_RC: grid rows of this device's R images, shape (R, C, ...), with columns for all C images.
         axis_name: device axis, or None for a single device.
 
     Returns:
-        Entries (v, u) for this device's images u and all images v, shape (R, C, ...).
+        Rows of the transposed grid for this device's images, shape (R, C, ...).
     """
     if axis_name is not None:
         grid_RC = jax.lax.all_to_all(grid_RC, axis_name, split_axis=1, concat_axis=0, tiled=True)

@@ -85,7 +85,11 @@ class DeviceMap:
     """
 
     def __init__(self, devices: list[jax.Device], mode: MapMode = "pmap"):
-        """Set up the meshes. Raises UserError for an unknown mode."""
+        """Set up the meshes.
+
+        Raises:
+            UserError: the mode is unknown.
+        """
         if mode not in ("pmap", "shard_map"):
             raise UserError(f"config.parallel: found {mode!r}, expected 'pmap' or 'shard_map'; choose one of them")
         self.mode, self.devices = mode, devices
@@ -97,16 +101,16 @@ class DeviceMap:
     def connect(self) -> None:
         """Open the connections between processes right after a barrier.
 
-        The first collective on CPUs times out after 30 s, and compilation times may differ by more between processes.
+        On CPUs, the first collective times out after 30 s, and compilation may delay some processes by more than that.
         """
         if self._multi_process:
             barrier("connect")
-            multihost_utils.sync_global_devices("connect")  # the connection that orbax uses
+            multihost_utils.sync_global_devices("connect")  # also opens the connection that Orbax uses
             ones = self.split(np.ones((self._local_mesh.size, 1), np.float32))
             self.map(lambda state, rows: (state, jax.lax.psum(rows, AXIS)))(self.replicate(np.zeros(1)), ones)
 
     def map(self, step: Callable[[Any, Any], tuple[Any, Any]]) -> Callable[[Any, Any], tuple[Any, Any]]:
-        """Compile a per-device step for all devices. The state argument is donated."""
+        """Map a per-device step over all devices and compile it. The state argument is donated."""
         if self.mode == "pmap":
             return jax.pmap(
                 step, axis_name=AXIS, in_axes=(None, 0), out_axes=None, devices=self.devices, donate_argnums=(0,)
@@ -118,7 +122,7 @@ class DeviceMap:
         return jax.jit(mapped, donate_argnums=(0,))
 
     def split(self, batch: Any) -> Any:
-        """Distribute this process's rows of the batch (axis 0 of host arrays) in the layout of the mapped step."""
+        """Split this process's rows of the batch (axis 0 of host arrays) over its devices for the mapped step."""
         count = self._local_mesh.size
         if self.mode == "pmap":
             return jax.tree.map(lambda x: np.reshape(x, (count, x.shape[0] // count, *x.shape[1:])), batch)
@@ -128,7 +132,7 @@ class DeviceMap:
         return jax.tree.map(lambda x: jax.device_put(x, sharding), batch)
 
     def replicate(self, state: Any) -> Any:
-        """Copy a state to every device, in the layout of the mapped step. All processes must pass equal states.
+        """Copy a state to every device for the mapped step. All processes must pass equal states.
 
         Args:
             state: host arrays, arrays on this process's devices, or the result of `to_global`.
@@ -137,12 +141,12 @@ class DeviceMap:
             return jax.device_put(state, replicated_sharding(self.mesh))
         if self.mode == "shard_map":
             return jax.tree.map(lambda x: _to_replicated(x, replicated_sharding(self.mesh)), state)
-        # With several processes, pmap returns arrays on local devices. Passing in the same layout avoids a
+        # With several processes, pmap returns arrays on local devices. An input state with the same layout avoids a
         # recompilation.
         return jax.tree.map(lambda x: _to_replicated(x, replicated_sharding(self._local_mesh)), state)
 
     def to_global(self, state: Any) -> Any:
-        """View a replicated state as global arrays over all devices, as needed for checkpoints, without copying."""
+        """View a replicated state, without a copy, as global arrays over all devices, which checkpoints require."""
         if not self._multi_process or self.mode == "shard_map":
             return state
         return jax.tree.map(lambda x: _to_replicated(x, replicated_sharding(self.mesh)), state)

@@ -1,8 +1,8 @@
 """Multi-process setup: joining, barriers, key-value exchange, failure propagation.
 
-The processes of a run share JAX's coordination service, hosted by process 0. In addition to JAX's own use, it
-provides barriers with long timeouts, string exchange and failure notifications. In a single-process run, every function
-here is a no-op or the identity.
+The processes of a run share JAX's coordination service, which process 0 hosts. This module uses it for barriers with
+long timeouts, the exchange of strings, and failure notifications. In a single-process run, these functions do not
+communicate.
 """
 
 import atexit
@@ -32,12 +32,12 @@ _joined = threading.Event()
 _ending = threading.Event()  # this process is ending with its own message
 _notified = threading.Event()  # the other processes have been notified
 _key_counts: Counter[str] = Counter()
-_stop_handlers: list[Callable[[int], Any]] = []  # at most one: the training loop's
+_stop_handlers: list[Callable[[int], Any]] = []  # at most one, that of the training loop
 _FLAGS = "--coordinator=HOST:PORT --num_processes=N --process_id=I"
 
 
 class NotJoinedError(UserError):
-    """Error raised if processes could not be joined. Retrying the same command may succeed."""
+    """Error raised if this process could not join the others. Retrying the same command may succeed."""
 
     exit_code = 1
 
@@ -58,7 +58,7 @@ def start(
 
     Raises:
         UserError: no cluster was detected, or it has an unexpected number of processes. A detected cluster with only
-            one process is rejected because the result would be N independent runs.
+            one process is rejected, because each of N such processes would start an independent run.
         NotJoinedError: the other processes or the devices could not be reached.
     """
     where = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS") or "the coordinator of this cluster"
@@ -69,7 +69,7 @@ def start(
     timer.daemon = True
     timer.start()
     error_type: type[UserError] = NotJoinedError
-    # Explicit flags disable detection, which inside a Slurm shell would choose this process's GPU.
+    # Explicit flags disable detection. In a Slurm shell, detection would also choose this process's GPU.
     detection = None if coordinator is None else "deactivate"
     try:
         jax.distributed.initialize(
@@ -132,7 +132,7 @@ def barrier(name: str) -> None:
 
 @contextlib.contextmanager
 def writer_first(name: str) -> Iterator[None]:
-    """Run a block in process 0 first and then in the others, which can use the files that process 0 has written."""
+    """Run a block in process 0 first, then in the others, so they can use the files that process 0 has written."""
     if not is_writer():
         barrier(name)
     yield
@@ -155,7 +155,7 @@ def check_same(name: str, values: Mapping[str, Any]) -> None:
     """Raise UserError if this process's values differ from those of process 0.
 
     Args:
-        name: subject of the error message.
+        name: subject of the error message, also used as a key.
         values: nested dictionaries of JSON values.
     """
     local = json.loads(json.dumps(values))
@@ -175,16 +175,23 @@ def broadcast_from_writer(name: str, value: float) -> float:
 
 
 def on_stop(handler: Callable[[int], Any] | None) -> None:
-    """Set the function that is called, from a thread, with the signal's number when another process was asked to stop."""
+    """Set the function to call if another process has been asked to stop.
+
+    Args:
+        handler: function of the signal number, called in a thread; None removes the current one.
+    """
     _stop_handlers[:] = [] if handler is None else [handler]
 
 
 def agree_on_stop(number: int, step: int) -> int:
-    """Tell the other processes that this one was asked to stop, and return the largest step of all of them.
+    """Notify the other processes that this one has been asked to stop, and agree on the last step.
 
     Args:
-        number: of the signal.
-        step: last step that this process has begun; it begins no other until this call returns.
+        number: signal number.
+        step: last step that this process has begun. It must not begin another one before this call returns.
+
+    Returns:
+        Largest `step` of all processes.
     """
     client = _client()
     if client is None:
@@ -196,7 +203,7 @@ def agree_on_stop(number: int, step: int) -> int:
 
 
 def _heed_stop() -> None:
-    """Call the handler of `on_stop` once another process was asked to stop."""
+    """Call the handler set by `on_stop` if another process has been asked to stop."""
     if _stop_handlers and (announced := _client().key_value_dir_get(f"{_NAMESPACE}/stop")):
         number = int(announced[0][1].split()[0])
         threading.Thread(target=_stop_handlers.pop(), args=(number,), daemon=True).start()
@@ -207,7 +214,7 @@ def shut_down(code: int, reason: str) -> None:
 
     Args:
         code: exit code.
-        reason: one-line message, which the other processes print.
+        reason: one-line message for the other processes to print.
     """
     if _client() is None:
         sys.exit(code)
@@ -216,7 +223,7 @@ def shut_down(code: int, reason: str) -> None:
 
 
 def end_together(code: int) -> None:
-    """End every process with the same code, once all have made this call."""
+    """End all processes with the same code, once each of them has called this function."""
     _ending.set()
     barrier("end")
     _delay_coordinator_exit()
@@ -224,7 +231,7 @@ def end_together(code: int) -> None:
 
 
 def reported_by_writer(code: int, reason: str) -> bool:
-    """Return True if process 0 fails with the same code and reason, so its message suffices.
+    """Return True if process 0 has failed with the same code and reason, so its message suffices.
 
     Waits briefly for the report of process 0. The caller must call `shut_down` afterwards.
     """
@@ -277,7 +284,10 @@ def shut_down_on_error(error: Exception, *, debug: bool = False) -> None:
 
 
 def _failed_peer(seconds: float = 0.0) -> tuple[int, str] | None:
-    """Poll for a failed process for up to `seconds`, and return its exit code and message, or None."""
+    """Return the exit code and message of another process that has failed, or None.
+
+    Waits up to `seconds` for a failure.
+    """
     deadline = time.monotonic() + seconds
     while client := _client():
         for key, value in client.key_value_dir_get(f"{_NAMESPACE}/failed"):
@@ -322,13 +332,13 @@ def _exit(code: int) -> None:
 
 
 def _unique_key(name: str) -> str:
-    """Return a key for this call, the same in every process because all make their calls in the same order."""
+    """Return a key for this call. It is the same in every process, because all make their calls in the same order."""
     _key_counts[name] += 1
     return f"{_NAMESPACE}/{name}/{_key_counts[name]}"
 
 
 def _client() -> Any:
-    """Return JAX's coordination service client, or None in a single-process run. Orbax uses the same private name."""
-    from jax._src import distributed  # there is no public name
+    """Return JAX's coordination service client, or None in a single-process run. Orbax uses the same private module."""
+    from jax._src import distributed  # there is no public API
 
     return distributed.global_state.client

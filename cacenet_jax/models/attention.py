@@ -14,7 +14,7 @@ AnyArray = Array | ndarray
 
 
 class Adjacency(NamedTuple):
-    """Blocks of the symmetric graph A = [[intra_u, cross], [cross^T, intra_v]], after the ReLU.
+    """Blocks of the symmetric adjacency matrix A = [[intra_u, cross], [cross^T, intra_v]], with non-negative entries.
 
     Attributes:
         intra_u: S_u, shape (N, N).
@@ -32,7 +32,8 @@ def affinity_scores(
 ) -> Float[Array, "N M"]:
     """Compute the signed importance of every pair of nodes, X diag(w) X'^T.
 
-    Products are computed in the type of the nodes and accumulated in at least float32, which is the type of the result.
+    Products are computed in the dtype of the nodes and accumulated in at least float32. The result has the dtype of the
+    accumulator.
 
     Args:
         left_ND: nodes of one image.
@@ -48,7 +49,7 @@ def affinity_scores(
 def affinity(
     left_ND: Float[AnyArray, "N D"], right_MD: Float[AnyArray, "M D"], weight_D: Float[AnyArray, "D"]
 ) -> Float[Array, "N M"]:
-    """Compute ReLU(X diag(w) X'^T), i.e. `affinity_scores` with negative values set to zero, (N, M)."""
+    """Compute ReLU(X diag(w) X'^T), i.e. `affinity_scores` with negative values set to zero."""
     return jax.nn.relu(affinity_scores(left_ND, right_MD, weight_D))
 
 
@@ -58,7 +59,9 @@ def correspondence(
     intra_weight_D: Float[AnyArray, "D"],
     cross_weight_D: Float[AnyArray, "D"],
 ) -> Adjacency:
-    """Compute the correspondence graph of two images: S = ReLU(X W X^T) within, T = ReLU(X_u W' X_v^T) across.
+    """Compute the correspondence graph of two images.
+
+    Affinities are S = ReLU(X W X^T) within an image and T = ReLU(X_u W' X_v^T) across images.
 
     Args:
         nodes_u_ND: map of the target image, one row per position.

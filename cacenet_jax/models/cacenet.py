@@ -17,7 +17,7 @@ from cacenet_jax.models.pair_stages.base import Individual, PairStage, PairView
 from cacenet_jax.models.part_positions import part_positions
 from cacenet_jax.models.pooling import GeneralisedMean, generalised_mean
 
-INDIVIDUAL_PARAMETERS = ("backbone", "gemp", "individual_head")  # the branch that `frozen` keeps fixed
+INDIVIDUAL_PARAMETERS = ("backbone", "gemp", "individual_head")  # parameters not trained if `frozen`
 
 
 class Described(NamedTuple):
@@ -38,14 +38,14 @@ class CACENet(nn.Module):
     Attributes:
         backbone: module from images (B, H, W, 3) to maps (B, h, w, D).
         num_identities: I, number of training identities.
-        pair_stage: joint computation on two images (pair_stages/base.py); None for the individual baseline of table 1.
+        pair_stage: module that compares two images (pair_stages/base.py); None for the individual baseline of table 1.
         embed_dim: F, embedding size.
-        pooling: pooling in front of the individual head: "mean" or "gem", the generalised mean with learned exponent.
-        relu: apply a ReLU between the embedding and its classifier; the triplet loss also uses the embedding after it.
-        dropout: dropout rate in front of the classifier.
-        frozen: freeze the backbone and the individual head and train only the pair stage. Its maps are those of
-            retrieval: computed with running statistics and averaged with the maps of the mirrored images.
-        dtype: compute type; parameters, statistics, degrees, embeddings and logits are float32.
+        pooling: pooling before the individual head, "mean" or "gem" (generalised mean with a learned exponent).
+        relu: apply a ReLU to the embedding before the classifier and the triplet loss.
+        dropout: dropout rate before the classifier.
+        frozen: freeze the backbone and the individual head and train only the pair stage. Feature maps are then
+            computed as in retrieval, with running statistics and averaged with the maps of the mirrored images.
+        dtype: compute type; parameters, statistics, node degrees, embeddings and logits are float32.
         axis_name: device axis for collectives in training, None on one device.
     """
 
@@ -103,17 +103,17 @@ class CACENet(nn.Module):
 
     @property
     def selection_terms(self) -> frozenset[str]:
-        """Names of the stored terms that hold a top-K selection."""
+        """Names of the stored terms that depend on a top-K selection."""
         return frozenset() if self.pair_stage is None else self.pair_stage.selection_terms
 
     @property
     def pair_title(self) -> str:
-        """Name of the pair stage's correspondences in figures; empty without a pair stage."""
+        """Title of the pair stage's correspondences in figures; empty without a pair stage."""
         return "" if self.pair_stage is None else self.pair_stage.title
 
     @property
     def scoring_fields(self) -> frozenset[str]:
-        """Names of the pair stage's fields that an evaluation may change."""
+        """Names of the pair stage's fields that an evaluation may override."""
         return frozenset() if self.pair_stage is None else self.pair_stage.scoring_fields
 
     def astype(self, dtype: Any) -> "CACENet":
@@ -126,7 +126,10 @@ class CACENet(nn.Module):
         return self.backbone(images_BHWC, train=train)
 
     def mirrored_maps(self, images_BHWC: Float[Array, "B H W 3"]) -> Float[Array, "B h w D"]:
-        """Compute test-mode maps averaged over each image and its mirror image, flipped back to align positions."""
+        """Compute inference-mode maps, averaged over each image and its mirror image.
+
+        The maps of the mirror images are flipped back before averaging.
+        """
         mirrored_BHWD = self.maps(images_BHWC[:, :, ::-1], train=False)
         return (self.maps(images_BHWC, train=False) + mirrored_BHWD[:, :, ::-1]) / 2
 
@@ -146,7 +149,7 @@ class CACENet(nn.Module):
         return Individual(self.individual_head, self.gemp() if self.pooling == "gem" else None)
 
     def parts(self, images_BHWC: Shaped[Array, "B H W C"], height: int, width: int) -> Int[Array, "B N"] | None:
-        """Return the body part of each position of a height x width map, or None if the images carry no labels."""
+        """Return the body part of each position of a height x width map, or None if the images have no labels."""
         return part_positions(images_BHWC[..., 3], height, width) if images_BHWC.shape[-1] > 3 else None
 
     def __call__(self, images_BHWC: Float[Array, "B H W C"], *, train: bool) -> tuple[Embedded, Any]:
@@ -154,11 +157,11 @@ class CACENet(nn.Module):
 
         Args:
             images_BHWC: normalised images with `image_channels` channels.
-            train: use, and update, batch statistics instead of the running ones. In training, the rows of the grid are
-                this device's images and the columns those of all devices along `axis_name`.
+            train: use batch statistics and update the running ones. In training, the rows of the grid are the images
+                of this device, and the columns are the images of all devices along `axis_name`.
 
         Returns:
-            f(I) with its logits, and the pair grid, or None without a pair stage.
+            f(I) with its logits, and the pair grid (None without a pair stage).
         """
         if self.frozen:
             maps_BHWD = jax.lax.stop_gradient(self.mirrored_maps(images_BHWC[..., :3]))

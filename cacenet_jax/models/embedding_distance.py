@@ -1,7 +1,7 @@
-"""Distances between two L2-normalised embeddings, chosen by name: `config.model.pair.embedding_distance`.
+"""Distances between two L2-normalised embeddings, selected by `config.model.pair.embedding_distance`.
 
-A distance d has the scale of half a squared difference. Retrieval ranks by d; the triplet loss uses the metric
-sqrt(2 d). To try another distance, write a function of two arrays of embeddings and either register it with
+A distance d is on the scale of half the squared Euclidean distance. Retrieval ranks by d; the triplet loss uses the
+metric sqrt(2 d). To use another distance, write a function of two arrays of embeddings and either register it with
 `DISTANCES.register("name", function)` or set `config.model.pair.embedding_distance=MODULE:FUNCTION`.
 
 Legend: F embedding size.

@@ -1,8 +1,7 @@
-"""Graph convolution on the correspondence graph, written literally (paper section 3.4.1, equations 5-7).
+"""Graph convolution on the correspondence graph, implemented literally (paper section 3.4.1, equations 5-7).
 
-This form builds the full (N+M) x (N+M) graph and the full conditional maps. It is the reference for the implementations
-used in practice, pair.py, batch_grid.py and stored.py in pair_stages/conditional/, which match it in value and
-gradient.
+This form builds the full (N+M) x (N+M) graph and the full conditional maps. It is the reference for the values
+and gradients of the implementations used in practice: pair.py, batch_grid.py and stored.py in pair_stages/conditional/.
 """
 
 from typing import Literal
@@ -27,7 +26,7 @@ def neighbour_sign(kind: str) -> int:
 
 
 def inverse_sqrt_degree(degree_N: Float[AnyArray, "*N"]) -> Float[Array, "*N"]:
-    """Compute d^(-1/2), or 0 for an isolated node (degree 0), without NaN or infinity in value or gradient."""
+    """Compute d^(-1/2), or 0 for an isolated node (degree 0), with finite values and gradients."""
     degree_N = jnp.asarray(degree_N)
     positive_N = degree_N > 0
     return jnp.where(positive_N, 1 / jnp.sqrt(jnp.where(positive_N, degree_N, 1)), 0)
@@ -42,7 +41,7 @@ def laplacian_conv(
 ) -> tuple[Float[Array, "N F"], Float[Array, "M F"]]:
     """Apply Y = (I - R A R) X Theta (discrepancy) or (I + R A R) X Theta (normal), R = diag(d^-1/2), d = A 1.
 
-    The paper prints D^-1/2 A D^{1/2}, which is similar to A and not normalised. We take this as a misprint of
+    The paper prints D^-1/2 A D^{1/2}, a similarity transform that does not normalise A. We take this as a misprint of
     D^-1/2 A D^-1/2, since the paper calls it the "normalized graph Laplacian".
 
     Args:

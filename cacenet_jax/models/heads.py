@@ -39,9 +39,9 @@ class EmbeddingHead(nn.Module):
         dtype: compute type of matrix products; statistics, embedding and logits are float32.
         axis_name: device axis over which batch statistics are averaged, None on one device.
         relu: apply a ReLU between the embedding and its classifier.
-        dropout: dropout rate in front of the classifier (rng stream "dropout"). The masks do not depend on the number
-            of devices.
-        shared: encode pairs as well, with a second classifier.
+        dropout: dropout rate before the classifier (rng stream "dropout"). The masks do not depend on the number of
+            devices.
+        shared: add a second classifier, for pairs that are encoded by the same layers.
     """
 
     embed_dim: int
@@ -68,7 +68,7 @@ class EmbeddingHead(nn.Module):
     def embed_nodes(self, nodes: Float[Array, "*batch D"]) -> Float[Array, "*batch F"]:
         """Embed individual nodes of a map with the running statistics, which receive no gradient and no update.
 
-        In test mode with mean pooling, the mean over an image's nodes is f(I).
+        In inference mode with mean pooling, f(I) is the mean of these embeddings over the nodes of an image.
         """
         encoded = self._encode(nodes)
         statistics, params = jax.lax.stop_gradient(self.bn.variables["batch_stats"]), self.bn.variables["params"]
@@ -115,7 +115,7 @@ class EmbeddingHead(nn.Module):
         return self.conv.variables["params"]["kernel"]
 
     def norm_affine(self) -> tuple[Float[Array, "F"], Float[Array, "F"]]:
-        """Return the scale and bias equivalent to the batch norm of an initialised head with its running statistics."""
+        """Return the scale and bias of the batch norm in inference mode; the head must be initialised."""
         statistics, params = self.bn.variables["batch_stats"], self.bn.variables["params"]
         scale_F = params["scale"] / jnp.sqrt(statistics["var"] + _EPSILON)
         return scale_F, params["bias"] - statistics["mean"] * scale_F

@@ -14,7 +14,7 @@ def part_positions(parts_BHW: Shaped[Array, "B H W"], height: int, width: int) -
     """Reduce pixel labels to one body part for each position of a height x width map.
 
     Each position takes the most frequent body part among the pixels it covers; ties go to the lowest label. A
-    position is background (0) only if more than three quarters of its pixels are, because limbs are narrow.
+    position is background (0) only if more than three quarters of its pixels are background, because limbs are narrow.
 
     Args:
         parts_BHW: pixel labels, less than NUM_LABELS; 0 is background.

@@ -1,4 +1,4 @@
-"""Generalised-mean pooling (Radenovic, Tolias and Chum 2018, https://arxiv.org/abs/1711.02512), for `released`.
+"""Generalised-mean pooling (Radenovic, Tolias and Chum 2018, https://arxiv.org/abs/1711.02512).
 
 Legend: N positions of a map, D channels.
 """
@@ -32,9 +32,9 @@ def generalised_mean(
 
 
 class GeneralisedMean(nn.Module):
-    """The learned exponent p; `generalised_mean` does the pooling."""
+    """Module that holds the learned exponent p of `generalised_mean`."""
 
     @nn.compact
     def __call__(self) -> Float[Array, "1"]:
-        """Return p, initialised to 3; p = 1 is the mean and infinite p the maximum."""
+        """Return p, which is initialised to 3. Pooling is the mean for p = 1 and tends to the maximum for large p."""
         return self.param("p", nn.initializers.constant(START), (1,))

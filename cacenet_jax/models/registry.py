@@ -1,4 +1,4 @@
-"""Registry of named values for a config field, extensible with MODULE:NAME without changes to this package."""
+"""Registry of named values for a config field, which also accepts values of other modules as MODULE:NAME."""
 
 import importlib
 from collections.abc import Callable, Iterable, Iterator

@@ -18,13 +18,14 @@ from cacenet_jax.models.pixels import normalise_images
 class Scoring(NamedTuple):
     """Inference functions of a network.
 
-    They are cached per network and setting, so each compiles only once.
+    They are cached by network and settings, so each compiles only once.
 
     Attributes:
-        compose: map variables to the constants of the pair stage; None without a pair stage.
-        describe: map (variables, constants) and uint8 images (B, H, W, image_channels) to embeddings and stored terms.
-        distance: map constants, the stored terms of one image and those of C others to C distances; None without a pair
-            stage.
+        compose: function from variables to the constants of the pair stage; None without a pair stage.
+        describe: function from (variables, constants) and uint8 images, shape (B, H, W, image_channels), to embeddings
+            and stored terms.
+        distance: function from constants, the stored terms of one image and those of n others to n distances; None
+            without a pair stage.
     """
 
     compose: Callable[[Any], Any] | None
@@ -41,7 +42,7 @@ def feature_maps(
         net: the network.
         variables: its parameters and statistics.
         images_BHWC: uint8 images; channels after the first three are ignored.
-        flip: average the maps of each image and its mirror image, flipping the latter back to align positions.
+        flip: average the maps of each image and its mirror image; the latter are flipped back first.
     """
     pixels = normalise_images(images_BHWC[..., :3], net.backbone.pixel_mean, net.backbone.pixel_std)
     arguments: dict[str, Any] = {"method": "mirrored_maps"} if flip else {"method": "maps", "train": False}
@@ -54,8 +55,8 @@ def describe_maps(
 ) -> Described:
     """Compute embeddings and pair-stage terms from feature maps, in at least float32.
 
-    Matrix products run at the highest precision: the default on GPUs and TPUs is lower, and reported distances must be
-    accurate to float32.
+    Matrix products run at the highest precision, because the default on GPUs and TPUs is lower and reported distances
+    must be accurate to float32.
     """
     acc_dtype = jnp.promote_types(maps_BHWD.dtype, jnp.float32)
     with jax.default_matmul_precision("highest"):

@@ -25,7 +25,7 @@ _IN_FLIGHT = 8  # comparisons dispatched before their results are fetched
 
 
 class HostTerms:
-    """Host storage for the terms of n images, written in batches and indexed by image.
+    """Host storage for the pair-stage terms of n images, written in batches and indexed by image.
 
     Attributes:
         arrays: tree of NumPy arrays with leading axis n.
@@ -57,21 +57,21 @@ class HostTerms:
             rows[...] = np.asarray(source)[: len(rows)]
 
     def __getitem__(self, index: Any) -> Any:
-        """Return the terms of one image, or those of several images with a leading axis."""
+        """Return the terms of the image or images at `index`; several images add a leading axis."""
         return jax.tree.map(lambda x: np.asarray(x[index]), self.arrays)
 
 
 class Comparer:
     """Callable that computes pair distances between queries and their candidates.
 
-    Only a few groups of candidates are on the devices at a time.
+    Candidates are copied to the devices in groups, a few groups at a time.
 
     Attributes:
         group: C, number of candidates per comparison.
     """
 
     def __init__(self, distance: GroupDistance, constants: Any, mesh: Mesh, top_k: int):
-        """Prepare the program, which is compiled on the first call.
+        """Wrap `distance` for compilation, which happens on the first call.
 
         Args:
             distance: function from `constants`, the terms of one image and those of others to distances.

@@ -1,4 +1,6 @@
-"""Feature extraction: embeddings to the host, per-image pair-stage terms to a store.
+"""Feature extraction. Embeddings are returned on the host, and per-image terms are written to a store.
+
+Terms are the arrays that the pair stage precomputes for each image, so that pairs can be compared cheaply.
 
 Legend: n images, B images in a batch over all devices and processes, F embedding size.
 """
@@ -14,7 +16,7 @@ from jaxtyping import Float, Int
 
 from cacenet_jax.models.scoring import Described
 
-# (variables, uint8 images (B, H, W, 3) of one device) -> features.
+# (variables, uint8 images on one device, shape (images, H, W, 3)) -> features of these images.
 Describe = Callable[[Any, Any], Described]
 
 
@@ -23,7 +25,7 @@ class TermSink(Protocol):
     """Destination of per-image terms, such as a `term_store.Store`."""
 
     def put(self, step: int, terms: Any) -> None:
-        """Store the terms of batch `step`: device arrays with leading axis B, sharded over the devices."""
+        """Store the terms of batch `step`, given as device arrays whose leading axis B is sharded over the devices."""
 
 
 def round_up(batch_size: int, mesh: Mesh) -> int:
@@ -32,7 +34,9 @@ def round_up(batch_size: int, mesh: Mesh) -> int:
 
 
 def process_rows(count: int, batch: int, mesh: Mesh) -> Int[np.ndarray, "rows"]:
-    """Return the ascending indices of the images that this process reads, its devices' share of each batch.
+    """Return the indices of the images that this process reads, in ascending order.
+
+    A process reads its devices' share of each batch.
 
     Args:
         count: number of images.
@@ -69,14 +73,14 @@ def extract(
     Every process must call this function.
 
     Args:
-        describe: function that runs on each device; compiled once per function object.
+        describe: function to run on each device; compiled once per function object.
         variables: first argument of `describe`, replicated over the devices.
-        batches: batches of this process's uint8 images in the order of `process_rows`, the last one padded.
+        batches: batches of this process's uint8 images, in the order of `process_rows`. The last batch is padded.
         count: n.
         image_shape: (H, W, 3).
         batch: B, a multiple of the number of devices in the mesh.
         mesh: devices of all processes.
-        store: destination of the terms; None if the network has no pair stage.
+        store: destination of the terms; None discards them.
 
     Returns:
         Embeddings of all images, (n, F) float32, in every process.

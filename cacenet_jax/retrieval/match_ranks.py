@@ -1,10 +1,11 @@
-"""Ranks of the gallery images with the query's identity, from which all metrics are computed.
+"""Ranks of the gallery images that show the query's identity. All metrics are computed from them.
 
 Sorting values is many times faster than sorting indices, so ranks are looked up in the sorted distances and ties are
 counted. Re-scoring permutes only the first K positions, so these ranks also determine the metrics of the re-scored
 rankings.
 
-Axes: B queries in a block, G gallery images, S of them with the query's identity, R of those relevant, K candidates.
+Axes: B queries in a block, G gallery images, S of them with the query's identity, R of them left after
+the camera filter, K candidates.
 """
 
 from collections.abc import Sequence
@@ -19,11 +20,11 @@ _MAX_COUNTED_TIES = 100  # above this, a stable index sort is faster than counti
 
 
 class QueryStatistics(NamedTuple):
-    """Per-query terms of the metrics, for one query or an array of queries.
+    """Per-query statistics from which the metrics are computed, as arrays over queries.
 
     Attributes:
         ap: average precision, float64; NaN for an invalid query.
-        first_rank: rank of the first match, from 1; 0 for an invalid query.
+        first_rank: 1-based rank of the first match; 0 for an invalid query.
         inp: inverse negative penalty, float64: the number of matches divided by the rank of the last one. NaN for an
             invalid query.
         valid: True if a match remains after the camera filter.
@@ -88,7 +89,7 @@ def rank_block(
         UserError: a distance is NaN.
     """
     num_gallery = distance_BG.shape[1]
-    if distance_BG.dtype not in (np.float32, np.float64):  # half precision sorts slowly, integers lack NaN
+    if distance_BG.dtype not in (np.float32, np.float64):  # sorting half precision is slow, and integers have no NaN
         distance_BG = distance_BG.astype(np.result_type(distance_BG.dtype, np.float32))
     sorted_BG = np.sort(distance_BG, axis=1)
     if num_gallery and (nan_rows := np.flatnonzero(np.isnan(sorted_BG[:, -1]))).size:  # NaN sorts last
@@ -113,7 +114,7 @@ def reorder_candidates(matches: MatchRanks, order_K: Int[np.ndarray, "K"]) -> Ma
 
     Args:
         matches: match ranks before the permutation.
-        order_K: old position of the image at each of the first K new positions.
+        order_K: permutation; `order_K[i]` is the old position of the image that moves to position i.
     """
     new_K = np.empty(len(order_K), np.int64)
     new_K[order_K] = np.arange(len(order_K))
@@ -123,7 +124,9 @@ def reorder_candidates(matches: MatchRanks, order_K: Int[np.ndarray, "K"]) -> Ma
 
 
 def query_statistics(matches: Sequence[MatchRanks], ap: str = "step") -> QueryStatistics:
-    """Compute the per-query terms of the metrics.
+    """Compute the per-query statistics of the metrics.
+
+    r_1 < ... < r_R are the ranks of the R matches after the camera filter.
 
     The step form is AP = (1/R) sum_i i / r_i. The trapezoid form is AP = (1/R) sum_i (P(r_i) + P(r_i - 1)) / 2, where
     P(r) is the precision of the first r images and P(0) = 1.
@@ -157,7 +160,7 @@ def query_statistics(matches: Sequence[MatchRanks], ap: str = "step") -> QuerySt
 
 
 def _positions(distance_G: np.ndarray, sorted_G: np.ndarray, index_S: np.ndarray) -> np.ndarray:
-    """Return the 0-based positions of the gallery images `index_S` when the row is stably sorted by distance."""
+    """Return the 0-based positions of the gallery images `index_S` in a stable sort by distance."""
     position_S = np.searchsorted(sorted_G, distance_G[index_S], side="left")
     end_S = np.searchsorted(sorted_G, distance_G[index_S], side="right")
     tied = np.flatnonzero(end_S - position_S > 1)

@@ -3,7 +3,8 @@
 Axes: Q queries, G gallery images, B queries in a block, S gallery images of the query's identity, R of them relevant.
 
 `evaluate_ranking` takes a distance matrix. `evaluate_blocks` takes a function that computes blocks of its rows, for
-matrices that do not fit in memory. Both copy one block at a time. match_ranks.py explains how rows are ranked.
+matrices that do not fit in memory. Both process one block of queries at a time. match_ranks.py explains how rows are
+ranked.
 """
 
 from collections.abc import Callable
@@ -18,14 +19,14 @@ from cacenet_jax.retrieval.match_ranks import QueryStatistics, query_statistics,
 
 Array = np.ndarray | jax.Array
 
-# Name of the mean for each form of AP. The two forms differ by up to a point, so they must not share a name.
+# Name of the mean for each form of AP. The two forms differ by up to a percentage point, so they must not share a name.
 MEAN_NAMES = {"step": "mAP", "trapezoid": "mAP_trapezoid"}
 CMC_RANKS = (1, 5, 10)
 CAMERA_FILTER_OPTION = "--config.eval.camera_filter=False"
 _BLOCK_ELEMENTS = 2**20  # default number of distances in a block
 
 
-# Each array has its own axis name because the function bodies compare sizes, with messages that name both sides.
+# The axis names differ between arrays, so sizes are checked by the functions, whose error messages name both sides.
 def evaluate_ranking(
     distance_QG: Real[Array, "Q G"],
     query_pids: Integer[Array, " query_pids"],
@@ -38,7 +39,7 @@ def evaluate_ranking(
     block_size: int | None = None,
     num_threads: int = 2,
 ) -> dict[str, float | int]:
-    """Compute mAP, CMC and mINP of ranking the gallery by ascending distance.
+    """Compute mAP, CMC and mINP when the gallery is ranked by ascending distance.
 
     mAP = mean_q (1/R) sum_i P(r_i),  rank-k = mean_q [r_1 <= k],  mINP = mean_q R / r_R, where r_1 < ... < r_R are the
     ranks of the R relevant images after the camera filter and P(r_i) = i / r_i is the precision.
@@ -47,22 +48,22 @@ def evaluate_ranking(
         distance_QG: distances, smaller for more similar images; infinite values are allowed, NaN is not. Ties keep
             gallery order.
         query_pids: query identities, shape (Q,).
-        gallery_pids: gallery identities, shape (G,). Distractors, whose identity no query has, are ranked like any
-            other image.
+        gallery_pids: gallery identities, shape (G,). Distractors (images whose identity matches no query) are ranked
+            like any other image.
         query_camids: query cameras, shape (Q,).
         gallery_camids: gallery cameras, shape (G,).
         camera_filter: for each query, remove the gallery images with its identity and camera.
-        ap: "step", or "trapezoid" as in the original Market-1501 code, which is up to a point lower.
+        ap: "step", or "trapezoid" as in the original Market-1501 code, which is up to a percentage point lower.
         block_size: number of queries per block; does not affect the result. None derives it from the gallery size.
         num_threads: number of blocks processed concurrently; does not affect the result.
 
     Returns:
         Dictionary with mAP (named `mAP_trapezoid` for the trapezoid form), rank1, rank5, rank10 and mINP as fractions
-        of 1, averaged over the queries with a remaining match. num_valid and num_skipped count the queries with and
-        without a remaining match.
+        of 1, averaged over the queries that have a match left after the camera filter. num_valid is the number of these
+        queries, and num_skipped the number of the others.
 
     Raises:
-        UserError: sizes are inconsistent, a distance is NaN, or no query has a remaining match.
+        UserError: sizes are inconsistent, a distance is NaN, or no query has a match left after the camera filter.
 
     Source: Zheng et al., "Scalable Person Re-identification", ICCV 2015 (protocol, CMC and mAP); Ye et al.,
         "Deep Learning for Person Re-identification: A Survey and Outlook", TPAMI 2021 (mINP).
@@ -97,8 +98,8 @@ def evaluate_blocks(
     """Compute the metrics of `evaluate_ranking` from distances computed one block of queries at a time.
 
     Args:
-        distance_rows: (start, stop) -> distances of queries start to stop, shape (stop - start, G). Called once per
-            block, concurrently from `num_threads` threads.
+        distance_rows: function from (start, stop) to the distances of queries start .. stop - 1, shape
+            (stop - start, G). Called once per block, concurrently from `num_threads` threads.
         query_pids: query identities, shape (Q,).
         gallery_pids: gallery identities, shape (G,).
         query_camids: query cameras, shape (Q,).
@@ -162,7 +163,7 @@ def ranking_statistics(
     ap: str = "step",
     first_query: int = 0,
 ) -> QueryStatistics:
-    """Compute the per-query terms of the metrics for a block of queries.
+    """Compute the per-query statistics of the metrics for a block of queries.
 
     To combine blocks, concatenate the results field by field.
 
@@ -202,7 +203,7 @@ def check_rankable(
     camera_filter: bool = True,
     where: str,
 ) -> None:
-    """Raise UserError if no query has a match.
+    """Raise UserError if no query has a match left in the gallery after the camera filter.
 
     Only labels are needed, so this can be checked before training.
 
@@ -231,7 +232,7 @@ def summarise(statistics: QueryStatistics, *, ap: str = "step") -> dict[str, flo
 
     Args:
         statistics: statistics of all queries.
-        ap: form of AP they were computed with, which determines the name of the mean.
+        ap: form of AP used in `statistics`, which determines the name of the mean.
 
     Returns:
         Metrics, as in `evaluate_ranking`.

@@ -12,8 +12,8 @@ def query_expansion(
 ) -> Float[np.ndarray, "Q F1"]:
     """Replace each query by a weighted mean of itself and its nearest gallery images.
 
-    q' = (q + sum_{g in top-k(q)} max(q.g, 0)^alpha g) / |...| for L2-normalised q and g. With alpha 0 this is the plain
-    mean.
+    q' = x / |x|,  x = q + sum_{g in top-k(q)} max(q.g, 0)^alpha g, for L2-normalised q and g. With alpha = 0, all
+    weights are 1.
 
     Args:
         query_QF: features of the queries.

@@ -14,7 +14,7 @@ class Match:
 
     Attributes:
         name: path of the image, or "gallery image i" for an array.
-        index: i, index of the image in the input gallery, from 0.
+        index: index i of the image in the gallery, from 0.
         individual: cosine distance between the embeddings of query and image, from 0 to 2.
         pair: pair-stage distance; NaN if the image was not re-scored.
         mixed: distance that re-scored images are sorted by, `mix * pair + (1 - mix) * individual`; NaN if the image was
@@ -49,7 +49,7 @@ class RankedList:
         return iter(self.matches)
 
     def __getitem__(self, place: int) -> Match:
-        """Return the match at index `place`, from 0."""
+        """Return the match at the 0-based index `place`."""
         return self.matches[place]
 
     def __repr__(self) -> str:

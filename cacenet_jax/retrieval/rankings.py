@@ -1,8 +1,11 @@
-"""Individual, conditional and mixed rankings of labelled query and gallery sets, and their metrics.
+"""Individual, conditional and mixed rankings of a labelled gallery, and their metrics.
 
-The gallery is sorted once per query, by individual distance and in blocks of queries, so the Q x G distance matrix is
-never stored. Re-scoring permutes only the first K positions, so the other rankings are nearly free. With several
-processes, each ranks a share of the queries.
+The individual ranking sorts the gallery by cosine distance. The conditional ranking re-orders its first K images by
+pair distance, and the mixed ranking by a weighted mean of both distances.
+
+The gallery is sorted once per query, in blocks of queries, so the Q x G distance matrix is never stored. Re-scoring
+permutes only the first K positions, so the other two rankings are nearly free. With several processes, each process
+ranks a share of the queries.
 
 Legend: Q queries, G gallery images, K re-scored candidates, F embedding size.
 """
@@ -84,7 +87,7 @@ class _IndividualRanking(NamedTuple):
 
     Attributes:
         matches: match ranks of this process's queries.
-        candidates_QK: first K gallery images of every query, available in all processes.
+        candidates_QK: indices of the first K gallery images of every query, available in all processes.
         distance_QK: individual distances from every query to its candidates, available in all processes.
     """
 
@@ -98,8 +101,8 @@ def cosine_distance(
 ) -> Float[np.ndarray, "Q G"]:
     """Compute 1 - cosine similarity of L2-normalised embeddings, rounded to the dtype of the queries.
 
-    Pass a float64 gallery to make the result independent of the block size. BLAS sums the edges of a block in a
-    different order, so in float32 identical images could get different distances.
+    Pass a float64 gallery to make the result independent of the block size. In float32, identical images could get
+    different distances, because BLAS sums in a different order at the edges of a block.
     """
     cosine_QG = (query_QF.astype(gallery_GF.dtype) @ gallery_GF.T).astype(query_QF.dtype, copy=False)
     return np.subtract(1, cosine_QG, out=cosine_QG)
@@ -134,7 +137,7 @@ def nearest(
 def mixed_distance(
     pair_QK: Float[np.ndarray, "Q K"], distance_QK: Float[np.ndarray, "Q K"], weight: float
 ) -> Float[np.ndarray, "Q K"]:
-    """Compute the weighted mean of pair and individual distances, by which re-scored candidates are sorted."""
+    """Compute the weighted mean of pair and individual distances, which determines the order of re-scored images."""
     return weight * pair_QK + (1 - weight) * distance_QK
 
 
@@ -167,7 +170,7 @@ def evaluate(
         and `mixes`, "mAP_by_mix".
 
     Raises:
-        UserError: there are no queries, no gallery images, or no queries with a remaining match.
+        UserError: there are no queries or no gallery images, or no query has a match left after the camera filter.
     """
     num_query, num_gallery = len(query.pids), len(gallery.pids)
     top_k = _num_candidates(settings, num_query, num_gallery)
@@ -193,7 +196,7 @@ def evaluate(
 def ranked_lists(
     query: LabelledSet, gallery: LabelledSet, rescore: Rescore | None, settings: Settings, length: int
 ) -> dict[str, RankedLists]:
-    """Return the top of each query's rankings, the same rankings that `evaluate` scores.
+    """Return the first `length` images of the rankings that `evaluate` scores, for every query.
 
     Every process must call this function.
 
@@ -212,7 +215,7 @@ def ranked_lists(
     """
     num_query, num_gallery = len(query.pids), len(gallery.pids)
     top_k = _num_candidates(settings, num_query, num_gallery)
-    # Rank enough images to fill a list after the camera filter, and at least the re-scored ones.
+    # Rank enough images to fill a list after the camera filter, but no fewer than are re-scored.
     seen = np.unique(np.stack([gallery.pids, gallery.camids]), axis=1, return_counts=True)[1]
     spare = int(seen.max()) if settings.camera_filter else 0
     ranking = _rank(query, gallery, settings, min(max(top_k, length + spare), num_gallery))
@@ -238,7 +241,7 @@ def ranked_lists(
 
 
 def _num_candidates(settings: Settings, num_query: int, num_gallery: int) -> int:
-    """Return K, the number of candidates per query, at most the gallery size."""
+    """Return K, the number of candidates per query, capped at the gallery size."""
     check_sizes(num_query, num_gallery)
     if settings.top_k > num_gallery and jax.process_index() == 0:
         logging.warning("config.eval.top_k: found %d, reduced to the %d gallery images", settings.top_k, num_gallery)

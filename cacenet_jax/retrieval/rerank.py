@@ -1,10 +1,10 @@
 """Training-free k-reciprocal re-ranking in NumPy, with bounded memory.
 
-Axes: Q queries, G gallery images, A = Q + G images in total, B images in a block, K nearest neighbours, H of them in
-the half-size list, F feature size.
+Axes: Q queries, G gallery images, A = Q + G images in total, B images in a block, K nearest neighbours, H of them
+used for expansion, F feature size.
 
-The A x A distances are computed in blocks of rows. The encoding V, which is dense in the authors' code, is stored as a
-sparse matrix with about a hundred entries per row.
+The A x A distances are computed in blocks of rows. The encoding V (see `k_reciprocal`) is dense in the authors' code.
+Here it is a sparse matrix with about a hundred entries per row.
 """
 
 from collections.abc import Callable, Iterator
@@ -28,9 +28,9 @@ class _Distances(NamedTuple):
         num_query: Q.
         num_all: A.
         dtype: dtype of the distances.
-        block: (start, stop) -> squared distances from images start to stop to all images, a new (stop - start, A)
-            array.
-        pairs: (index_N, index_N) -> squared distances of N pairs of images.
+        block: function from (start, stop) to the squared distances between images start .. stop - 1 and all images, as
+            a new array of shape (stop - start, A).
+        pairs: function from two arrays of N image indices to the squared distances of the N pairs.
     """
 
     num_query: int
@@ -43,7 +43,7 @@ class _Distances(NamedTuple):
 class _Sparse(NamedTuple):
     """Sparse matrix in compressed sparse row format.
 
-    Row i has `values[start[i]:start[i + 1]]` in `columns[start[i]:start[i + 1]]`, with the columns in ascending order.
+    The entries of row i are `values[start[i]:start[i + 1]]`, in columns `columns[start[i]:start[i + 1]]`, which ascend.
     """
 
     start: np.ndarray
@@ -51,7 +51,7 @@ class _Sparse(NamedTuple):
     values: np.ndarray
 
 
-# Each array has its own axis name because the function bodies compare sizes, with messages that name both sides.
+# The axis names differ between arrays, so sizes are checked by the functions, whose error messages name both sides.
 def k_reciprocal(
     distance_QG: Real[Array, "Q G"],
     distance_QQ: Real[Array, "Q1 Q2"],
@@ -63,15 +63,16 @@ def k_reciprocal(
     """Re-rank by the overlap of k-reciprocal neighbourhoods.
 
     d* = (1 - lambda) d_J + lambda d,  d_J(q, g) = 1 - sum_c min(V_qc, V_gc) / sum_c max(V_qc, V_gc),
-    where d is the squared distance divided by the image's largest squared distance. V_ic = exp(-d(i, c)) for c in the
-    expanded reciprocal neighbourhood of i, normalised to sum to 1, then averaged over the k2 nearest neighbours of i
-    (including i).
+    where d(i, j) is the squared distance divided by the largest squared distance of image i. V_ic is exp(-d(i, c)) if
+    c is in the expanded reciprocal neighbourhood of i, and 0 otherwise. Each row of V is normalised to sum to 1, then
+    averaged over the k2 nearest neighbours of i (including i).
 
     Args:
         distance_QG: Euclidean distances (not squared) from queries to gallery images.
         distance_QQ: distances between queries, shape (Q, Q).
         distance_GG: distances between gallery images, shape (G, G).
-        k1: size of the neighbourhood that must be mutual (k1 + 1 with the image itself); expansion uses half of it.
+        k1: number of nearest neighbours, excluding the image itself, from which the reciprocal ones are selected. The
+            expansion uses half as many.
         k2: number of neighbours whose encodings are averaged; 1 disables averaging.
         lambda_value: weight of the original distance, from 0 (only the Jaccard distance) to 1.
 
@@ -134,13 +135,13 @@ def k_reciprocal_features(
     k2: int = 6,
     lambda_value: float | int = 0.3,
 ) -> Float[np.ndarray, "Q G"]:
-    """Re-rank as in `k_reciprocal`, using Euclidean distances between features that are computed in blocks.
+    """Re-rank as in `k_reciprocal`, computing the Euclidean distances between features in blocks.
 
-    The distances between gallery images (27 GB for MSMT17) are never stored.
+    The matrix of distances between gallery images (27 GB for MSMT17) is never stored.
 
     Args:
-        query_QF: query features; L2-normalise query and gallery features to compare unit vectors.
-        gallery_GF: gallery features.
+        query_QF: query features, used without normalisation.
+        gallery_GF: gallery features, used without normalisation.
         k1: as in `k_reciprocal`.
         k2: as in `k_reciprocal`.
         lambda_value: as in `k_reciprocal`.
@@ -172,7 +173,7 @@ def k_reciprocal_features(
 
 
 def _re_rank(distances: _Distances, k1: int, k2: int, lambda_value: float | int) -> np.ndarray:
-    """Run the three steps of `k_reciprocal`: neighbours, encoding, Jaccard distance."""
+    """Run the three steps of `k_reciprocal`: neighbour search, encoding and Jaccard distance."""
     if k1 < 1 or k2 < 1 or not 0 <= lambda_value <= 1:
         raise UserError(
             f"re-ranking: found k1 {k1}, k2 {k2}, lambda {lambda_value}, expected k1 and k2 of at least 1 and "
@@ -207,9 +208,9 @@ def _re_rank(distances: _Distances, k1: int, k2: int, lambda_value: float | int)
 
 
 def nearest_columns(distance_BA: np.ndarray, k: int) -> np.ndarray:
-    """Return the indices of the k smallest elements of each row, in stable ascending order.
+    """Return the column indices of the k smallest elements of each row, in ascending order of value.
 
-    A partition is used instead of a full sort.
+    Ties keep column order. A partition is used instead of a full sort.
     """
     k = min(k, distance_BA.shape[1])
     bound_B = np.partition(distance_BA, k - 1, axis=1)[:, k - 1]
@@ -221,13 +222,16 @@ def nearest_columns(distance_BA: np.ndarray, k: int) -> np.ndarray:
 
 
 def _is_mutual(nearest_AK: np.ndarray, start: int, stop: int) -> np.ndarray:
-    """Return a mask of the neighbours of each image in `start:stop` that also have that image as a neighbour."""
+    """Return a mask of the reciprocal neighbours of images start .. stop - 1, shape (stop - start, K).
+
+    A neighbour is reciprocal if the image is also among the neighbour's own neighbours.
+    """
     image_B = np.arange(start, stop)
     return (nearest_AK[nearest_AK[start:stop]] == image_B[:, None, None]).any(axis=2)
 
 
 def _encode(distances: _Distances, scale_A: np.ndarray, nearest_AK: np.ndarray, half: int) -> _Sparse:
-    """Compute V: weights exp(-d) on each image's reciprocal neighbours and those added by expansion."""
+    """Compute the encoding V of `k_reciprocal`, before averaging. The expansion uses the first `half` neighbours."""
     num_all, k = nearest_AK.shape
     half_AH = np.ascontiguousarray(nearest_AK[:, :half])
     width = k * half_AH.shape[1]
@@ -252,7 +256,7 @@ def _encode(distances: _Distances, scale_A: np.ndarray, nearest_AK: np.ndarray, 
 
 
 def _average(encoding: _Sparse, nearest_AK: np.ndarray) -> _Sparse:
-    """Average the encodings over each image's neighbours (local query expansion)."""
+    """Replace each encoding by its mean over the image's neighbours (local query expansion)."""
     num_all, k = nearest_AK.shape
     entries = int(np.diff(encoding.start).max(initial=1)) * k
     parts = []
@@ -267,9 +271,9 @@ def _average(encoding: _Sparse, nearest_AK: np.ndarray) -> _Sparse:
 
 
 def _mix_with_jaccard(out_QG: np.ndarray, encoding: _Sparse, lambda_value: float | int) -> np.ndarray:
-    """Replace `out_QG` by (1 - lambda) Jaccard + lambda `out_QG`, in place.
+    """Replace `out_QG` in place by (1 - lambda) d_J + lambda `out_QG`, where d_J is the Jaccard distance.
 
-    Encodings sum to 1, so the sum of maxima is 2 minus the sum of minima.
+    Each encoding sums to 1, so the sum of maxima is 2 minus the sum of minima.
     """
     num_query, num_gallery = out_QG.shape
     num_all = num_query + num_gallery
@@ -288,7 +292,7 @@ def _mix_with_jaccard(out_QG: np.ndarray, encoding: _Sparse, lambda_value: float
 
 
 def _entries(start: np.ndarray, rows_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return, for all entries of the given sparse rows, their indices into `rows_N` and their positions."""
+    """Return the row (as an index into `rows_N`) and the storage position of each entry of the given sparse rows."""
     counts_N = start[rows_N + 1] - start[rows_N]
     owner_M = np.repeat(np.arange(len(rows_N)), counts_N)
     before_N = np.cumsum(counts_N) - counts_N
@@ -302,7 +306,7 @@ def _sparse(parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> _Sparse:
 
 
 def row_blocks(num_rows: int, row_elements: int) -> Iterator[tuple[int, int]]:
-    """Yield (start, stop) of blocks of rows whose temporaries have about `_BLOCK_ELEMENTS` elements."""
+    """Yield the bounds (start, stop) of blocks of rows, each with about `_BLOCK_ELEMENTS` elements in total."""
     size = max(1, _BLOCK_ELEMENTS // max(1, row_elements))
     for start in range(0, num_rows, size):
         yield start, min(start + size, num_rows)

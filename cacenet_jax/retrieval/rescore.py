@@ -1,9 +1,10 @@
 """Re-scoring of each query's best candidates by the distance between their conditional embeddings (paper section 3.5).
 
-Query-candidate pairs are processed in nested loops. The outer loop replicates a block of queries over the
-devices; the inner loop shards the gallery over them in chunks. Each device scores the pairs whose gallery image it
-holds. Pairs are grouped by a common image (the anchor), which makes a group one large matrix product. All calls have
-the same shape and compile once. If everything fits on the devices, there is one block and one chunk.
+Query-candidate pairs are scored in two nested loops. The outer loop copies a block of queries to every device. The
+inner loop shards a chunk of the gallery over the devices, and each device scores the pairs whose gallery image it
+holds. Pairs are grouped by a common image (the anchor), which turns each group into one large matrix product. All calls
+have the same shape, so they are compiled only once. If everything fits on the devices, there is one block and one
+chunk.
 
 Legend: Q queries, G gallery images, K candidates per query, R groups per call, C pairs per group.
 """
@@ -49,18 +50,21 @@ class CallShape(NamedTuple):
 def choose_shape(
     num_pairs: int, top_k: int, gallery: Store, query: Store, plan: Plan, pairs_per_call: int
 ) -> CallShape:
-    """Choose the shape of the calls from sizes only, so a new state of the network causes no recompilation.
+    """Choose the shape of the calls.
 
-    A query has about `top_k / parts` pairs with one part of the gallery, and a gallery image has about
-    `num_pairs / blocks / G` pairs with a block of queries. Anchors are taken from the side with more pairs per image,
-    because groups then need less padding and each anchor is read only once per group.
+    The choice depends only on sizes, so a new checkpoint causes no recompilation.
+
+    Each device holds one of `parts` equal parts of the gallery at a time. A query has about top_k / parts pairs with
+    the images of one part, and a gallery image has about num_pairs / blocks / G pairs with the queries of one block.
+    Anchors are taken from the side with more pairs per image, because its groups need less padding and each anchor is
+    read only once per group.
 
     Args:
         num_pairs: number of pairs, Q * K.
         top_k: K.
         gallery: terms of the gallery.
         query: terms of the queries.
-        plan: blocks and chunks held on the devices.
+        plan: sizes of query blocks and gallery chunks.
         pairs_per_call: upper bound on R * C.
     """
     blocks, chunks = -(-query.steps // plan.block), -(-gallery.steps // plan.chunk)
@@ -73,10 +77,10 @@ def choose_shape(
         width = -(-top_k // -(-top_k // largest))  # every query has top_k pairs, so padding is minimal
         groups = query.count / blocks * -(-top_k // width)
     else:
-        # The number of pairs varies per anchor. Larger groups read fewer anchors, but pad half a group per anchor on
-        # average. Groups of one are slow on CPUs, slower than twice as many pairs in groups of two.
+        # The number of pairs varies between anchors. Larger groups read anchors less often, but waste half a group per
+        # anchor on padding, on average. On CPUs, a group of one pair takes longer than a group of two.
         width = min(max(round((1.5 * max(pairs_per_query, pairs_per_image)) ** 0.5), 2), largest)
-        groups = num_pairs / (blocks * parts) / width / 4  # several calls, to limit the padding of the last
+        groups = num_pairs / (blocks * parts) / width / 4  # several calls, to limit the padding of the last one
     rows = max(min(pairs_per_call // width, int(np.ceil(groups))), 1)
     return CallShape(by_query, rows + (rows % _CPU_GROUPS if platform == "cpu" else 0), width)
 
@@ -91,7 +95,7 @@ class Rescorer:
         constants: first argument of `distance`, replicated over the devices.
         query: terms of the queries.
         gallery: terms of the gallery, on the same mesh.
-        plan: blocks and chunks held on the devices.
+        plan: sizes of query blocks and gallery chunks.
         pairs_per_call: maximum number of pairs per call and device, which bounds the memory. A call has at least one
             group, or two on CPUs.
     """
@@ -200,7 +204,7 @@ class Rescorer:
 
 
 class _Call(NamedTuple):
-    """Groups of pairs, with the D devices on the leading axis.
+    """Groups of pairs scored in one call; the leading axis is over D devices.
 
     Attributes:
         pair_DRC: index of each pair in the list of all pairs, -1 for padding.
@@ -214,7 +218,7 @@ class _Call(NamedTuple):
 
 
 def _group_pairs(pair_P: np.ndarray, anchor_P: np.ndarray, other_P: np.ndarray, width: int) -> _Call:
-    """Form groups of `width` pairs with a common anchor for one device, without the device axis."""
+    """Form padded groups of `width` pairs with a common anchor for one device. The result has no device axis."""
     order_P = np.lexsort((other_P, anchor_P))  # others ascending, so memory is read in order
     pair_P, anchor_P, other_P = pair_P[order_P], anchor_P[order_P], other_P[order_P]
     anchors, start, count = np.unique(anchor_P, return_index=True, return_counts=True)

@@ -1,5 +1,7 @@
 """Storage for per-image pair-stage terms on the devices, in host memory or in temporary files.
 
+Terms are the arrays that the pair stage precomputes for each image.
+
 Image i is stored in batch i // B at column i % B. The columns of a batch are sharded over the mesh, so terms stay on
 the device that computed them and a process holds only the columns of its own devices.
 
@@ -46,7 +48,7 @@ Location = Literal["device", "memory", "file"]
 
 
 class Plan(NamedTuple):
-    """Location of the terms, and how many batches are held on the devices at once.
+    """Location of the terms, and numbers of batches held on the devices at the same time.
 
     Attributes:
         location: "device" keeps all terms on the devices. Otherwise, query blocks and gallery chunks are read from host
@@ -61,12 +63,14 @@ class Plan(NamedTuple):
 
 
 def memory_budget(mesh: Mesh, device_gib: float, memory_gib: float, folder: str | os.PathLike[str]) -> MemoryBudget:
-    """Compute the memory budget, the minimum over all processes so that all make the same plan.
+    """Compute the memory budget.
+
+    It is the minimum over all processes, so all of them make the same plan.
 
     Args:
         mesh: devices of all processes.
-        device_gib: memory on each device in GiB; 0 for 60% of an accelerator's memory. CPU devices share the host
-            memory equally.
+        device_gib: memory on each device in GiB; 0 selects 60% of an accelerator's memory. A CPU device has at most an
+            equal share of `memory_gib`, which is also its default.
         memory_gib: host memory per process in GiB.
         folder: folder of temporary files.
     """
@@ -113,14 +117,14 @@ def make_plan(image_bytes: int, num_query: int, num_gallery: int, batch: int, me
 
 
 def global_array(x: np.ndarray, sharding: NamedSharding) -> jax.Array:
-    """Place an array on the devices with the given sharding; every process passes a full copy."""
+    """Place an array on the devices with the given sharding. Every process must pass the full array."""
     if sharding.is_fully_addressable:
         return jax.device_put(x, sharding)
     return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
-    """Replicate a tree of arrays over the devices; every process passes a full copy."""
+    """Replicate a tree of arrays over the devices. Every process must pass the full arrays."""
     sharding = NamedSharding(mesh, PartitionSpec())
 
     def place(x: Any) -> jax.Array:
@@ -140,7 +144,7 @@ def allocate(
     """Allocate host arrays with the shapes and dtypes of `like`, in memory or memory-mapped from temporary files.
 
     Files are unlinked immediately, so they disappear with the array or the process. Their space is reserved up front,
-    so a full disk raises an error before any computation instead of faulting in a mapped page later.
+    so a full disk raises an error here instead of causing a bus error when a page is written later.
 
     Args:
         like: tree of arrays or `jax.ShapeDtypeStruct`s.
@@ -193,7 +197,7 @@ def tree_bytes(tree: Any) -> int:
 
 
 def storage_dtype(dtype: Any) -> np.dtype:
-    """Return the storage dtype: uint16 for 2-byte dtypes, otherwise unchanged."""
+    """Return the dtype used for storage: uint16 for 2-byte dtypes, otherwise `dtype` itself."""
     return np.dtype(np.uint16 if np.dtype(dtype).itemsize == 2 else dtype)
 
 
@@ -251,7 +255,7 @@ class Store:
             self._arrays = allocate(stored, location, folder)
 
     def put(self, step: int, terms: Any) -> None:
-        """Write the terms of batch `step`: device arrays with leading axis B, sharded over the devices."""
+        """Write the terms of batch `step`, given as device arrays whose leading axis B is sharded over the devices."""
         if self.resident:
             self._arrays = _compile_write(self.mesh)(self._arrays, terms, np.int32(step))
             return
@@ -262,9 +266,10 @@ class Store:
                 target[step, index * size : (index + 1) * size] = np.asarray(shard.data).view(target.dtype)
 
     def read(self, start: int, length: int) -> Any:
-        """Read `length` batches from `start` as device arrays of bits (length, B, ...), with columns sharded.
+        """Read batches start .. start + length - 1 as device arrays, shape (length, B, ...), with axis B sharded.
 
-        Batches past the end are 0. A resident store can only be read as a whole.
+        The arrays have the storage dtype (see `unpack`), and batches past the end are 0. A store on the devices can
+        only be read as a whole.
         """
         if self.resident:
             if (start, length) != (0, self.steps):
@@ -297,7 +302,7 @@ def _zeros(shape: tuple[int, ...], dtype: Any, sharding: NamedSharding) -> Any:
 
 @functools.lru_cache(maxsize=4)
 def _compile_write(mesh: Mesh) -> Any:
-    """Compile the function that writes a batch into the stored arrays, which are donated."""
+    """Compile the function that writes a batch into the stored arrays. The stored arrays are donated."""
 
     def write_one(stored: jax.Array, batch: jax.Array, step: jax.Array) -> jax.Array:
         bits = batch if batch.dtype == stored.dtype else jax.lax.bitcast_convert_type(batch, stored.dtype)
@@ -315,7 +320,7 @@ def _compile_write(mesh: Mesh) -> Any:
 
 @functools.lru_cache(maxsize=4)
 def gather_all(mesh: Mesh) -> Any:
-    """Return a function that replicates column-sharded arrays over the devices; the identity on one device."""
+    """Return a function that replicates column-sharded arrays over the devices. On one device it is the identity."""
     if mesh.size == 1:
         return lambda tree: tree
     return jax.jit(lambda tree: tree, out_shardings=NamedSharding(mesh, PartitionSpec()))

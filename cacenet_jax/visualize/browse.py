@@ -21,7 +21,7 @@ from cacenet_jax.visualize.ranked_lists import ShownList, figure
 
 
 class Ranked(NamedTuple):
-    """Rankings of the test split of a data set.
+    """Rankings of the gallery for every query of a test split.
 
     Attributes:
         settings: experiment settings.
@@ -52,12 +52,12 @@ def ranked_list(ranked: Ranked, query: int, *names: str) -> Figure:
     """Draw a query and its ranked lists as in figure 6.
 
     Args:
-        ranked: from `rank`.
+        ranked: result of `rank`.
         query: index of the query, starting at 0.
         *names: names of rankings; all rankings if omitted.
 
     Raises:
-        UserError: unknown query or ranking.
+        UserError: the query or ranking does not exist.
     """
     count, known = len(ranked.query.pids), tuple(ranked.lists)
     if not 0 <= query < count:

@@ -16,7 +16,7 @@ from cacenet_jax.visualize.network import compare, cosine, look
 from cacenet_jax.visualize.page import Case
 from cacenet_jax.visualize.style import png
 
-_RIGHT, _WRONG = 2, 3  # numbers of gallery images in figure 4; figure 5 shows one correct and two wrong
+_RIGHT, _WRONG = 2, 3  # correct and wrong gallery images in figure 4; figure 5 shows one correct and two wrong ones
 
 
 class Rankings(NamedTuple):
@@ -39,7 +39,7 @@ class Source(NamedTuple):
     Attributes:
         settings: experiment settings.
         net: a network with a pair stage.
-        variables: its parameters and statistics.
+        variables: parameters and batch statistics of the network.
         query: query images.
         gallery: gallery images.
         rankings: rankings for all queries.
@@ -110,7 +110,7 @@ def compared(
     """Select the gallery images to compare with a query: correct matches first, then look-alikes.
 
     These are the two highest-ranked images of the query's identity and the highest-ranked image of each of the first
-    three other identities. If the list contains no correct match, the first match in the gallery is used instead.
+    three other identities. If the ranking contains no correct match, the first one in gallery order is used.
 
     Args:
         order_L: individual ranking of the query, padded with -1.

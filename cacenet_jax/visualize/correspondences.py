@@ -1,4 +1,6 @@
-"""Figure 5: lines between the strongest correspondences of two images, both by similarity and as learned.
+"""Figure 5: lines that connect the strongest correspondences of two images u and v.
+
+Correspondences are computed from the similarity of features, or taken from the network's graph ("learned").
 
 Legend: N and M positions of two maps of h x w positions, L lines, P pairs of images.
 """
@@ -22,9 +24,9 @@ class Lines(NamedTuple):
     """Selected correspondences, strongest first.
 
     Attributes:
-        from_L: positions in u, row-major.
-        to_L: positions in v, row-major.
-        strength_L: strengths, positive.
+        from_L: row-major indices of positions in u.
+        to_L: row-major indices of positions in v.
+        strength_L: positive strengths.
     """
 
     from_L: np.ndarray
@@ -38,7 +40,7 @@ class ComparedPair(NamedTuple):
     Attributes:
         picture_HW3: the gallery image.
         right: True if it shows the query's identity.
-        caption: text below the label that says whether both show one person, for example the ranks.
+        caption: text below the label "same person" or "another person", for example the ranks.
         similar: correspondences by similarity.
         learned: correspondences in the network's graph.
     """
@@ -51,7 +53,7 @@ class ComparedPair(NamedTuple):
 
 
 def most_similar(cosine_NM: Float[np.ndarray, "N M"]) -> Float[np.ndarray, "N M"]:
-    """Keep only the highest cosine in each row, matching each position of u to the most similar of v (section 3.3)."""
+    """Keep only the largest cosine in each row, that of the most similar position in v (section 3.3)."""
     best_N = cosine_NM.argmax(axis=1)
     kept_NM = np.zeros_like(cosine_NM)
     rows = np.arange(len(cosine_NM))
@@ -62,9 +64,10 @@ def most_similar(cosine_NM: Float[np.ndarray, "N M"]) -> Float[np.ndarray, "N M"
 def strongest(affinity_NM: Float[np.ndarray, "N M"], count: int, grid: Grid) -> Lines:
     """Select the strongest positive correspondences, with endpoints spread over both images.
 
-    Correspondences are considered in order of decreasing strength, with ties in row-major order. Each is selected if
-    both its endpoints are at least max(rows // 8, 1) rows or columns away from those already selected. On maps of fewer
-    than 16 rows, this only means that no position is used twice.
+    Correspondences are considered in order of decreasing strength, with ties in row-major order. A
+    correspondence is selected if each of its endpoints is at least max(rows // 8, 1) rows or columns away from the
+    endpoints already selected in the same image. On maps of fewer than 16 rows, this only means that no position is
+    used twice.
 
     Args:
         affinity_NM: strength of every pair of positions.
@@ -130,7 +133,7 @@ def _draw(panel_u: Axes, panel_v: Axes, lines: Lines, grid: Grid, shape: tuple[i
     weakest, span = lines.strength_L.min(), np.ptp(lines.strength_L)
     for u, v, strength in zip(*lines):
         share = (strength - weakest) / span if span > 0 else 1.0
-        # Offset each end within its cell according to its column, to keep lines of the same row from overlapping.
+        # Shift each end vertically within its cell depending on its column, so lines in the same row do not overlap.
         aside = 0.6 * ((u % grid[1] + 0.5) / grid[1] - 0.5)
         ends = [(np.array([i % grid[1] + 0.5, i // grid[1] + 0.5 + aside])) * cell_2 - 0.5 for i in (u, v)]
         dark = patheffects.withStroke(linewidth=1.3 + 1.5 * share, foreground="black", alpha=0.3 + 0.4 * share)

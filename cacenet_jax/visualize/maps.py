@@ -23,7 +23,10 @@ _OPACITY = 0.7
 def overlay(
     picture_HW3: UInt8[np.ndarray, "H W 3"], value_hw: Float[np.ndarray, "h w"], scale: Normalize, colours: str
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """Overlay a map in colour on a contrast-stretched grey image, interpolating between the centres of positions."""
+    """Overlay a colour-coded map on the image, which is converted to grey and contrast-stretched.
+
+    Map values are interpolated bilinearly.
+    """
     height, width = picture_HW3.shape[:2]
     large_HW = cv2.resize(value_hw.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
     colour_HW3 = colormaps[colours](scale(large_HW))[..., :3] * 255
@@ -41,9 +44,9 @@ def figure(
     right_G: Bool[np.ndarray, "G"],
     captions: Sequence[str],
 ) -> Figure:
-    """Draw a query's own map and, for each gallery image, its conditional map and the deviation from their mean.
+    """Draw a query's own map, its conditional maps given each gallery image, and their deviations from the mean map.
 
-    All norms share one colour scale, and all differences share another.
+    The mean is over the conditional maps. All norms share one colour scale, and all deviations share another.
 
     Args:
         query_HW3: the query.
@@ -64,7 +67,7 @@ def figure(
     place = lambda column, row: (label + column * (wide + gap), top + row * step, wide, tall)
     mean_hw = given_Ghw.mean(axis=0)
     away_Ghw = given_Ghw - mean_hw
-    # Avoid magnifying rounding errors when a rule gives the same map for every gallery image.
+    # Do not magnify rounding errors if the conditional map is the same for every gallery image.
     most = max(float(np.abs(away_Ghw).max()), 1e-4 * float(given_Ghw.max()), 1e-12)
     norms = Normalize(float(min(own_hw.min(), given_Ghw.min())), float(max(own_hw.max(), given_Ghw.max())))
     differences = Normalize(-most, most)

@@ -1,7 +1,7 @@
-"""Feature maps, terms and pair views of images under a trained network: the data of figures 4 and 5.
+"""Computation of the data shown in figures 4 and 5 by a trained network.
 
-Legend: n images, H x W pixels, C channels, h x w positions of a map (N = h w; M in a second
-image), D channels of a map.
+Legend: n images, H x W pixels, C channels, h x w positions of a map (N = h w; M in a second image), D channels of a
+map.
 """
 
 import functools
@@ -21,7 +21,7 @@ AnyArray = Array | ndarray
 
 
 class Seen(NamedTuple):
-    """Feature maps and terms of images.
+    """Feature maps of images, and the per-image terms that the pair stage computes from them.
 
     Attributes:
         maps_nhwD: feature maps, at least float32.
@@ -38,7 +38,7 @@ def look(net: CACENet, variables: Any, images_nHWC: Array, flip: bool) -> Seen:
 
     Args:
         net: a network with a pair stage.
-        variables: its parameters and statistics.
+        variables: parameters and batch statistics of the network.
         images_nHWC: uint8 images of the network's input size, with `image_channels` channels.
         flip: average the maps of each image and its mirror image.
     """
@@ -49,12 +49,12 @@ def look(net: CACENet, variables: Any, images_nHWC: Array, flip: bool) -> Seen:
 
 @functools.partial(jax.jit, static_argnums=0)
 def compare(net: CACENet, variables: Any, u: Seen, v: Seen) -> PairView:
-    """Compute the pair stage's view of a target image and a contextual image, both without leading axis."""
+    """Compute the visualisation data of target image u in the context of image v, both without a leading axis."""
     with jax.default_matmul_precision("highest"):
         view: Any = net.apply(variables, u.terms, v.terms, u.maps_nhwD, v.maps_nhwD, method="view")
     return view
 
 
 def cosine(nodes_u_ND: Float[AnyArray, "N D"], nodes_v_MD: Float[AnyArray, "M D"]) -> Float[Array, "N M"]:
-    """Compute the cosine of every pair of positions; 0 if either is zero."""
+    """Compute the cosine similarity of every pair of feature vectors; 0 if either vector is zero."""
     return normalise(jnp.asarray(nodes_u_ND)) @ normalise(jnp.asarray(nodes_v_MD)).T

@@ -22,9 +22,9 @@ class Case(NamedTuple):
         query_HW3: the query image.
         lists: ranked lists before and after re-scoring.
         grid: numbers of rows and columns of the map.
-        maps_png: figure 4; None for a network without a graph convolution.
-        lines_png: figure 5.
-        lists_png: figure 6; the page renders it in HTML instead.
+        maps_png: figure 4 as PNG; None for a network without a graph convolution.
+        lines_png: figure 5 as PNG.
+        lists_png: figure 6 as PNG; not used by the page, which renders the lists in HTML.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Facts(NamedTuple):
         distance: description of the distance used by the re-scored ranking.
         top_k: number of re-scored images per query.
         camera_filter: True if gallery images of the query's identity taken by its camera are excluded.
-        learned: name of the network's correspondences.
+        learned: display name of the correspondences in the network's graph.
     """
 
     data: str
@@ -197,7 +197,7 @@ def _table(results: dict[str, Any] | None) -> str:
 
 
 def _of_the_table(results: dict[str, Any]) -> str:
-    """Describe the evaluation in the table, whose step or mix may differ from the rest of the page."""
+    """Describe the evaluation shown in the table. Its step or mix may differ from that of the figures."""
     known = [f"{words} {results[key]}" for key, words in (("step", "step"), ("mix", "mix")) if key in results]
     known += [f"{results[key]} {words}" for key, words in (("num_query", "queries"), ("num_gallery", "gallery images"))]
     return f'<p class="note">The last evaluation: {escape(", ".join(known))}.</p>'

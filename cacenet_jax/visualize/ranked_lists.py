@@ -36,7 +36,7 @@ class ShownList(NamedTuple):
         name: name of the ranking.
         ap: average precision of the ranking for this query.
         pictures: the highest-ranked gallery images.
-        right_L: True for images of the query's identity.
+        right_L: True for the pictures that show the query's identity.
     """
 
     name: str
@@ -50,9 +50,9 @@ def changed(
 ) -> tuple[Int[np.ndarray, "n"], Change]:
     """Select the queries whose average precision changed most, and summarise the change over all queries.
 
-    Half of the selection (rounded up) are the largest gains, the rest the largest losses. If either group is too small,
-    the other one makes up the difference, then unchanged queries do. The order is gains, losses, unchanged queries.
-    Gains and losses are sorted by the size of the change, with ties in query order.
+    Half of the selected queries (rounded up) have the largest gains, and the other half the largest losses. If there
+    are too few gains or losses, more of the other kind are selected, then unchanged queries. Gains come first, then
+    losses, then unchanged queries. Gains and losses are sorted by the size of the change, with ties in query order.
 
     Args:
         before_Q: average precision of the individual ranking, NaN for a query without a match.
@@ -78,7 +78,7 @@ def changed(
 def figure(query_HW3: UInt8[np.ndarray, "H W 3"], lists: Sequence[ShownList]) -> Figure:
     """Draw a query and its ranked lists, one below the other, marking matches by colour, frame and symbol.
 
-    Lists of more than about ten images make the figure wider than the others.
+    If a list has more than 12 images, the figure is wider than `WIDTH`.
     """
     length = max(len(shown.right_L) for shown in lists)
     label, gap, start = 0.05, 0.1, 0.95

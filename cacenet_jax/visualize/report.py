@@ -25,7 +25,7 @@ def visualize(config: ConfigDict, workdir: str | Path) -> Path:
     """Write figure4_*.png, figure5_*.png, figure6_*.png and report.html to WORKDIR/figures.
 
     Args:
-        config: config of the run; the eval and visualize fields and the data set may differ.
+        config: config of the run. The eval and visualize fields and the data set may differ from those of the training.
         workdir: workdir with a checkpoint.
 
     Returns:

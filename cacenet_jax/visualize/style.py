@@ -1,7 +1,7 @@
 """Shared figure style: colour-blind-safe colours, layout in inches, and image encoding.
 
 Correct and wrong matches differ in colour (bluish green and vermillion of Okabe and Ito, "Color Universal Design",
-2008), line style of the frame and mark. Figures are normally at most WIDTH wide, and text is at least FONT points.
+2008), mark and frame style. Figures are normally at most WIDTH wide, and text is at least FONT points.
 """
 
 import io
@@ -65,7 +65,7 @@ class Sheet:
 
 
 def png(figure: Figure) -> bytes:
-    """Encode a figure as PNG; equal figures give equal bytes."""
+    """Encode a figure as PNG, with reproducible bytes."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()

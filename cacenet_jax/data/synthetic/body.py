@@ -1,4 +1,4 @@
-"""Body of a synthetic pedestrian as painted primitives, posed by the phase of the walk cycle.
+"""Body of a synthetic pedestrian, built from painted primitives and posed by the phase of the walk cycle.
 
 Coordinates are in person space, as in rendering.py: x towards the left hand, y up from the ground, z straight ahead, in
 metres.
@@ -55,7 +55,10 @@ def _limb(
     cut: float = 1.0,
     below: RGB | None = None,
 ) -> RoundCone:
-    """Build a round cone of colour `rgb`, switching to `below` (if given) beyond the fraction `cut` of its length."""
+    """Build a round cone of colour `rgb`.
+
+    If `below` is given, it replaces `rgb` beyond the fraction `cut` of the length.
+    """
     start_3, end_3 = np.asarray(start_3, dtype=np.float64), np.asarray(end_3, dtype=np.float64)
     paint = None
     if below is not None:
@@ -68,7 +71,7 @@ def _limb(
 
 
 def _limb_end(start_3: np.ndarray, length: float, angle: float, outwards: float = 0.0) -> np.ndarray:
-    """Return the end point of a limb that hangs from start_3 and swings forward by `angle` radians."""
+    """Return the end point of a limb that hangs from `start_3` and is swung forward by `angle` radians."""
     return start_3 + length * np.array([outwards, -np.cos(angle), np.sin(angle)])
 
 
@@ -160,7 +163,7 @@ def _torso(a: Appearance) -> list[RoundCone | Ellipsoid]:
 
 
 def _torso_paint(a: Appearance) -> Paint:
-    """Return the paint of the trunk, applied in layers: colour, open front, stripes, strap, logo."""
+    """Return the paint of the trunk, whose layers are the colour, open front, stripes, strap and logo."""
     hip, build = _hip_height(a), a.build
 
     def paint(points_N3: np.ndarray) -> np.ndarray:
@@ -226,7 +229,7 @@ def _head(a: Appearance) -> list[RoundCone | Ellipsoid]:
 def _carried(a: Appearance, right_hand_3: np.ndarray) -> list[RoundCone | Ellipsoid]:
     hip, build, rgb = _hip_height(a), a.build, a.bag.rgb
     darker = (0.6 * rgb[0], 0.6 * rgb[1], 0.6 * rgb[2])
-    if a.bag.kind == "backpack":  # hidden from the front: narrower than the trunk and below the shoulders
+    if a.bag.kind == "backpack":  # narrower than the trunk and below the shoulders, so it is hidden from the front
         radius = 0.075 * build
         pack: list[RoundCone | Ellipsoid] = []
         for x in (-0.06 * build, 0.0, 0.06 * build):

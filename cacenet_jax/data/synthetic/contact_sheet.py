@@ -60,7 +60,7 @@ def coloured(parts_HW: np.ndarray) -> np.ndarray:
 
 
 def layout(rows: Sequence[Row | Heading], height: int, width: int, columns: int) -> np.ndarray:
-    """Draw the sheet as uint8 RGB, with tiles of height x width and at most `columns` tiles per row."""
+    """Draw the sheet as a uint8 RGB image, with tiles of height x width pixels and at most `columns` tiles per row."""
     heights = [22 if isinstance(row, Heading) else height + CAPTION + GAP for row in rows]
     picture = np.full((sum(heights) + GAP, LABEL_WIDTH + columns * (width + GAP) + GAP, 3), PAPER, dtype=np.uint8)
     top = GAP

@@ -2,8 +2,9 @@
 
 This is the default data set. It needs no download, is identical on every machine, and reproduces the main difficulties
 of re-identification. The viewing direction depends on the camera, and cameras differ in colour, blur and noise.
-Occluders and passers-by hide parts of the person, and boxes are misaligned. The members of a group wear the same
-clothes and differ in only a few clues, some of them visible from one side only. Every image has part labels.
+Occluders and passers-by hide parts of the person, and detection boxes are misaligned. The members of a group wear the
+same clothes and differ only in a few clues (such as a hat or a bag), some of which are visible from one side only.
+Every image has part labels.
 
 Each image is a pure function of (spec, pid, index) with its own random stream, so images can be rendered in any order
 by any number of workers. The fields of SyntheticSpec control the difficulty.
@@ -85,7 +86,7 @@ def generate(spec: SyntheticSpec) -> Iterator[SyntheticImage]:
 
 
 def cameras_of_id(spec: SyntheticSpec, pid: int) -> list[int]:
-    """Return the cameras (3 or more, counted from 1) that see an identity, in the order in which its images cycle."""
+    """Return the cameras (at least 3, counted from 1) that see an identity, in the order in which images use them."""
     rng = stream(spec.seed, pid, SCHEDULE_STREAM)
     count = int(rng.integers(MIN_CAMERAS_PER_ID, spec.num_cameras + 1))
     return [int(camid) + 1 for camid in rng.permutation(spec.num_cameras)[:count]]
@@ -103,8 +104,8 @@ def render_one(spec: SyntheticSpec, pid: int, index: int) -> SyntheticImage:
     ):
         if not low <= value <= high:
             raise UserError(f"synthetic_pedestrians: {name} is {value}, expected {low} to {high}; stay in range.")
-    # Images cycle through the cameras, so an identity's queries come from different cameras, and every query has at
-    # least one gallery image from another camera.
+    # Images cycle through the cameras, so an identity's queries come from different cameras, and every query has a
+    # match in the gallery from another camera.
     cameras = cameras_of_id(spec, pid)
     camid = cameras[index % len(cameras)]
     if pid <= spec.num_train_ids:
@@ -142,7 +143,10 @@ def _render(
 def _place_walker(
     spec: SyntheticSpec, person: Appearance, camera: scene.Camera, rng: np.random.Generator
 ) -> PlacedPerson:
-    """Place a person at a random walk phase, heading close to the camera's main direction or uniformly at random."""
+    """Place a person at a random phase of the walk cycle.
+
+    The heading is close to the camera's main direction or uniformly distributed.
+    """
     phase, deviation, uniform_yaw = rng.uniform(0.0, 2.0 * np.pi), rng.normal(), rng.uniform(0.0, 2.0 * np.pi)
     is_uniform = rng.random() < spec.yaw_uniform_rate
     yaw = uniform_yaw if is_uniform else camera.yaw + np.radians(spec.yaw_spread) * deviation
@@ -152,10 +156,10 @@ def _place_walker(
 def _place_bystander(
     spec: SyntheticSpec, pid: int, camera: scene.Camera, rng: np.random.Generator, in_front: bool
 ) -> PlacedPerson:
-    """Place another identity from the same split beside the target, in front of it or behind it."""
+    """Place another identity of the same split slightly to the side of the target, in front of it or behind it."""
     first, count = (1, spec.num_train_ids) if pid <= spec.num_train_ids else (spec.num_train_ids + 1, spec.num_test_ids)
     other = first + int(rng.integers(count))
-    if group_of(spec, other) == group_of(spec, pid):  # a look-alike beside the target would make the label ambiguous
+    if group_of(spec, other) == group_of(spec, pid):  # a look-alike next to the target would make the label ambiguous
         other = first + (other - first + spec.group_size) % count
     walker = _place_walker(spec, appearance_of(spec, other), camera, rng)
     side = -1.0 if rng.random() < 0.5 else 1.0
@@ -166,7 +170,10 @@ def _place_bystander(
 
 
 def _draw_box(spec: SyntheticSpec, person: Appearance, pitch: float, rng: np.random.Generator) -> tuple[Window, float]:
-    """Return the window of a random detection box, independent of the clues, and the image row of the feet."""
+    """Draw a random detection box, and return its window and the image row of the feet.
+
+    The box does not depend on the clues that distinguish look-alikes.
+    """
     zoom, stretch = (
         np.exp(rng.normal(0.0, spec.scale_jitter)),
         np.exp(rng.normal(0.0, 0.6 * spec.scale_jitter)),
@@ -191,7 +198,7 @@ def _frame_person(
     shift_x: float,
     shift_y: float,
 ) -> tuple[Window, float]:
-    """Return the window around a person at the origin and the image row of the feet; shifts are in box heights."""
+    """Return the window around a person at the origin, and the image row of the feet. Shifts are in box heights."""
     tall = body_height(person) * np.cos(pitch) + 0.22 * np.sin(pitch)
     ppm_y = PERSON_SHARE * height / tall * zoom_y
     ppm_x = PERSON_SHARE * height / tall * zoom_x * (width / height * 2.0)
@@ -233,7 +240,8 @@ def contact_sheet(spec: SyntheticSpec, path: str | Path | None = None, num_group
     """Draw an overview of the data set: look-alike groups, cameras, occlusions and part labels.
 
     Each member of the chosen groups gets one row: clean front and back views, then one image per camera for cameras 1
-    to 6, with gaps where no image exists. The last rows show the least visible people, and images with part labels.
+    to 6, with a gap if a camera has no image of the person. The last rows show images in which the person is least
+    visible, and images with their part labels.
 
     Args:
         spec: specification of the data set.

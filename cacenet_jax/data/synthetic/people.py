@@ -1,4 +1,4 @@
-"""Identities of synthetic_pedestrians: clothes, and the clues that distinguish look-alikes.
+"""Identities of synthetic_pedestrians: their clothes, and the clues that distinguish look-alikes.
 
 The members of a look-alike group share their build, skin colour and main clothes, and differ in clues_per_group clues.
 Each clue takes one of a few values. Every member has a unique combination of values, so any two members differ in at
@@ -48,8 +48,8 @@ DARK_HAIR, BROWN_HAIR, FAIR_HAIR, GREY_HAIR = (
 CLUE_NAMES = ("hat", "hair", "bag", "shoes", "logo", "stripes", "sleeves")
 ONE_SIDED = ("logo", "bag")
 
-# Last entry of the seed sequence, one per kind of stream. It separates these streams from each other and from the image
-# streams, which have no such entry.
+# Last entry of the seed sequence, different for each kind of stream. It keeps these streams independent of each other
+# and of the image streams, whose seed sequence is shorter.
 GROUP_STREAM, CAMERA_STREAM, SCHEDULE_STREAM = 1, 2, 3
 
 
@@ -62,7 +62,7 @@ class Clue(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Appearance:
-    """Appearance of an identity. The group shares all fields up to `varied`; the clues may differ between members.
+    """Appearance of an identity. All fields up to `varied` are shared by the group; only clues differ between members.
 
     Attributes:
         build: width of the trunk and limbs relative to the average.
@@ -138,9 +138,9 @@ def group_appearances(spec: SyntheticSpec, group: int) -> tuple[Appearance, ...]
         stripes=Clue("none", top),
         sleeves=Clue(("long", "short")[int(rng.random() < 0.3)], top),
     )
-    values = {name: _clue_values(rng, name, shared) for name in CLUE_NAMES}  # all drawn: a fixed number of draws
+    values = {name: _clue_values(rng, name, shared) for name in CLUE_NAMES}  # draw all, so the number of draws is fixed
     extras = rng.random(3)
-    # Some groups share a bag, hat or stripes, so wearing one does not by itself identify a person.
+    # In some groups, everyone has the same bag, hat or stripes, so having one does not by itself identify a person.
     for name, chance in zip(("bag", "hat", "stripes"), extras):
         blocked = (name == "hat" and "hair" in varied) or (name == "stripes" and "logo" in varied)
         if chance < 0.22 and name not in varied and not blocked and shared.inner is None:
@@ -169,7 +169,10 @@ def describe(appearance: Appearance) -> str:
 
 
 def _values_per_clue(group_size: int, clues: int) -> int:
-    """Return the number of values per clue: one more than necessary, so that members often differ in several clues."""
+    """Return the number of values per clue.
+
+    It is one more than necessary, so members often differ in several clues.
+    """
     if group_size == 1:
         return 1
     return min(MAX_CLUE_VALUES, 1 + next(n for n in range(2, MAX_CLUE_VALUES + 1) if n**clues >= group_size))
@@ -188,7 +191,10 @@ def _choose_clues(rng: np.random.Generator, count: int, one_sided_rate: float) -
 
 
 def _clue_values(rng: np.random.Generator, name: str, shared: Appearance) -> list[Clue]:
-    """Draw MAX_CLUE_VALUES values of a clue to suit a group's shared appearance, the most used first."""
+    """Draw MAX_CLUE_VALUES values of a clue, given a group's shared appearance.
+
+    Groups with fewer values per clue use the first ones.
+    """
     surface = {"shoes": shared.bottom, "hat": shared.hair.rgb}.get(name, shared.top)
     one, two, three, four = _draw_colours(rng, ACCENTS, surface, 4, least=0.6)
     shuffled = rng.permutation(4)
@@ -208,13 +214,13 @@ def _clue_values(rng: np.random.Generator, name: str, shared: Appearance) -> lis
     elif name == "shoes":
         values = [Clue("shoes", one), Clue("shoes", two), Clue("boots", three), Clue("shoes", four)]
     elif name == "logo":
-        # Groups of four use the first three values by default. Keep these on the chest, visible from the front only.
+        # By default, groups of four use only the first three values, which do not differ from the back.
         return [none, Clue("square", one), Clue("disc", two), Clue("back print", three)]
     elif name == "stripes":
         values = [none, Clue("hoops", one), Clue("band", two), Clue("hoops", three)]
     else:
         values = [Clue("long", shared.top), Clue("short", shared.top), Clue("long", one), Clue("long", two)]
-    if name == "bag":  # "none" and "backpack" first, as a backpack is hidden from the front
+    if name == "bag":  # "none" and "backpack" come first, because a backpack is hidden from the front
         return values if shuffled[0] < 2 else [values[1], values[0], values[3], values[2]]
     return [values[i] for i in shuffled]
 

@@ -1,4 +1,6 @@
-"""Rasteriser of synthetic_pedestrians: round cones and ellipsoids, parallel rays, z-buffer, Lambert shading.
+"""Rasteriser of synthetic_pedestrians.
+
+Round cones and ellipsoids are rendered by parallel rays with a z-buffer and Lambert shading.
 
 Camera space is in metres, with x to the right of the image, y up and z towards the viewer. Rays run along -z, so the
 surface with the largest z is visible. A person is built in person space (x towards the left hand, y up from the
@@ -48,7 +50,7 @@ class PlacedPerson(NamedTuple):
 
 
 class Window(NamedTuple):
-    """Image window in camera space: outer corner of pixel (0, 0) in metres, and resolution in pixels per metre."""
+    """Image window in camera space: top left corner in metres, and resolution in pixels per metre."""
 
     left: float
     top: float
@@ -57,7 +59,10 @@ class Window(NamedTuple):
 
 
 class Raster(NamedTuple):
-    """Rendered people without background. Colours are premultiplied by coverage; label 0 is background or bystander."""
+    """Rendered people without background.
+
+    Colours are premultiplied by coverage. The part label is 0 for the background and for bystanders.
+    """
 
     rgb_HW3: np.ndarray
     coverage_HW: np.ndarray
@@ -67,8 +72,8 @@ class Raster(NamedTuple):
 def view_rotation(yaw: float, pitch: float) -> np.ndarray:
     """Return the (3, 3) rotation from person to camera space; angles in radians.
 
-    A person with yaw 0 faces the camera, with pi/2 the right of the image, and with pi away from the camera. The camera
-    looks down if the pitch is positive.
+    A person faces the camera at yaw 0, the right edge of the image at yaw pi/2, and away from the camera at yaw pi. The
+    camera looks down if the pitch is positive.
     """
     sin_y, cos_y, sin_p, cos_p = np.sin(yaw), np.cos(yaw), np.sin(pitch), np.cos(pitch)
     turn = np.array([[cos_y, 0.0, sin_y], [0.0, 1.0, 0.0], [-sin_y, 0.0, cos_y]])
@@ -198,7 +203,7 @@ def _cone_surface(shape: RoundCone, x_1w: np.ndarray, y_h1: np.ndarray) -> np.nd
     length2 = ux * ux + uy * uy + uz * uz
     d2 = length2 - dr * dr
     k2 = d2 - uz * uz
-    if k2 <= 1e-12:  # viewed along the axis, or one sphere contains the other: only the spheres are visible
+    if k2 <= 1e-12:  # only the spheres are visible: seen along the axis, or one contains the other
         return z
     along = ux * dx + uy * dy
     k1 = uz * (along - dr * ra)

@@ -1,6 +1,6 @@
 """Cameras of synthetic_pedestrians: light, colour response, background, occluders and sensor.
 
-Colours are float64 display values in [0, 1]. The sensor model rounds them once, at the end.
+Colours are float64 display values in [0, 1]. They are rounded only once, by the sensor model at the end.
 """
 
 import functools
@@ -12,7 +12,7 @@ from cacenet_jax.data.synthetic.people import CAMERA_STREAM, stream
 from cacenet_jax.data.synthetic.rendering import Raster
 from cacenet_jax.data.synthetic.specification import SyntheticSpec
 
-PANORAMA_WIDTHS = 6  # width of a camera's background in image widths; each image shows a window of it
+PANORAMA_WIDTHS = 6  # width of a camera's panorama in image widths; each image shows a random window of it
 OCCLUDER_KINDS = ("pole", "wall", "panel", "bush", "box")
 
 
@@ -46,7 +46,7 @@ class Camera(NamedTuple):
 
 @functools.lru_cache(maxsize=128)
 def camera_of(spec: SyntheticSpec, camid: int) -> Camera:
-    """Return camera `camid` (counted from 1) of a data set."""
+    """Return the camera `camid` (counted from 1) of a data set."""
     rng = stream(spec.seed, camid, CAMERA_STREAM)
     # Spread the headings evenly, so that different cameras see different sides of a person.
     first = stream(spec.seed, 0, CAMERA_STREAM).uniform(0.0, 2.0 * np.pi)
@@ -79,7 +79,7 @@ def background(rng: np.random.Generator, camera: Camera, height: int, width: int
 
 
 def add_shadow(rgb_HW3: np.ndarray, x: float, y: float, pixels_per_metre: float) -> None:
-    """Darken the ground below a person in place; (x, y) is the pixel between the feet."""
+    """Darken the ground below a person, modifying the image in place; (x, y) is the pixel between the feet."""
     height, width = rgb_HW3.shape[:2]
     dx = (np.arange(width) + 0.5 - x) / (0.3 * pixels_per_metre)
     dy = (np.arange(height) + 0.5 - y) / (0.09 * pixels_per_metre)
@@ -94,13 +94,13 @@ def compose(background_HW3: np.ndarray, raster: Raster) -> np.ndarray:
 def add_occluder(
     rng: np.random.Generator, camera: Camera, rgb_HW3: np.ndarray, parts_HW: np.ndarray, largest: float
 ) -> str:
-    """Draw a random occluder in place and clear the labels behind it.
+    """Draw a random occluder into the image, and clear the part labels that it covers.
 
     Args:
         rng: random generator for the kind, position and texture.
-        camera: camera, which determines the colours.
-        rgb_HW3: image, overwritten by the occluder.
-        parts_HW: part labels, set to 0 behind the occluder.
+        camera: camera whose occluder colours are used.
+        rgb_HW3: image, modified in place.
+        parts_HW: part labels, modified in place; 0 behind the occluder.
         largest: largest fraction of the image height or width to hide.
 
     Returns:
@@ -155,7 +155,10 @@ def expose(rng: np.random.Generator, camera: Camera, rgb_HW3: np.ndarray, bright
 
 
 def _blur(rgb_HW3: np.ndarray, sigma: float) -> np.ndarray:
-    """Apply a Gaussian blur with replicated edges, in NumPy because libraries may round differently by platform."""
+    """Apply a Gaussian blur with replicated edges.
+
+    Implemented in NumPy, because image libraries may round differently on different platforms.
+    """
     if sigma < 0.05:
         return rgb_HW3
     radius = int(np.ceil(2.5 * sigma))

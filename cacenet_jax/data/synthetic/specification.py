@@ -30,9 +30,9 @@ class SyntheticSpec:
 
     Variation between views of an identity:
         yaw_spread: standard deviation of the heading around the camera's main direction, in degrees.
-        yaw_uniform_rate: probability that the heading is drawn uniformly from all directions instead.
+        yaw_uniform_rate: probability that the heading is drawn uniformly from all directions, ignoring the camera.
         pitch_max: steepest downward tilt of a camera, in degrees, 0 to 45.
-        colour_shift: strength of the differences in colour response between cameras; 0 for identical responses.
+        colour_shift: amount by which the colour responses of cameras differ; 0 for identical responses.
         illumination_jitter: standard deviation of the per-image log brightness.
         scale_jitter: standard deviation of the log box size.
         shift_jitter: standard deviation of the box position, in box heights.

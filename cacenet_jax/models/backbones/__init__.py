@@ -24,8 +24,8 @@ class Backbone(Protocol):
     """A Linen module that maps normalised images to feature maps.
 
     It must have the fields `dtype` (compute type) and `axis_name` (device axis for batch norm statistics, or None),
-    which are always set. Any other field can be set by `config.model.backbone_fields` or `build`. An optional property
-    `unused_weights` lists prefixes of published weights to ignore, such as those of a classifier.
+    which are set by the package. Any other field can be set by `config.model.backbone_fields` or `build`. An optional
+    property `unused_weights` lists prefixes of published weights to ignore, such as those of a classifier.
     """
 
     @property
@@ -50,7 +50,8 @@ class Backbone(Protocol):
     def __call__(self, x_BHWC: Float[Array, "B H W C"], *, train: bool = False) -> Float[Array, "B h w D"]:
         """Compute feature maps.
 
-        They should be non-negative if affinities are computed from them directly, because a ReLU follows.
+        The maps should be non-negative if affinities are computed directly from them, because a ReLU sets negative
+        affinities to zero.
         """
 
 
@@ -58,8 +59,8 @@ class Recipe(NamedTuple):
     """A registered backbone.
 
     Attributes:
-        module: module class, whose fields a caller may set.
-        make: function that builds the module from any of these fields.
+        module: module class, which defines the available fields.
+        make: function that builds the module from any subset of these fields.
     """
 
     module: type
@@ -67,7 +68,7 @@ class Recipe(NamedTuple):
 
 
 _MEMBERS = ("channels", "pixel_mean", "pixel_std", "torch_name")
-_GIVEN = ("dtype", "axis_name")  # fields that are always set
+_GIVEN = ("dtype", "axis_name")  # fields that every backbone must have
 NAMES: dict[str, Recipe] = {}
 
 
@@ -77,7 +78,7 @@ def register(name: str, module: type, make: Callable[..., Any] | None = None) ->
     Args:
         name: value of config.model.backbone.
         module: Linen module class with the members of `Backbone`.
-        make: function that builds the module from any of its fields; None to call the class itself.
+        make: function that builds the module from any subset of its fields; None to call the class itself.
 
     Raises:
         UserError: the class lacks the field `dtype` or `axis_name`.

@@ -56,14 +56,16 @@ class Conv1x1(nn.Module):
 
 
 class StemConv(nn.Module):
-    """The first convolution, K x K with stride 2 and no bias; its parameter is that of `nn.Conv`, (K, K, C, D).
+    """The first convolution, K x K with stride 2 and no bias.
+
+    Like `nn.Conv`, it has one parameter, `kernel` of shape (K, K, C, D).
 
     Attributes:
         features: D, number of output channels.
         kernel_size: K.
         padding: zero padding on the four sides.
-        pad_channels: append zero channels until C is a multiple of four. The result is the same, and for three colours,
-            which do not fill a vector register, the forward pass is four times as fast on a CPU.
+        pad_channels: append zero channels until C is a multiple of four. The result is the same. On a CPU, the forward
+            pass on colour images is four times as fast, because three channels do not fill a vector register.
         dtype: compute type; the parameter is float32.
     """
 
@@ -96,9 +98,9 @@ def _pool_by_slices(x_BHWC: Float[Array, "B H W C"]) -> Float[Array, "B h w C"]:
 
 
 def _pool_backward(saved: tuple[Array, Array], grad_BHWC: Array) -> tuple[Array]:
-    """Gather, at each position, the gradient of every window whose maximum it is.
+    """Sum, at each position, the gradients of all windows that have their maximum there.
 
-    An even row or column belongs to one window in that direction, an odd one to two.
+    An even row belongs to one row of windows and an odd row to two; the same is true of columns.
     """
     x_BHWC, out_BHWC = saved
     _, height, width, _ = x_BHWC.shape
@@ -127,8 +129,9 @@ def max_pool(x_BHWC: Float[Array, "B H W C"], *, by_slices: bool = False) -> Flo
 
     Args:
         x_BHWC: non-negative values.
-        by_slices: use an implementation that is several times as fast on a CPU. The result is the same, but every one
-            of several equal maxima receives the full gradient (at zero the ReLU blocks it). Reverse mode only.
+        by_slices: use an implementation that is several times as fast on a CPU. The result is the same, but if
+            several values of a window attain the maximum, each receives the full gradient (if they are zero, the ReLU
+            blocks it). Only reverse-mode differentiation is supported.
 
     Returns:
         The maxima, with h = ceil(H / 2) and w = ceil(W / 2).

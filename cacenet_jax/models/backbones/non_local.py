@@ -1,4 +1,4 @@
-"""Non-local block, embedded Gaussian (Wang et al. 2018, https://arxiv.org/abs/1711.07971), for `released`.
+"""Non-local block, embedded Gaussian (Wang et al. 2018, https://arxiv.org/abs/1711.07971).
 
 Legend: B images, H x W positions (N = H W), C channels, E = C / 16 inner channels.
 """

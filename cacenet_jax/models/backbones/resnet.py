@@ -2,10 +2,10 @@
 
 Axes: B images, H x W pixels or positions, C channels in, D channels out; images are NHWC.
 
-The following match torchvision's v1.5 models, so their weights can be loaded: padding (written as numbers), the stride
-of a bottleneck on its 3x3 convolution, batch norm constants, initialisation, and layer names (`torch_name`). There are
-two differences: no classifier, and stride 1 in the last stage by default, as is usual in re-identification (Sun et al.
-2018, https://arxiv.org/abs/1711.09349). A 384 x 128 image gives a 24 x 8 map.
+The following match torchvision's v1.5 models, so that their weights can be loaded: padding (written as numbers), the
+stride of a bottleneck (in its 3x3 convolution), batch norm constants, initialisation, and layer names (`torch_name`).
+There are two differences: no classifier, and stride 1 in the last stage by default, as is usual in re-identification
+(Sun et al. 2018, https://arxiv.org/abs/1711.09349). A 384 x 128 image yields a 24 x 8 map.
 
 Running statistics: flax keeps the biased batch variance, torch the unbiased one, which is n / (n - 1) times as large
 for n = B * H * W values per channel (1.0003 at B = 16 in the last stage). Momentum 0.9 in flax is 0.1 in torch.
@@ -40,7 +40,7 @@ class Stages(NamedTuple):
 
 STAGES: dict[str, Stages] = {
     "resnet_tiny": Stages((1, 1, 1, 1), "basic", 8),  # for tests
-    "resnet_small": Stages((1, 1, 1, 1), "basic", 32),  # 128 x 64 images from scratch on a CPU
+    "resnet_small": Stages((1, 1, 1, 1), "basic", 32),  # for training on 128 x 64 images from scratch on a CPU
     "resnet18": Stages((2, 2, 2, 2), "basic", 64),
     "resnet34": Stages((3, 4, 6, 3), "basic", 64),
     "resnet50": Stages((3, 4, 6, 3), "bottleneck", 64),
@@ -73,7 +73,7 @@ class InstanceBatchNorm(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """A residual block, y = ReLU(x' + g(x)), with x' = x or, if the shape changes, its 1x1 projection.
+    """A residual block, y = ReLU(x' + g(x)), where x' is x or, if the shape changes, a 1x1 projection of x.
 
     Attributes:
         kind: "basic" or "bottleneck".
@@ -83,9 +83,9 @@ class ResidualBlock(nn.Module):
         conv1x1: constructor of a 1x1 convolution, called with (features, stride, name).
         conv3x3: constructor of a 3x3 convolution with padding 1, called with (features, stride, name).
         norm: constructor of a batch norm, called with a name.
-        first_norm: constructor of the norm after the first convolution; None for a batch norm.
+        first_norm: constructor of the norm after the first convolution; None to use `norm`.
         zero_init: initialise the scale of the last batch norm to zero.
-        non_local: constructor of a module applied to the output, called with a name; None for no module.
+        non_local: constructor of a module applied to the output of the block, called with a name; None to omit it.
     """
 
     kind: Block
@@ -136,7 +136,7 @@ class ResNet(nn.Module):
         matmul_1x1: compute 1x1 convolutions as matrix products, which is faster on a CPU; see `Conv1x1`.
         cpu_stem: use implementations of the stem and the pooling that are faster on a CPU; see `StemConv` and
             `max_pool`.
-        zero_init_residual: initialise every block to its skip connection (off by default, as in torchvision).
+        zero_init_residual: zero-initialise the last batch norm scale of each block (off by default, as in torchvision).
         ibn: use instance norm on half of the channels after the first convolution of each block, except in the last
             stage.
         non_local: add a non-local block after the second-to-last block of layer2, layer3 and layer4.
@@ -178,7 +178,7 @@ class ResNet(nn.Module):
 
         Args:
             x_BHWC: normalised images.
-            train: use, and update, batch statistics (collection `batch_stats`) instead of the running ones.
+            train: use batch statistics and update the running ones (collection `batch_stats`).
 
         Returns:
             The output of layer4 after its ReLU, shape (B, h, w, channels), of type `dtype`.
@@ -266,7 +266,7 @@ def torch_name(path: str | Sequence[str]) -> str:
 
     The mapping is one to one: `layer1_0` becomes `layer1.0`, `downsample_conv` and `downsample_bn` become
     `downsample.0` and `downsample.1`, `kernel` and `scale` become `weight`, and `mean` and `var` become `running_mean`
-    and `running_var`. Kernels are HWIO here and OIHW there; `num_batches_tracked` has no counterpart.
+    and `running_var`. Kernels are HWIO in flax and OIHW in torch; `num_batches_tracked` has no counterpart.
 
     Args:
         path: keys from the root of `params` or `batch_stats`, as a sequence or joined by "/", optionally preceded by

@@ -25,7 +25,7 @@ Block = Literal["intra", "cross"]
 class AffinityStage(PairStage, kw_only=True):
     """Base class of stages with learned affinities.
 
-    w and w' are stored in units of 1/D, so a weight of 1 makes an affinity a mean over channels.
+    w and w' are stored in units of 1/D. With stored weights of 1, an affinity is a mean over channels.
 
     Attributes:
         keys: kind of keys. "raw" (the paper) uses the nodes of the map, "l2" normalises them, and "standardised"
@@ -52,7 +52,7 @@ class AffinityStage(PairStage, kw_only=True):
 
     @property
     def has_threshold(self) -> bool:
-        """True if the last key channel is the constant channel weighted by the threshold."""
+        """True if the keys end with a constant channel, whose weight is the negative threshold."""
         return self.keys == "correlation" and bool(self.learned_blocks)
 
     @property
@@ -80,7 +80,10 @@ class AffinityStage(PairStage, kw_only=True):
             )
 
     def learned_keys(self, nodes_BND: Float[Array, "B N D"], *, train: bool) -> Float[Array, "B N E"] | None:
-        """Compute the keys at the scale of the nodes, or return None if the nodes themselves are the keys."""
+        """Compute the keys, or return None if the nodes themselves are the keys.
+
+        L2-normalised keys are scaled by sqrt(D), so that weights of 1/D yield cosine similarities.
+        """
         if self.keys == "raw":
             return None
         scale = nodes_BND.shape[-1] ** 0.5

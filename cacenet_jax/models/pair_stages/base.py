@@ -120,7 +120,7 @@ class PairStage(nn.Module, kw_only=True):
 
     @property
     def attention_parameters(self) -> frozenset[str]:
-        """Names of parameters with learning-rate multiplier `config.optim.attention_scale` and no weight decay."""
+        """Names of parameters without weight decay whose learning rate is scaled by `config.optim.attention_scale`."""
         return frozenset()
 
     @property
@@ -149,14 +149,14 @@ class PairStage(nn.Module, kw_only=True):
         raise NotImplementedError
 
     def store(self, constants: Any, terms: Any, dtype: Any) -> Any:
-        """Convert per-image terms, at least float32, to their storage form, with floats cast to `dtype`."""
+        """Convert per-image terms of at least float32 to their storage form; by default, floats are cast to `dtype`."""
         del constants
         return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, terms)
 
     # -- Two images ----------------------------------------------------------------------------------------------------
 
     def constants(self, individual: Individual) -> Any:
-        """Compute a pytree of arrays shared by all pair distances, from parameters and running statistics."""
+        """Compute the constants shared by all pair distances (a pytree) from parameters and running statistics."""
         del individual
         return ()
 
@@ -180,7 +180,7 @@ class PairStage(nn.Module, kw_only=True):
         nodes_v_MD: Float[Array, "M D"],
         individual: Individual,
     ) -> PairView:
-        """Return the visualisation of a pair from its terms and maps; by default the node cosines, clipped at zero."""
+        """Return visualisation data for a pair; by default the cosine similarities of nodes, clipped at zero."""
         del u, v, individual
         return PairView(nn.relu(normalise(nodes_u_ND) @ normalise(nodes_v_MD).T), None)
 
@@ -200,7 +200,8 @@ class PairStage(nn.Module, kw_only=True):
             nodes_RND: feature maps of the local images, the rows of the grid.
             parts_RN: body part of each position, or None if the images have no part labels.
             individual: individual branch of the network.
-            train: use and update batch statistics, with the images of all devices along `axis_name` as columns.
+            train: use batch statistics and update the running ones. The columns of the grid are then the images of all
+                devices along `axis_name`.
         """
         terms = self.terms(nodes_RND, parts_RN, individual, train=train)
         constants = self.constants(individual)
@@ -220,7 +221,7 @@ class PairStage(nn.Module, kw_only=True):
         return {"pair_triplet": batch_hard_rows(grid, *labels, weights.margin)}
 
     def diagnostics(self, grid: Any) -> Mapping[str, Array]:
-        """Return scalar diagnostics of a training grid, which are logged without gradient."""
+        """Return scalar diagnostics of a training grid, which are only logged."""
         del grid
         return {}
 

@@ -16,7 +16,7 @@ from cacenet_jax.models.pair_stages.base import PairStage
 
 
 class EmbeddingPairStage(PairStage, kw_only=True):
-    """Base class of stages with conditional embeddings.
+    """Base class for stages with conditional embeddings.
 
     Attributes:
         embedding_distance: distance between f(u|v) and f(v|u), a name in `embedding_distance.DISTANCES` or
@@ -42,13 +42,13 @@ class EmbeddingPairStage(PairStage, kw_only=True):
     ) -> dict[str, RowLosses]:
         """Compute the mix-up identity loss (equation 8) and the batch-hard triplet loss.
 
-        The triplet loss uses the metric form of the pair distances, sqrt(2 d).
+        The triplet loss uses sqrt(2 d) as its metric, where d is the embedding distance.
 
         Args:
             conditional: f(u|v) and its logits, shapes (R, C, F) and (R, C, I).
             labels: identities of rows and columns.
             weights: loss constants, of which alpha and the margin are used.
-            combine: function applied to the metric form of the embedding distances, shape (R, C).
+            combine: function applied to sqrt(2 d), shape (R, C), before the triplet loss; the identity by default.
         """
         mixup_R = mixup_rows(conditional.logits, labels.row_labels_R, labels.column_labels_C, weights.alpha)
         embedding_RCF = nn.relu(conditional.embedding) if self.relu else conditional.embedding

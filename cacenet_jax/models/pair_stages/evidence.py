@@ -1,9 +1,9 @@
 """Local evidence: a learned comparison of aligned regions, used as the second stage in configs/second_stage.py.
 
-This stage is not part of the paper. In the paper's graph the discrepancy is linear up to the encoder, so the embedding
-depends only on its mean over positions, where local differences can cancel. Here each region is compared with its
-reconstruction from the other image, a non-linearity is applied before pooling, and the pooling weights depend on both
-images:
+This stage is not part of the paper. In the paper's graph convolution, all steps up to the encoder are linear, so the
+embedding depends only on a mean over positions, in which local differences can cancel. Here each region is compared
+with its reconstruction from the other image, a non-linearity is applied before pooling, and the pooling weights depend
+on both images:
 
     T_ij = softmax_j(tau k_i . k_j),   h'_i = sum_j T_ij h_j                   (reconstruction of region i of u from v)
     e_i = w . relu(W [|h_i - h'_i|, h_i * h'_i] + b),   s_i = softmax_i(z . relu(Z [h_i, h'_i] + c))
@@ -11,7 +11,7 @@ images:
 
 where h = X H + d and k = X K / |X K| for nodes X standardised with running statistics. The score, in nats, is trained
 with the list loss (losses.list_rows). The loss is invariant to adding a constant to all scores, so the zero of the
-score is arbitrary. The distance is therefore linear in the score, because a bounded function would saturate far from
+score is arbitrary. The distance is linear in the score, because a bounded function would saturate for scores far from
 zero.
 
 Legend: u target image, v contextual image, N and M nodes, D channels, E channels of a region, B images.
@@ -84,7 +84,7 @@ class LocalEvidence(nn.Module):
 
     @nn.compact
     def __call__(self, nodes_BND: Float[Array, "B N D"], *, train: bool) -> tuple[Regions, EvidenceParameters]:
-        """Return the regions of each image and the comparison parameters, at least float32."""
+        """Return the regions of each image and the comparison parameters, in at least float32."""
         wide = jnp.promote_types(nodes_BND.dtype, jnp.float32)
         nodes_BND = nodes_BND.astype(wide)
         norm = nn.BatchNorm(momentum=0.97, use_bias=False, use_scale=False, axis_name=self.axis_name, name="norm")
@@ -114,7 +114,7 @@ def region_alignment(parameters: EvidenceParameters, u: Regions, v: Regions) -> 
 
 
 def evidence(parameters: EvidenceParameters, u: Regions, v: Regions) -> Float[Array, ""]:
-    """Compute the evidence of u given v that both images show the same identity.
+    """Compute evidence(u | v), the evidence that both images show the same identity.
 
     Each region of u is compared with its reconstruction from v.
 
@@ -142,7 +142,7 @@ def evidence_distance(parameters: EvidenceParameters, u: Regions, v: Regions) ->
 
 
 class EvidenceStage(PairStage, kw_only=True):
-    """Local evidence as a pair stage; see the module docstring.
+    """Pair stage that computes local evidence; see the module docstring.
 
     Attributes:
         features: E, number of channels of a region.
@@ -205,7 +205,7 @@ class EvidenceStage(PairStage, kw_only=True):
         del parts_RN, individual
         rows, num_nodes = nodes_RND.shape[:2]
         regions, parameters = self.local_evidence(nodes_RND, train=train)
-        block = self.columns_at_once(16 * rows * num_nodes * (num_nodes + 4 * self.features))  # with backward pass
+        block = self.columns_at_once(16 * rows * num_nodes * (num_nodes + 4 * self.features))  # including backward pass
         return distance_grid(lambda u, v: evidence(parameters, u, v), regions, block, self.grid_axis(rows, train)[0])
 
     def losses(self, grid: Float[Array, "R C"], labels: GridLabels, weights: LossWeights) -> dict[str, RowLosses]:

@@ -12,7 +12,7 @@ from cacenet_jax.distributed.collectives import all_gather
 
 
 def distance_grid(pair: Callable[[Any, Any], Any], rows: Any, block: int = 0, axis_name: str | None = None) -> Any:
-    """Map a pair function over the grid of local images and all images.
+    """Apply a function to every pair of a local image (row) and an image of any device (column).
 
     Args:
         pair: function from the terms of u and v to a small pytree of scalars.
@@ -36,7 +36,7 @@ def distance_grid(pair: Callable[[Any, Any], Any], rows: Any, block: int = 0, ax
 
 
 def map_grid(pair: Callable[[Any, Any], Any], rows: Any, columns: Any, at_once: int) -> Any:
-    """Map a pair function over a grid in blocks that are recomputed in the backward pass.
+    """Apply a function to every pair of a grid, in blocks that are recomputed in the backward pass.
 
     Args:
         pair: function from the terms of u and v to a small pytree.

@@ -29,7 +29,7 @@ AnyArray = Array | ndarray
 
 
 class KeyPoints(NamedTuple):
-    """Per-image terms of the key-point similarity; directions are computed on demand.
+    """Per-image terms of the key-point similarity; normalised nodes are computed on demand.
 
     Attributes:
         nodes_ND: feature map, one row per position.
@@ -55,7 +55,7 @@ class KeyPointDistance(NamedTuple):
 
     Attributes:
         distance: 1 - similarity, in [0, 2], at least float32.
-        positive: fraction of positive affinities; no gradient.
+        positive: fraction of positive affinities, without gradient.
     """
 
     distance: Array
@@ -68,7 +68,9 @@ def key_points(nodes_ND: Float[AnyArray, "*B N D"], keys_NE: Float[AnyArray, "*B
 
 
 def key_point_distance(u: KeyPoints, v: KeyPoints, cross_weight_E: Float[AnyArray, "E"]) -> KeyPointDistance:
-    """Compute one minus the mean similarity of the cross-image key-point pairs; symmetric in the two images.
+    """Compute one minus the affinity-weighted mean similarity of the key-point pairs of two images.
+
+    The distance is symmetric in the two images.
 
     Args:
         u: terms of one image.
@@ -92,7 +94,9 @@ def _distance(weighted: Array, total: Array, positive: Array) -> KeyPointDistanc
 def key_point_grid(
     points: KeyPoints, cross_weight_E: Float[AnyArray, "E"], block: int = 0, axis_name: str | None = None
 ) -> KeyPointDistance:
-    """Compute `key_point_distance` between local images and all images, from two Gram products in column blocks.
+    """Compute `key_point_distance` between local images and all images.
+
+    Two Gram products are computed for each block of columns.
 
     Args:
         points: terms of the local images, leading axis R.

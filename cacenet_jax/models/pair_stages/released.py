@@ -1,13 +1,14 @@
-"""Graph of the `released` recipe: bottleneck affinities without self-loops, and a residual added to the map.
+"""Graph of the authors' released recipe, with bottleneck affinities, no self-loops and a residual connection.
 
     Y = X W_y / (|X W_y| + 1e-12) per node,   S_u = ReLU(Y_u Y_u^T) with zero diagonal,   T_uv = ReLU(Y_u Y_v^T)
     d = A 1,   r = d^-1/2, or 1 where d <= 1e-3; no gradient flows through r
     map(u|v) = X_u + [ R (D - A) R G ]_u W_o,   G = X W_g,   W_o = 0 at initialisation
 
-where A is the graph of both images as in graph.py, and W_y, W_g and W_o are 1x1 convolutions without bias. W_y and W_g
-map D to D/16 channels and W_o maps back. The cost of a pair is its block T (N^2 D/16) plus the product with W_o
-(N D^2/16), about three quarters of the paper's block (N^2 D) for 192 nodes and 2048 channels. The subsequent pooling is
-nonlinear, so the map of every pair has to be built, a few at a time.
+where A is the graph of both images as in graph.py, R = diag(r), D = diag(d) in this formula only, and W_y, W_g and W_o
+are 1x1 convolutions without bias. W_y and W_g map D to D/16 channels and W_o maps back. The cost of a pair is its block
+T (N^2 D/16) plus the product with W_o (N D^2/16). For 192 nodes and 2048 channels, this is about three quarters of the
+cost of the block T in the paper (N^2 D). The subsequent pooling is nonlinear, so the map of every pair has to be built;
+only a few maps are in memory at a time.
 
 Legend: u target image, v contextual image, N and M nodes, D channels, E = D / 16, F embedding size, R local images
 (rows), C images of all devices (columns).
@@ -56,7 +57,7 @@ class BottleneckTerms(NamedTuple):
 
 
 class Encoder(NamedTuple):
-    """Constants that map a conditional map to an embedding, without the batch norm.
+    """Constants for computing and encoding conditional maps, without the batch norm.
 
     Attributes:
         out_ED: W_o.
@@ -84,7 +85,7 @@ class EncodedGrid(NamedTuple):
 
 
 def unit(x: Float[Array, "*batch E"]) -> Float[Array, "*batch E"]:
-    """Return x / (|x| + 1e-12), at least float32."""
+    """Return x / (|x| + 1e-12) in at least float32."""
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     square = jnp.sum(x * x, axis=-1, keepdims=True)
     positive = square > 0
@@ -135,7 +136,7 @@ class BottleneckGraph(nn.Module):
 
 
 def cross_block(u: BottleneckTerms, v: BottleneckTerms) -> Float[Array, "N M"]:
-    """Compute T_uv, at least float32."""
+    """Compute T_uv in at least float32."""
     return jax.nn.relu(jnp.einsum("ne,me->nm", u.keys_NE, v.keys_NE, preferred_element_type=u.degree_N.dtype))
 
 
@@ -183,8 +184,8 @@ def encoded_grid(
     Args:
         encoder: encoder constants.
         terms: terms of the local images, leading axis R.
-        budget_bytes: memory budget for the maps held at a time in the forward or backward pass. At least one pair is
-            computed at a time.
+        budget_bytes: memory budget for the maps held simultaneously in the forward or backward pass. At least one pair
+            is computed at a time.
         axis_name: device axis of the rows, or None on a single device.
     """
     columns = all_gather(terms, axis_name)
@@ -217,7 +218,7 @@ class ReleasedConstants(NamedTuple):
 
 
 class ReleasedGrid(NamedTuple):
-    """Training grid.
+    """Outputs for the training grid.
 
     Attributes:
         conditional: f(u|v) and its logits, shapes (R, C, F) and (R, C, I).

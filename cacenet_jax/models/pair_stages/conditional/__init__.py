@@ -1,4 +1,4 @@
-"""The paper's pair stage. Start with pair.py, the exact pooled form of equations 2-7 for a single pair.
+"""The paper's pair stage. Start with pair.py, which applies equations 2-7 to a single pair.
 
 stage.py        pair stage: parameters, losses, retrieval and figures
 alignment.py    alignment strategies, i.e. which positions are neighbours (equations 2-4, table 2)

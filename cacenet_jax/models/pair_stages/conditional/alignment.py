@@ -13,8 +13,8 @@ share the exact pair stage, its memory plan and its multi-device support. They d
     full         1                                    ReLU          all positions
     semantic     one-hot of its body part, 0 if none  ReLU          the same body part
 
-The last five are rules, whose edges have weight 1 and no gradient. To add a rule, write a function from maps to keys
-and register it with `STRATEGIES.register`. A strategy in another module is selected by
+The last five are fixed rules, whose edges have weight 1 and no gradient. To add a rule, write a function from maps to
+keys and register it with `STRATEGIES.register`. A strategy in another module is selected by
 `config.model.pair.alignment=MODULE:NAME`.
 
 Legend: u target image, v contextual image, B images, N and M nodes, D channels, E channels of keys.
@@ -37,7 +37,7 @@ from cacenet_jax.models.part_positions import NUM_LABELS
 from cacenet_jax.models.registry import Registry
 
 AnyArray = Array | ndarray
-_FEW = 8  # up to this many neighbours, the threshold is computed by passes over a row
+_FEW = 8  # up to this K, repeated maxima are used instead of a partial sort
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,12 +46,12 @@ class Strategy:
 
     Attributes:
         title: name in figures.
-        rule: function from maps (B, N, D) and body parts (B, N), or None, to keys (B, N, E). None if the keys are
-            learned.
+        rule: function from maps (B, N, D) and optional body parts (B, N) to keys (B, N, E). `rule` is None if the keys
+            are learned.
         learned: blocks with learned weights.
         top_k: connect the K highest scores, with K = `config.model.pair.neighbours`, instead of applying a ReLU.
         needs_parts: True if the images must have a body-part label for each pixel.
-        row: label of an additional row of table 2 that is run under the strategy's name, or None.
+        row: label of an additional row of table 2 for this strategy, or None.
     """
 
     title: str
@@ -68,7 +68,7 @@ STRATEGIES: Registry[Strategy] = Registry(
 
 
 def table_rows() -> dict[str, tuple[str, dict[str, Any]]]:
-    """Return the additional rows of table 2, as a map from name to label and fields of `config.model.pair`."""
+    """Return the additional rows of table 2 as {name: (label, fields of `config.model.pair`)}."""
     return {name: (label, {"alignment": name}) for name in STRATEGIES if (label := STRATEGIES.resolve(name).row)}
 
 
@@ -78,8 +78,8 @@ def connect(scores_NM: Float[Array, "*grid N M"], nearest: int = 0) -> Float[Arr
     Args:
         scores_NM: products of keys.
         nearest: 0 for ReLU(scores), as in the paper. K connects each position to the K positions with the highest
-            scores, in either direction so that T_vu = T_uv^T. These edges have weight 1 and no gradient. Ties are
-            selected or rejected together, and only positive scores are selected.
+            scores. Selection in either direction suffices, so T_vu = T_uv^T. These edges have weight 1 and no gradient.
+            Ties are selected or rejected together, and only positive scores are selected.
     """
     if not nearest:
         return jax.nn.relu(scores_NM)
@@ -93,7 +93,10 @@ def connect(scores_NM: Float[Array, "*grid N M"], nearest: int = 0) -> Float[Arr
 
 
 def _kth_highest(x_NM: Array, count: int) -> Array:
-    """Return the count-th highest value of each row, (N, 1); repeated maxima beat a partial sort for small counts."""
+    """Return the count-th highest value of each row, shape (N, 1).
+
+    For small counts, repeated maxima are faster than a partial sort.
+    """
     if count > _FEW:
         return jax.lax.top_k(x_NM, count)[0][..., -1:]
     least_N1 = x_NM.max(axis=-1, keepdims=True)
@@ -114,7 +117,7 @@ def none_keys(nodes_BND: Float[Array, "B N D"], parts_BN: Int[Array, "B N"] | No
 
 
 def full_keys(nodes_BND: Float[Array, "B N D"], parts_BN: Int[Array, "B N"] | None) -> Float[Array, "B N 1"]:
-    """Return constant keys, which connect every position to all others."""
+    """Return constant keys, which connect every position to all positions."""
     del parts_BN
     return _constant(nodes_BND, 1.0)
 
@@ -172,7 +175,7 @@ def blocks(
     parts_v_M: Int[AnyArray, "M"] | None = None,
     neighbours: int = 1,
 ) -> Adjacency:
-    """Compute the graph of two images for a strategy, in its literal form.
+    """Compute the full graph of two images under an alignment strategy.
 
     Args:
         strategy: a name in STRATEGIES, or MODULE:NAME.

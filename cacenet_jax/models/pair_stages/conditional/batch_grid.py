@@ -7,7 +7,7 @@ The mean neighbour of image u in the graph of u and v is a weighted sum of the n
 so the whole grid reduces to two arrays of B x B x N weights. `coefficients` computes them and contains all graph
 operations. Its cost is dominated by the cross blocks T, a single Gram product of the batch. The backward pass is
 hand-written to exploit the symmetry T_uv = T_vu^T, which automatic differentiation does not. Let C be the cotangent of
-T, so that C + C^T collects both orders of a pair. The cotangent of the keys K is then (C + C^T) K diag(w'), and that of
+T; then C + C^T combines both orders of a pair. The cotangent of the keys K is then (C + C^T) K diag(w'), and that of
 w' is diag(K^T (C + C^T) K) / 2. This takes one product as large as the Gram product, whereas automatic differentiation
 takes two. With several devices, each device holds the rows of its local images. The cotangents of mirrored pairs are
 exchanged by all_to_all, and no array of the size of the Gram matrix is communicated.
@@ -84,7 +84,7 @@ def _pair(fused: bool, cross_NM: Array, degree_u_N: Array, degree_v_M: Array) ->
 
 
 class _Side(NamedTuple):
-    """Roots and output cotangents for one ordering of a pair."""
+    """Root r_uv and the cotangents of r_uv and of T_uv r_vu, for one ordering of a pair."""
 
     root_N: Array
     d_root_N: Array
@@ -97,7 +97,10 @@ def _through_root(root_N: Array, d_root_N: Array) -> Array:
 
 
 def _pair_backward(fused: bool, cross_NM: Array, uv: _Side, vu: _Side) -> tuple[Array, Array]:
-    """Compute the cotangents of T_uv (from both orders) and of u's degree for one pair; 0 at isolated nodes (r = 0)."""
+    """Compute the cotangents of T_uv (both orders combined) and of u's degree for one pair.
+
+    They are 0 at isolated nodes, where r = 0.
+    """
     wide_NM = cross_NM.astype(uv.root_N.dtype)
     degree_u_N = _through_root(uv.root_N, uv.d_root_N + _weigh(wide_NM, vu.d_reach_N, fused))
     degree_v_M = _through_root(vu.root_N, vu.d_root_N + _weigh(wide_NM.T, uv.d_reach_N, fused))
@@ -157,7 +160,7 @@ def coefficients(
     Returns:
         Weights and diagnostics, at least float32.
 
-    Source: paper, equations 2-7, with the mean taken first (see the module docstring).
+    Source: paper, equations 2-7, with the mean over positions taken before Theta (see pair.py).
     """
     return _forward(plan, keys_RNE, intra_weight_E, cross_weight_E)[0]
 
@@ -190,7 +193,7 @@ def _forward(
 
 def _backward(plan: Plan, kept: tuple[Any, ...], cotangent: Coefficients) -> tuple[Array, Array, Array]:
     keys_RNE, intra_weight_E, cross_weight_E, intra_RNN, root, reach, cross = kept
-    if plan.nearest:  # a selection has no gradient
+    if plan.nearest:  # a top-K selection has no gradient
         return jnp.zeros_like(keys_RNE), jnp.zeros_like(intra_weight_E), jnp.zeros_like(cross_weight_E)
     keys_BNE = all_gather(keys_RNE, plan.axis_name)
     channels = keys_RNE.shape[-1]
@@ -248,13 +251,13 @@ def encoded_grid(
     rows, nodes, _ = nodes_RND.shape
     count = plan.encode
     wide = weights.own_RBN.dtype
-    if count == rows:  # one product per image covers both of its roles
+    if count == rows:  # one product per image covers its roles as target and as context
         both = jnp.concatenate([weights.own_RBN, weights.given_RBN], axis=1)
         sums = _weighted(both, nodes_RND)
         own, given = jnp.split(sums, 2, axis=1)
         near = (own + transpose_grid(given, plan.axis_name)) / nodes
         return encode(nodes_RND.mean(axis=1, dtype=wide)[:, None], near)
-    # For row block t of every device, all_to_all returns the matching columns of `given` as rows.
+    # Group the columns by their row block on each device, so that transpose_grid returns the rows of one block.
     blocks = rows // count
     given = weights.given_RBN.reshape(rows, -1, blocks, count, nodes)
     given = jnp.moveaxis(given, 2, 0).reshape(blocks, rows, -1, nodes)

@@ -1,8 +1,8 @@
 """Visual clue alignment: the difference between aligned regions of two images (section 3.3; table 1, second row).
 
-A region is described by its contribution to the individual embedding. f(I) is linear in the nodes of the map up to the
-batch norm, so the encoder can be applied to single nodes as well. Each region is aligned with the most similar region
-of the other image, and the worst matches dominate the distance:
+A region is described by its contribution to the individual embedding. In inference mode, f(I) is affine in the nodes of
+the map, so the encoder can also be applied to single nodes. Each region is aligned with the most similar region of the
+other image, and the worst matches dominate the distance:
 
     a_i = max_j c_ij,   clue(u | v) = ( sum_i s_i (1 - a_i)^p )^(1/p),   clue(u, v) = (clue(u | v) + clue(v | u)) / 2
 

@@ -103,7 +103,7 @@ class ConditionalHead(nn.Module):
         return lambda own, neighbour: self._product(self._filter(own, neighbour, kernels), conv)
 
     def composed(self) -> ComposedHead:
-        """Compose Theta, the convolution and the inference-mode batch norm of an initialised head, at least float32."""
+        """Compose Theta, convolution and inference-mode batch norm of an initialised head in at least float32."""
         acc_dtype = jnp.promote_types(self.theta.dtype, jnp.float32)
         scale_F, bias_F = self.head.norm_affine()
         encoder_DF = self.head.kernel.astype(acc_dtype) * scale_F

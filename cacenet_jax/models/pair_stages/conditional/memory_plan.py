@@ -10,7 +10,8 @@ import jax
 
 from cacenet_jax.errors import UserError
 
-# Rows x nodes of a panel that fits in a CPU cache (192 nodes, 2048 channels, 2 cores: 0.26 s vs 0.28 s as one panel).
+# Maximum rows x nodes of a panel on a CPU, for the cache. With 192 nodes, 2048 channels and 2 cores, a grid takes
+# 0.26 s instead of 0.28 s with a single panel.
 _CACHED = 768
 # Maximum bytes of mean neighbours encoded at a time; larger blocks are not faster.
 _ENCODED = 64 * 2**20
@@ -28,7 +29,7 @@ class Plan(NamedTuple):
         encode: number of rows encoded at a time.
         fused: compute the product of a cross block and a vector as an elementwise product and a sum, which GPUs and
             TPUs fuse and compute in float32. On a CPU, matrix products are faster.
-        nearest: as in `alignment.connect`, 0 for the ReLU or K for a top-K selection, which has no gradient.
+        nearest: as in `alignment.connect`: 0 for the ReLU, or K for a top-K selection, which has no gradient.
     """
 
     axis_name: str | None
@@ -75,7 +76,7 @@ def make_plan(
     """
     on_cpu = (backend or jax.default_backend()) == "cpu"
     grid = rows * columns
-    vectors = 14 * grid * nodes * 4 + 3 * rows * nodes * nodes * 4  # weights, roots, cotangents of both orders; S
+    vectors = 14 * grid * nodes * 4 + 3 * rows * nodes * nodes * 4  # weights, roots and cotangents (both orders); S
     room = int(memory_mib * share * 2**20) - vectors
     panel_bytes = lambda p: p * columns * nodes * nodes * (12 + 2 * itemsize)
     encode_bytes = lambda p: 24 * p * columns * channels

@@ -1,4 +1,6 @@
-"""Exact pooled form for a single pair. See batch_grid.py for training batches and stored.py for one image against many.
+"""Means of the conditional maps of a single pair, computed exactly and without building the maps.
+
+See batch_grid.py for training batches and stored.py for one image against many.
 
 Everything from the graph convolution to the encoder is linear, so the mean over positions can be taken first:
 
@@ -49,7 +51,7 @@ def image_terms(
 ) -> ImageTerms:
     """Compute the per-image terms of the pair stage; keys default to the nodes (equation 2).
 
-    `nearest` has the meaning defined in `alignment.connect`: 0 for the ReLU, K for a top-K selection.
+    `nearest` is defined as in `alignment.connect`: 0 for the ReLU, K for a top-K selection.
     """
     nodes_ND = jnp.asarray(nodes_ND)
     keys_NE = None if keys_NE is None else jnp.asarray(keys_NE)
@@ -138,7 +140,7 @@ def pooled_pair(
     Returns:
         mean_u[(I -+ R A R) X] and mean_v[(I -+ R A R) X], shape (D,) each, at least float32.
 
-    Source: paper, equations 2-7, with the mean taken first.
+    Source: paper, equations 2-7, with the mean over positions taken before Theta.
     """
     u, v = image_terms(nodes_u_ND, intra_weight_D), image_terms(nodes_v_MD, intra_weight_D)
     near_u_D, near_v_D = neighbours_both(u, v, cross_weight_D)

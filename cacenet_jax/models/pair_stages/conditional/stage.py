@@ -44,7 +44,7 @@ class Terms(NamedTuple):
 
 
 class ConditionalGrid(NamedTuple):
-    """Training grid.
+    """Outputs for the training grid.
 
     Attributes:
         conditional: f(u|v) and its logits, shapes (R, C, F) and (R, C, I).
@@ -134,7 +134,7 @@ class ConditionalStage(EmbeddingPairStage, AffinityStage, kw_only=True):
 
     @property
     def poolings(self) -> frozenset[str]:
-        """Supported poolings: only the mean, because pooling before Theta and the encoder must be linear."""
+        """Supported poolings: only the mean, because pooling is moved ahead of Theta and must therefore be linear."""
         return frozenset({"mean"})
 
     @property
@@ -144,7 +144,7 @@ class ConditionalStage(EmbeddingPairStage, AffinityStage, kw_only=True):
 
     @property
     def learned_blocks(self) -> tuple[Block, ...]:
-        """Graph blocks whose weights are learned by the alignment strategy."""
+        """Graph blocks with learned weights, as defined by the alignment strategy."""
         return self.strategy.learned
 
     @property
@@ -161,7 +161,10 @@ class ConditionalStage(EmbeddingPairStage, AffinityStage, kw_only=True):
         return self.learned_keys(nodes_BND, train=train)
 
     def _weight(self, block: Block, channels: int, dtype: Any) -> Float[Array, "E"]:
-        """Return the diagonal of W or W'; if not learned, ones for rules and zeros otherwise (no cross-image edges)."""
+        """Return the diagonal of W or W'.
+
+        Weights that are not learned are ones for a fixed rule and otherwise zeros, which removes the edges.
+        """
         if block in self.learned_blocks:
             return self.learned_weight(block)
         return jnp.full(channels, self.strategy.rule is not None, dtype)
@@ -235,7 +238,7 @@ class ConditionalStage(EmbeddingPairStage, AffinityStage, kw_only=True):
             self.conditional_head(nodes_RND[:, 0], nodes_RND[:, 0], train=train)
         rows, num_nodes, channels = nodes_RND.shape
         axis_name, columns = self.grid_axis(rows, train)
-        share = 1.0 if self.clue_weight == 0 else 0.5  # the rest is for the clue distances
+        share = 1.0 if self.clue_weight == 0 else 0.5  # the other half is for the clue distances
         keys_RNE = self._keys(nodes_RND, parts_RN, train)
         keys_RNE = nodes_RND if keys_RNE is None else keys_RNE
         itemsize = keys_RNE.dtype.itemsize
@@ -246,7 +249,7 @@ class ConditionalStage(EmbeddingPairStage, AffinityStage, kw_only=True):
         encoded = encoded_grid(plan, nodes_RND, weights, self.conditional_head.encoder(rows * columns))
         clues = self._clues(nodes_RND, individual)
         if clues is not None:
-            block = self.columns_at_once(12 * rows * num_nodes**2, share)  # bytes per column, with backward pass
+            block = self.columns_at_once(12 * rows * num_nodes**2, share)  # bytes per column, including backward pass
             clues = distance_grid(clue_distance, clues, block, axis_name)
         conditional = self.conditional_head.finish(encoded, train=train)
         return ConditionalGrid(conditional, clues, weights.positive_intra, weights.positive_cross, weights.degree)

@@ -7,7 +7,7 @@ into D x F matrices, which are applied to the nodes of an image before any pair 
 
 where E is the encoder with the batch-norm scale folded in, and own_u = mean_u X Theta_0 E + bias. A pair then costs its
 block T_uv and matrix-vector products of size N x N and N x F, and none of size N x D or D x D. For this reason the
-algebra of pair.py is repeated here in a different form, which tests compare with the literal one. The maps themselves
+algebra of pair.py is repeated here in a different form, which is tested against the literal one. The maps themselves
 are not stored. T_uv is computed from keys scaled by the square root of |w'|, so both images of a pair are stored in the
 same form and rounded once.
 
@@ -74,7 +74,7 @@ class StoredTerms(NamedTuple):
 
 
 def split_weight(weight_E: Float[Array, "E"], has_threshold: bool) -> CrossWeight:
-    """Split the diagonal of W' into the key scale, the sign, and the offset held by its last channel, if any."""
+    """Split the diagonal of W' into key scale, sign and offset (the weight of the constant channel, or 0)."""
     weight_E = weight_E.astype(jnp.promote_types(weight_E.dtype, jnp.float32))
     channels = len(weight_E) - has_threshold
     weight_E, threshold = weight_E[:channels], weight_E[channels:]
