@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from absl import logging
 
 from cacenet_jax.data.builders import Prepared, open_split
 from cacenet_jax.data.pipeline import evaluation_batches
@@ -20,6 +21,7 @@ from cacenet_jax.retrieval.metrics import check_rankable
 from cacenet_jax.retrieval.rankings import LabelledSet, Rescore, Settings, check_sizes, evaluate, table
 from cacenet_jax.retrieval.rescore import Rescorer
 from cacenet_jax.retrieval.term_store import Store, make_plan, memory_budget, replicate, tree_bytes
+from cacenet_jax.run.fingerprint import fingerprint, keep_others
 from cacenet_jax.run.workdir import write_json
 from cacenet_jax.train_step import TrainState
 
@@ -123,17 +125,46 @@ def check_splits(settings: Experiment, prepared: Prepared, cut: TrainVal | None 
         parts.check({split: open_split(prepared, split) for split in ("train", "query", "gallery")})
 
 
+def doubts(query: Subset, gallery: Subset, *, camera_filter: bool) -> list[str]:
+    """Return reasons why scores on these labels mean little, whatever the network.
+
+    Args:
+        query: query images.
+        gallery: gallery images.
+        camera_filter: True if images of the query's identity and camera are left out of its ranking.
+    """
+    reasons = []
+    if len(set(gallery.pids.tolist())) == 1:
+        reasons.append("all gallery images show one identity, so that every ranking scores 100; add other people")
+    if query.split.checksums is None or gallery.split.checksums is None:
+        return reasons
+    columns = zip(gallery.split.checksums[gallery.indices].tolist(), gallery.pids.tolist(), gallery.camids.tolist())
+    cameras: dict[tuple[int, int], set[int]] = {}
+    for checksum, pid, camid in columns:
+        cameras.setdefault((checksum, pid), set()).add(camid)
+    copies = 0
+    columns = zip(query.split.checksums[query.indices].tolist(), query.pids.tolist(), query.camids.tolist())
+    for checksum, pid, camid in columns:
+        copies += bool(cameras.get((checksum, pid), set()) - ({camid} if camera_filter else set()))
+    if copies:
+        reasons.append(
+            f"{copies} of {len(query.indices)} queries are in the gallery too, as matches of themselves that any network "
+            "ranks first; take them out of the gallery, or keep config.eval.camera_filter on and correct the cameras"
+        )
+    return reasons
+
+
 def score_test(
     settings: Experiment, net: CACENet, state: TrainState, prepared: Prepared, step: int, file: Path
 ) -> dict[str, Any]:
-    """Score the test split and return the results in every process.
+    """Score the test split and return the results, with their fingerprint, in every process.
 
-    Process 0 also prints them as a table and writes them to `file`.
+    Process 0 also prints them as a table and writes them to `file`. Results of another fingerprint that are there are
+    renamed, not overwritten.
     """
     start = time.monotonic()
-    result = score(
-        settings, net, state, all_records(open_split(prepared, "query")), all_records(open_split(prepared, "gallery"))
-    )
+    query, gallery = (all_records(open_split(prepared, split)) for split in ("query", "gallery"))
+    result = score(settings, net, state, query, gallery)
     result |= {
         "data": settings.data.name,
         "options": dict(settings.data.options),
@@ -141,9 +172,13 @@ def score_test(
         "mix": settings.evaluation.mix,
         "seconds": broadcast_from_writer("seconds", time.monotonic() - start),
     }
+    result["fingerprint"] = fingerprint(prepared, state, settings.evaluation)
     if is_writer():
+        keep_others(file, result["fingerprint"])
         print(
             f"\n{settings.data.name}, test split, step {step}, {result['seconds']:.0f} s\n{table(result)}", flush=True
         )
+        for warning in doubts(query, gallery, camera_filter=settings.evaluation.camera_filter):
+            logging.warning("%s: %s", settings.data.name, warning)
         write_json(file, result)
     return result

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from absl import logging
 from ml_collections import ConfigDict
 
 from cacenet_jax import experiment
@@ -32,9 +33,10 @@ from cacenet_jax.run import compilation, initialisation, stopping
 from cacenet_jax.run.checkpoints import Checkpoints
 from cacenet_jax.run.choices import to_dict, with_eval_dataset
 from cacenet_jax.run.completion import complete
+from cacenet_jax.run.fingerprint import of_data, results_path
 from cacenet_jax.run.metric_writer import MetricWriter, NullWriter, Progress
 from cacenet_jax.run.validation import validate
-from cacenet_jax.run.workdir import check_network, check_workdir, claim_workdir, locked
+from cacenet_jax.run.workdir import check_network, check_workdir, claim_workdir, locked, recorded_data
 from cacenet_jax.train_step import TrainState, create_state, make_train_step
 
 # Data fields that may differ between the processes of a run: where each machine stores the data and how it reads them.
@@ -269,7 +271,8 @@ def load_network(config: ConfigDict, workdir: str | Path) -> tuple[CACENet, int,
 def evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     """Evaluate the checkpoint of a workdir on the test split of config.data and write results.json.
 
-    If config.eval.data is set, evaluate on that data set instead (cross-domain) and write results_NAME.json.
+    If config.eval.data is set, evaluate on that data set instead (cross-domain) and write results_NAME.json. Results of
+    other data are not overwritten: the file then has the first digits of the data's hash in its name.
 
     Args:
         config: config of the run; eval fields may differ.
@@ -281,10 +284,19 @@ def evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     Raises:
         UserError: there is no checkpoint, it does not match the config, or the data are broken.
     """
-    file = f"results_{config.eval.data}.json" if config.eval.data else "results.json"
+    name = f"results_{config.eval.data}" if config.eval.data else "results"
     trained = load(with_eval_dataset(config), workdir)
-    path = Path(workdir).expanduser() / file
+    folder = Path(workdir).expanduser()
+    path = results_path(folder, name, of_data(trained.prepared), bool(config.eval.data) or _is_own(trained, folder))
+    if is_writer() and path.stem != name:
+        logging.warning("%s.json is of other data and is kept; these results go to %s", folder / name, path)
     return score_test(trained.settings, trained.net, trained.state, trained.prepared, trained.step, path)
+
+
+def _is_own(trained: Trained, folder: Path) -> bool:
+    """Return False if the network was trained on other data than those of its config."""
+    recorded = recorded_data(folder)
+    return recorded is None or recorded == cut_training(trained.settings.data, trained.prepared).train.summary()
 
 
 def _report_validation(writer: MetricWriter | NullWriter, step: int, result: dict[str, Any]) -> None:

@@ -37,10 +37,17 @@ class Subset(NamedTuple):
         return np.unique(self.pids, return_inverse=True)[1]
 
     def summary(self) -> dict[str, str | int]:
-        """Return the numbers of images and identities, and a hash of all names and identities in order."""
+        """Return the numbers of images and identities, a hash of all names and identities in order, and one of the images.
+
+        The hash of the images, "pixels", is missing if their checksums are unknown.
+        """
         content = hashlib.sha256("\n".join(self.split.names[i] for i in self.indices).encode())
         content.update(np.ascontiguousarray(self.pids).tobytes())
-        return {"images": len(self.indices), "identities": self.num_identities, "sha256": content.hexdigest()[:16]}
+        summary: dict[str, str | int] = {"images": len(self.indices), "identities": self.num_identities}
+        summary["sha256"] = content.hexdigest()[:16]
+        if self.split.checksums is not None:
+            summary["pixels"] = hashlib.sha256(self.split.checksums[self.indices].tobytes()).hexdigest()[:16]
+        return summary
 
     @property
     def num_identities(self) -> int:

@@ -15,6 +15,7 @@ from cacenet_jax.reproduce import plot, report, runs, sweep
 from cacenet_jax.reproduce.report import Cell, Line
 from cacenet_jax.reproduce.runs import FULL, Plan
 from cacenet_jax.reproduce.tables import SWEEP, table_of
+from cacenet_jax.run.choices import to_dict
 from cacenet_jax.run.completion import complete
 from cacenet_jax.run.validation import validate
 from cacenet_jax.train import load
@@ -46,14 +47,23 @@ class Study:
         self.sweeps: dict[int, list[dict[str, Any]]] = {}
         self.absent: dict[str, str] = {}
         self.failed: dict[tuple[str, int], str] = {}
+        self._data: dict[str, runs.DataState] = {}
         for run, config in plan.configs.items():
             for seed in seeds:
-                outcome = runs.outcome(self.folder(run, seed), runs.with_seed(config, seed))
+                outcome = runs.outcome(self.folder(run, seed), runs.with_seed(config, seed), self.data(run))
                 if outcome is not None:
                     self.outcomes[run, seed] = outcome
         if SWEEP in tables:
             for seed in seeds:
                 self._read_sweep(seed)
+
+    def data(self, run: str) -> runs.DataState:
+        """Return the data of a run as they are now; rows that share their data look once."""
+        config = self.plan.configs[run]
+        key = repr(config.data.to_dict())
+        if key not in self._data:
+            self._data[key] = runs.data_state(config)
+        return self._data[key]
 
     def folder(self, run: str, seed: int) -> Path:
         """Return the workdir of a run."""
@@ -80,7 +90,8 @@ class Study:
             self._keep(run, seed, error)
             return True
         if is_writer():
-            outcome = runs.outcome(self.folder(run, seed), config)
+            self._data.clear()  # prepared by now
+            outcome = runs.outcome(self.folder(run, seed), config, self.data(run))
             assert outcome is not None, f"{run}, seed {seed} left no results"
             self.outcomes[run, seed] = outcome
         return True
@@ -126,9 +137,10 @@ class Study:
                     self._write_sweep()
             elif run is None or run in self._runs_of(number):
                 lines = self._lines(number)
+                network = report.describe_network(to_dict(self.plan.full)["model"])
                 table = table_of(number)
                 name = table.name
-                _write(self.workdir / f"{name}.md", report.markdown(table, lines, len(self.seeds)))
+                _write(self.workdir / f"{name}.md", report.markdown(table, lines, len(self.seeds), network))
                 _write(self.workdir / f"{name}.csv", report.csv_text(table, lines))
                 plot.plot_table(table, lines, self.workdir / f"{name}.png")
 
@@ -202,18 +214,9 @@ def reproduce(
 
 
 def _absent(study: Study) -> dict[str, str]:
-    """Return the reason for each unfinished run whose data set is not available."""
-    reasons: dict[str, str | None] = {}  # rows with the same data settings share a reason
-    absent: dict[str, str] = {}
-    for run, config in study.plan.configs.items():
-        if all((run, seed) in study.outcomes for seed in study.seeds):
-            continue
-        data = repr(config.data.to_dict())
-        if data not in reasons:
-            reasons[data] = runs.why_no_data(config)
-        if (reason := reasons[data]) is not None:
-            absent[run] = reason
-    return absent
+    """Return the reason for each run whose data set is not available."""
+    states = {run: study.data(run) for run in study.plan.configs}
+    return {run: state.absent for run, state in states.items() if state.absent}
 
 
 def _tell(study: Study, count: int) -> None:

@@ -102,18 +102,33 @@ def describe_data(cells: Iterable[Cell]) -> str:
     )
 
 
-def markdown(table: Table, lines: Sequence[Line], num_seeds: int) -> str:
+def describe_network(model: Mapping[str, Any]) -> str:
+    """Describe the network of the full model.
+
+    Args:
+        model: the fields of config.model, as a nested dictionary.
+    """
+    chosen = (("", model["backbone"], model["backbone_fields"]), ("pair stage ", model["pair_stage"], model["pair"]))
+    parts = [
+        f"{kind}{name}" + (f" ({', '.join(f'{field}={value}' for field, value in fields.items())})" if fields else "")
+        for kind, name, fields in chosen
+    ]
+    return f"Network of the full model: {', '.join(parts)}."
+
+
+def markdown(table: Table, lines: Sequence[Line], num_seeds: int, network: str = "") -> str:
     """Format a table with our results next to the paper's.
 
     Args:
         table: table of the paper.
         lines: results of each row.
         num_seeds: number of planned runs per row.
+        network: description of the full model (`describe_network`).
     """
     out = [f"# Table {table.number}: {table.title}", ""]
     if table.one_data_set:
         # In tables 1 and 2 the first row has no pairs, so the description of re-scoring comes from another row.
-        out += [describe_data(cell for line in reversed(lines) for cell in line.cells)]
+        out += [describe_data(cell for line in reversed(lines) for cell in line.cells), network]
     out += [
         f"Paper: {table.data}. Per cent, mAP / rank-1; ours: mean ± sample standard deviation over seeds. A row is compared "
         "by its mixed ranking, one without pairs by its individual ranking.",

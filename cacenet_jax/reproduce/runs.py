@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from cacenet_jax import train
+from cacenet_jax import experiment, train
+from cacenet_jax.data.builders import Prepared
 from cacenet_jax.data.builders.prepare import find_prepared
 from cacenet_jax.distributed.processes import is_writer
 from cacenet_jax.errors import UserError
@@ -20,12 +21,11 @@ from cacenet_jax.reproduce import variants
 from cacenet_jax.reproduce.tables import SWEEP, table_of
 from cacenet_jax.run.choices import flatten, override, to_dict
 from cacenet_jax.run.completion import complete
+from cacenet_jax.run.fingerprint import SCORED_BY, of_checkpoint, of_data
 from cacenet_jax.run.records import effective
 from cacenet_jax.run.workdir import check_workdir, write_json
 
 FULL = "full"  # run that the sweep evaluates
-# Fields of config.eval that affect scores; the others only affect memory and speed.
-_SCORES = ("top_k", "camera_filter", "mix", "flip", "map_dtype", "checkpoint")
 _HEALTH = ("loss", "accuracy", "positive_intra", "positive_cross", "degree")
 
 
@@ -72,6 +72,7 @@ def make_plan(
     Raises:
         UserError: a config of table 4 or 5 is missing.
     """
+    config = variants.with_paper_stage(config, overrides or {})
     # All rows are named in a fixed order, so a run's name does not depend on the selected tables.
     catalogue = {row: variants.apply(config, row) for row in variants.rows()}
     names: dict[str, str] = {}
@@ -143,44 +144,74 @@ def changes(plan_config: ConfigDict, full: ConfigDict) -> list[str]:
     return [f"{field}={value}" for field, value in flatten(to_dict(plan_config)) if base.get(field, value) != value]
 
 
-def why_no_data(config: ConfigDict) -> str | None:
-    """Return the reason why a config's data set is unavailable, or None if it is available."""
-    data = config.data
+class DataState(NamedTuple):
+    """Data of a config as they are now.
+
+    Attributes:
+        train: `Subset.summary` of the training images, or None if the data are not prepared yet.
+        scored: hash of query and gallery (`fingerprint.of_data`), likewise.
+        absent: reason why the data are not available, or "" if they are.
+    """
+
+    train: dict[str, Any] | None
+    scored: str | None
+    absent: str = ""
+
+
+def data_state(config: ConfigDict) -> DataState:
+    """Look at the data of a config without preparing them."""
+    data = experiment.read(config).data
     try:
-        find_prepared(data.name, root=data.root, data_dir=data.dir, options=data.options.to_dict())
+        directory = find_prepared(data.name, root=data.root, data_dir=data.dir, options=data.options)
+        if not Path(directory).is_dir():
+            return DataState(None, None)
+        prepared = Prepared(data.name, directory)
+        return DataState(train.cut_training(data, prepared).train.summary(), of_data(prepared))
     except UserError as error:
-        return str(error)
+        return DataState(None, None, str(error))
+
+
+def outcome(folder: Path, config: ConfigDict, data: DataState) -> Outcome | None:
+    """Return the outcome of a finished run, or None if it is unfinished or its results are not of this data and config.
+
+    --mode=evaluate also writes results, possibly of an unfinished run or on other data; these do not count.
+
+    Args:
+        folder: workdir of the run.
+        config: config of the run.
+        data: its data as they are now.
+
+    Raises:
+        UserError: the folder contains a run with another config, or a file that is not valid JSON.
+    """
+    check_workdir(folder, to_dict(config))
+    if data.train is None or _read(folder / "data.json") != data.train:
+        return None
+    health = _health(folder / "metrics.jsonl")
+    if health.pop("step", 0) < _last_step(folder, config):
+        return None
+    for path in (folder / "results.json", *sorted(folder.glob("results_*.json"))):
+        results = _read(path)
+        if results is not None and _counts(results, folder, config, data):
+            seconds = (_read(folder / "reproduce.json") or {}).get("seconds")
+            return Outcome(results, health, seconds)
     return None
 
 
-def outcome(folder: Path, config: ConfigDict) -> Outcome | None:
-    """Return the outcome of a run, or None if it is unfinished or was scored with other settings.
-
-    --mode=evaluate also writes results. They are ignored if the run was incomplete or they come from other data.
-
-    Raises:
-        UserError: the folder contains a run with another config, or a file is not valid JSON.
-    """
-    check_workdir(folder, to_dict(config))
-    results = _read(folder / "results.json")
-    if results is None:
-        return None
-    recorded = (_read(folder / "config.json") or {}).get("eval", {})
-    current = to_dict(config)["eval"]
-    health = _health(folder / "metrics.jsonl")
-    data = to_dict(config)["data"]
-    other_data = any(
-        results.get(field, data[of]) != data[of] for field, of in (("data", "name"), ("options", "options"))
-    )
-    if other_data or health.pop("step", 0) < _last_step(folder, config):
-        return None
-    scored = {**recorded, "mix": results["mix"]}
-    # top_k is clipped to the gallery size; any larger setting yields the same results.
-    scored["top_k"] = current["top_k"] if results["top_k"] == min(current["top_k"], results["num_gallery"]) else None
-    if any(scored.get(field) != current[field] for field in _SCORES):
-        return None
-    seconds = (_read(folder / "reproduce.json") or {}).get("seconds")
-    return Outcome(results, health, seconds)
+def _counts(results: dict[str, Any], folder: Path, config: ConfigDict, data: DataState) -> bool:
+    """Return True if results are of a run's data, network and settings."""
+    marks = results.get("fingerprint")
+    if not marks or marks["data"] != data.scored:
+        return False
+    if of_checkpoint(folder, results["step"]) not in (None, marks["network"]):
+        return False
+    evaluation = config.eval
+    if evaluation.checkpoint == "last" and results["step"] != _last_step(folder, config):
+        return False
+    settings = dict(marks["settings"])
+    # A top_k beyond the gallery gives the same ranking as its size.
+    settings["top_k"], top_k = (min(k, results["num_gallery"]) for k in (settings["top_k"], evaluation.top_k))
+    return settings == {**{name: evaluation[name] for name in SCORED_BY}, "top_k": top_k}
 
 
 def _last_step(folder: Path, config: ConfigDict) -> int:
@@ -218,8 +249,6 @@ def run(config: ConfigDict, folder: Path) -> None:
     Raises:
         UserError: same as for `cacenet_jax.train.train`.
     """
-    if is_writer():  # results of other settings would be stale
-        (folder / "results.json").unlink(missing_ok=True)
     continued = (folder / "config.json").exists()
     start = time.monotonic()
     try:

@@ -53,10 +53,10 @@ def done(folder: Path, evaluation: Evaluation) -> list[dict[str, Any]] | None:
 
 
 def _identity(results: Path, evaluation: Evaluation) -> dict[str, Any]:
-    """Return the results and settings that a sweep depends on, except for top_k."""
-    individual = json.loads(results.read_text())["individual"]
-    settings = dataclasses.asdict(evaluation)
-    return {"individual": individual, "eval": {name: value for name, value in settings.items() if name != "top_k"}}
+    """Return the data, network and settings that a sweep depends on, except for top_k."""
+    marks = json.loads(results.read_text()).get("fingerprint", {})
+    settings = {name: value for name, value in dataclasses.asdict(evaluation).items() if name != "top_k"}
+    return {"data": marks.get("data"), "network": marks.get("network"), "eval": settings}
 
 
 def sweep(trained: Trained, folder: Path) -> list[dict[str, Any]]:

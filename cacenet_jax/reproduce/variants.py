@@ -4,7 +4,8 @@ python -m cacenet_jax.main --config=configs/market1501.py:released --workdir=wor
 python -m cacenet_jax.main --config=configs/synthetic_ablation.py:normal --workdir=workdirs/normal
 """
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Collection, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -12,9 +13,10 @@ from ml_collections import ConfigDict
 
 from cacenet_jax.config import NO_PAIR_STAGE
 from cacenet_jax.errors import UserError
-from cacenet_jax.run.choices import override
+from cacenet_jax.run.choices import lookup, override
 
 FULL = "full"  # changes nothing
+PAPER_STAGE = "conditional"
 
 # Name -> dotted field -> value. All other fields keep the config's values, except that a variant with a different pair
 # stage starts from that stage's defaults.
@@ -84,6 +86,20 @@ def changes(name: str) -> Mapping[str, Any]:
             "of --config"
         )
     return known[name]
+
+
+def with_paper_stage(config: ConfigDict, asked: Collection[str] = ()) -> ConfigDict:
+    """Return a copy of a config with the pair stage of the paper, for the rows of its tables.
+
+    Args:
+        config: config of the full model, whose pair stage may be another one or have other fields.
+        asked: dotted fields of the command line, which are kept.
+    """
+    if "model.pair_stage" in asked:
+        return copy.deepcopy(config)
+    kept = {field: lookup(config, field) for field in asked if field.startswith("model.pair.")}
+    config = override(config, {"model.pair_stage": NO_PAIR_STAGE})  # drops the fields of the stage
+    return override(config, {"model.pair_stage": PAPER_STAGE, **kept})
 
 
 def apply(config: ConfigDict, name: str) -> ConfigDict:

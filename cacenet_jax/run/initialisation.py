@@ -149,8 +149,8 @@ def _other_data(workdir: Path, config: dict[str, Any], data: dict[str, Any]) -> 
     """Return the differences between a workdir's training data and this run's, empty if they are the same."""
     fields = [(d, d.split(":")[0]) for d in differences(recorded_config(workdir) or {}, config)]
     other = [d for d, f in fields if f == "data.name" or (f.startswith("data.options.") and f != _CHECKED)]
-    recorded = recorded_data(workdir)
-    if recorded is not None and recorded != data:
+    recorded, data = recorded_data(workdir), {key: value for key, value in data.items() if key != "pixels"}
+    if recorded is not None and {key: recorded.get(key) for key in data} != data:
         other.append(f"training data: {recorded} -> {data}")
     return other
 

@@ -181,9 +181,7 @@ def _figure(data: bytes, alt: str, caption: str) -> str:
 
 def _table(results: dict[str, Any] | None) -> str:
     if results is None:
-        return (
-            '<p class="note">No results.json in the workdir: --mode=evaluate writes the table that would be here.</p>'
-        )
+        return '<p class="note">No results of this network on these data yet: --mode=evaluate writes them.</p>'
     rankings = [name for name in ("individual", "conditional", "mixed") if name in results]
     head = "".join(f"<th>{metric}</th>" for metric in METRICS)
     rows = "\n".join(

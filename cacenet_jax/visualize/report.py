@@ -3,10 +3,8 @@
 The full gallery is ranked as in the evaluation. Maps are recomputed only for the images shown.
 """
 
-import json
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -14,6 +12,7 @@ from ml_collections import ConfigDict
 from cacenet_jax.config import NO_PAIR_STAGE
 from cacenet_jax.errors import UserError
 from cacenet_jax.experiment import Experiment
+from cacenet_jax.run.fingerprint import matching_results, of_data, of_network
 from cacenet_jax.train import load
 from cacenet_jax.visualize import page
 from cacenet_jax.visualize.browse import rank
@@ -72,8 +71,9 @@ def visualize(config: ConfigDict, workdir: str | Path) -> Path:
     for picture, data in pictures.items():
         (folder / picture).write_bytes(data)
     path = folder / "report.html"
+    results = matching_results(workdir, of_data(trained.prepared), of_network(trained.state))
     facts = _facts(settings, trained.step, name, len(gallery.indices), trained.net.pair_title)
-    path.write_text(page.html(cases, change, facts, _results(workdir)), "utf-8")
+    path.write_text(page.html(cases, change, facts, results), "utf-8")
     size = path.stat().st_size / 1024
     print(f"{path}: {size:.0f} KiB, self-contained; beside it {len(pictures)} figures as PNG", flush=True)
     return path
@@ -100,11 +100,3 @@ def _folder(workdir: Path) -> Path:
             f"{folder}: found {obstacle}, expected one; move away what is there, or make it writable"
         ) from error
     return folder
-
-
-def _results(workdir: Path) -> dict[str, Any] | None:
-    """Read the results of the last evaluation, or return None if there are none."""
-    try:
-        return json.loads((workdir / "results.json").read_text())
-    except (OSError, ValueError):
-        return None

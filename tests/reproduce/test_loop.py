@@ -10,10 +10,13 @@ from cacenet_jax import experiment
 from cacenet_jax.config import paper
 from cacenet_jax.errors import UserError
 from cacenet_jax.reproduce import loop, sweep
+from cacenet_jax.reproduce.runs import DataState
 from cacenet_jax.run.choices import to_dict
+from cacenet_jax.run.fingerprint import SCORED_BY
 
 FILE = str(Path(__file__).parents[2] / "configs/synthetic_ablation.py")
 TABLE_1 = ["full", "individual", "clues", "individual_gcn", "normal"]
+DATA = DataState({"images": 1, "identities": 1, "sha256": "a"}, "scored")
 RANKING = {"mAP": 0.4, "rank1": 0.5, "rank5": 0.6, "rank10": 0.7, "mINP": 0.1}
 
 
@@ -41,14 +44,20 @@ class Trainer:
         names = ("individual", "conditional", "mixed") if config.model.pair_stage != "none" else ("individual",)
         found = {name: RANKING for name in names} | {
             "mix": config.eval.mix, "top_k": config.eval.top_k, "num_query": 10, "num_gallery": 200, "num_valid": 10,
-            "step": 7, "seconds": 1.0, "data": config.data.name, "options": config.data.options.to_dict(),
+            "step": config.epochs, "seconds": 1.0, "data": config.data.name, "options": config.data.options.to_dict(),
         }  # fmt: skip
+        settings = {name: config.eval[name] for name in SCORED_BY}
+        found["fingerprint"] = {"data": DATA.scored, "network": "n", "settings": settings}
+        (folder / "data.json").write_text(json.dumps(DATA.train))
+        (folder / "metrics.jsonl").write_text(json.dumps({"step": config.epochs, "loss": 1.0}) + "\n")
         (folder / "results.json").write_text(json.dumps(found))
 
 
 @pytest.fixture
 def trainer(monkeypatch):
     found = Trainer()
+    look = lambda config: DataState(None, None, "nothing here") if config.data.root == "nowhere" else DATA
+    monkeypatch.setattr("cacenet_jax.reproduce.runs.data_state", look)
     monkeypatch.setattr("cacenet_jax.reproduce.runs.train.train", found)
     monkeypatch.setattr(
         "cacenet_jax.reproduce.runs._forget_programs", lambda: None
@@ -144,10 +153,11 @@ def test_other_settings_of_the_evaluation_score_every_run_again(tmp_path, traine
 
 
 def test_data_sets_that_are_absent_are_named_and_the_rest_goes_on(tmp_path, trainer, monkeypatch):
-    def why(config):
-        return None if config.data.name in ("synthetic_pedestrians", "msmt17") else f"{config.data.root}: nothing here"
+    def look(config):
+        available = config.data.name in ("synthetic_pedestrians", "msmt17")
+        return DATA if available else DataState(None, None, f"{config.data.root}: nothing here")
 
-    monkeypatch.setattr("cacenet_jax.reproduce.runs.why_no_data", why)
+    monkeypatch.setattr("cacenet_jax.reproduce.runs.data_state", look)
     run(tmp_path, "4", "1", "5", seeds=(0, 1), overrides={"data.root": "there"})
     assert trainer.ran == [(row, seed) for seed in (0, 1) for row in TABLE_1] + [("msmt17", 0), ("msmt17", 1)]
     text = (tmp_path / "table_4.md").read_text()
@@ -157,8 +167,8 @@ def test_data_sets_that_are_absent_are_named_and_the_rest_goes_on(tmp_path, trai
 
 
 def test_where_no_row_has_data_nothing_is_written(tmp_path, trainer):
-    with pytest.raises(UserError, match="nowhere: no data set found"):
-        run(tmp_path / "new", "4", "5", overrides={"data.root": str(tmp_path / "nowhere")})
+    with pytest.raises(UserError, match="nothing here"):
+        run(tmp_path / "new", "4", "5", overrides={"data.root": "nowhere"})
     assert not (tmp_path / "new").exists() and trainer.ran == []
 
 
@@ -185,3 +195,19 @@ def test_the_sweep_follows_the_full_model_and_is_made_once(tmp_path, trainer, mo
     other.eval.flip = False
     run(tmp_path, "topk", of=other)
     assert made == [0, 1, 0, 1]  # scored in another way
+
+
+def test_finished_runs_print_no_table_when_their_data_are_gone_or_have_changed(tmp_path, trainer, monkeypatch):
+    run(tmp_path, "1", seeds=(0,))
+    trainer.ran.clear()
+    gone = config()
+    gone.data.root = "nowhere"
+    with pytest.raises(UserError, match="nothing here"):
+        run(tmp_path, "1", seeds=(0,), of=gone)
+    assert trainer.ran == []
+    changed = DATA._replace(scored="others")
+    monkeypatch.setattr("cacenet_jax.reproduce.runs.data_state", lambda config: changed)
+    trainer.on.update({(row, 0): UserError("found a run on other data") for row in TABLE_1})
+    with pytest.raises(UserError, match="5 of 5 runs failed"):
+        run(tmp_path, "1", seeds=(0,))
+    assert counts(tmp_path, "1") == ["0 of 1"] * 5 and "44" not in (tmp_path / "table_1.csv").read_text()

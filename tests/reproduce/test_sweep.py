@@ -21,7 +21,7 @@ def test_which_k():
 @pytest.fixture
 def folder(tmp_path):
     """A work dir of a finished run."""
-    (tmp_path / "results.json").write_text(json.dumps({"individual": {"mAP": 0.5}}))
+    (tmp_path / "results.json").write_text(json.dumps({"fingerprint": {"data": "d", "network": "n"}}))
     return tmp_path
 
 
@@ -52,5 +52,5 @@ def test_a_sweep_that_was_made_otherwise_is_made_again(folder, field, value, kep
     assert sweep.done(folder, evaluation) is None
     (folder / sweep.FILE).write_text(json.dumps({"of": identity, "rows": [{"top_k": 0}]}))
     assert (sweep.done(folder, dataclasses.replace(evaluation, **{field: value})) is not None) == kept
-    (folder / "results.json").write_text(json.dumps({"individual": {"mAP": 0.6}}))
+    (folder / "results.json").write_text(json.dumps({"fingerprint": {"data": "d", "network": "another"}}))
     assert sweep.done(folder, evaluation) is None  # of another network

@@ -17,6 +17,7 @@ from cacenet_jax.data.builders import open_split
 from cacenet_jax.data.subsets import all_records
 from cacenet_jax.errors import UserError
 from cacenet_jax.evaluate import score
+from cacenet_jax.run.fingerprint import fingerprint
 from cacenet_jax.run.validation import validate
 from cacenet_jax.train import Trained, prepare_data
 from cacenet_jax.train_step import create_state
@@ -51,6 +52,7 @@ def untrained(tmp_path, data_dir, monkeypatch):
         splits = (all_records(open_split(trained.prepared, split)) for split in ("query", "gallery"))
         (tmp_path / "run").mkdir()
         results = score(settings, net, state, *splits)
+        results["fingerprint"] = fingerprint(trained.prepared, state, settings.evaluation)
         (tmp_path / "run/results.json").write_text(json.dumps(results))
         return config, tmp_path / "run", results
 

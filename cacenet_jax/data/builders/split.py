@@ -2,11 +2,13 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import io
 import json
 import os
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -17,7 +19,7 @@ from jaxtyping import Int
 from cacenet_jax.data.builders.base import SPLITS
 from cacenet_jax.errors import UserError
 
-_INDEX_KEYS = ("pids", "camids", "names", "num_bytes")
+_INDEX_KEYS = ("pids", "camids", "names", "checksums", "num_bytes")
 
 
 class Prepared(NamedTuple):
@@ -65,12 +67,22 @@ class Split:
         pids: identity of each record, shape (n,).
         camids: camera of each record, shape (n,); -1 if unknown.
         names: name of each record, a list of length n.
+        checksums: CRC-32 of each record's encoded image and part labels, shape (n,); None if unknown.
     """
 
     records: Records
     pids: Int[np.ndarray, "n"]
     camids: Int[np.ndarray, "n"]
     names: list[str]
+    checksums: Int[np.ndarray, "n"] | None = None
+
+    @property
+    def digest(self) -> str:
+        """Hash of all names, labels and images in order; the same for every copy of the same data."""
+        content = hashlib.sha256("\n".join(self.names).encode("utf-8", "surrogateescape"))
+        for column in (self.pids, self.camids, self.checksums):
+            content.update(b"" if column is None else np.ascontiguousarray(column).tobytes())
+        return content.hexdigest()
 
     def __len__(self) -> int:
         """Return the number of records, n."""
@@ -106,15 +118,20 @@ def open_split(prepared: Prepared, split: str) -> Split:
     path = os.path.join(prepared.directory, f"index-{split}.npz")
     index = _load_index(path, len(records), info.num_bytes)
     if index is None:
-        rows = [(record["pid"], record["camid"], record["name"]) for record in records]
-        pids, camids, names = zip(*rows)
+        rows = [(record["pid"], record["camid"], record["name"], _checksum(record)) for record in records]
+        pids, camids, names, checksums = zip(*rows)
         index = {
             "pids": np.array(pids, np.int64),
             "camids": np.array(camids, np.int64),
             "names": np.array(names),
+            "checksums": np.array(checksums, np.int64),
         }
         _save_index(path, {**index, "num_bytes": np.int64(info.num_bytes)})
-    return Split(records, index["pids"], index["camids"], index["names"].tolist())
+    return Split(records, index["pids"], index["camids"], index["names"].tolist(), index["checksums"])
+
+
+def _checksum(record: dict[str, Any]) -> int:
+    return zlib.crc32(record["parts"], zlib.crc32(record["image"]))
 
 
 def split_counts(directory: str) -> dict[str, int]:
@@ -136,8 +153,8 @@ def _load_index(path: str, length: int, num_bytes: int) -> dict[str, np.ndarray]
             index = {key: stored[key] for key in _INDEX_KEYS}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
-    fits = index["num_bytes"] == num_bytes and all(len(index[key]) == length for key in ("pids", "camids", "names"))
-    return index if fits else None
+    lengths = {len(index[key]) for key in _INDEX_KEYS if key != "num_bytes"}
+    return index if index["num_bytes"] == num_bytes and lengths == {length} else None
 
 
 def _save_index(path: str, index: dict[str, Any]) -> None:
