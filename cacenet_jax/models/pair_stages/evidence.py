@@ -114,7 +114,7 @@ def region_alignment(parameters: EvidenceParameters, u: Regions, v: Regions) -> 
 
 
 def evidence(parameters: EvidenceParameters, u: Regions, v: Regions) -> Float[Array, ""]:
-    """Compute evidence(u | v), the evidence that both images show the same identity.
+    """Compute the evidence of u given v that both images show the same identity.
 
     Each region of u is compared with its reconstruction from v.
 
