@@ -289,10 +289,11 @@ def test_one_camera_is_fine_without_the_filter_and_a_large_top_k_is_cut(command)
     assert done.returncode == 0, done.stderr
     results = json.loads((command.folder / "run/results.json").read_text())
     assert (results["top_k"], results["num_query"], results["num_gallery"]) == (9, 3, 9)
-    # A log that can be read: nothing but our own lines, and one warning.
+    # A log that can be read: nothing but our own lines, and the two warnings that these data deserve.
     lines = done.stderr.splitlines()
     warnings = [line for line in lines if line.startswith("WARNING: ")]
-    assert len(warnings) == 1 and "config.eval.top_k: found 100, reduced to the 9 gallery images" in warnings[0]
+    assert len(warnings) == 2 and "config.eval.top_k: found 100, reduced to the 9 gallery images" in warnings[0]
+    assert "market1501: 1 of 3 queries are in the gallery too" in warnings[1]
     ours = re.compile(r"preparing market1501: |step \d+/\d+: \d+ img/s, loss \d")
     assert all(ours.match(line) for line in lines if line not in warnings), done.stderr
 

@@ -24,7 +24,7 @@ class Seen(NamedTuple):
     """Feature maps of images, and the per-image terms that the pair stage computes from them.
 
     Attributes:
-        maps_nhwD: feature maps, at least float32.
+        maps_nhwD: feature maps, in at least float32.
         terms: per-image terms of the pair stage, with leading axis n.
     """
 

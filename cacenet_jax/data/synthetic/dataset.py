@@ -216,7 +216,7 @@ def render_clean(
     width: int = 64,
     supersample: int = 2,
 ) -> Raster:
-    """Render a single centred person in neutral light without background, for tests and figures.
+    """Render a single centred person under neutral lighting with no background, for tests and figures.
 
     Args:
         person: appearance to render.

@@ -30,7 +30,7 @@ class Backbone(Protocol):
 
     @property
     def channels(self) -> int:
-        """D, number of channels of the map."""
+        """Number of feature-map channels, D."""
 
     @property
     def pixel_mean(self) -> tuple[float, float, float]:

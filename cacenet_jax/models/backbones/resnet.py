@@ -58,7 +58,7 @@ class InstanceBatchNorm(nn.Module):
 
     Attributes:
         norm: constructor of a batch norm, called with a name.
-        dtype: compute type; instance statistics are at least float32.
+        dtype: compute type; instance statistics are in at least float32.
     """
 
     norm: Callable[..., Callable]
@@ -132,7 +132,7 @@ class ResNet(nn.Module):
         width: number of channels of the stem and of layer1's inner layers, doubled in each later stage.
         last_stride: stride of layer4: 1 (re-identification) or 2 (ImageNet).
         dtype: compute type. Parameters and running statistics stay float32.
-        axis_name: mapped axis over which batch norm averages its statistics; None for the batch of one device.
+        axis_name: mapped axis over which batch norm averages its statistics; if None, each device uses its own batch.
         matmul_1x1: compute 1x1 convolutions as matrix products, which is faster on a CPU; see `Conv1x1`.
         cpu_stem: use implementations of the stem and the pooling that are faster on a CPU; see `StemConv` and
             `max_pool`.
@@ -160,7 +160,7 @@ class ResNet(nn.Module):
 
     @property
     def channels(self) -> int:
-        """D, number of channels of the map."""
+        """Number of feature-map channels, D."""
         return self.width * 2 ** (len(self.stages) - 1) * EXPANSION[self.block]
 
     @property

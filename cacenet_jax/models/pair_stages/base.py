@@ -66,7 +66,7 @@ class PairStage(nn.Module, kw_only=True):
         dropout: dropout rate before classifiers.
         memory_mib: per-device memory budget in MiB for temporaries of the training grid. A larger grid is computed in
             blocks that are recomputed in the backward pass.
-        dtype: compute dtype; parameters, degrees, embeddings and distances are at least float32.
+        dtype: compute dtype; parameters, degrees, embeddings and distances are in at least float32.
         axis_name: device axis for collectives in training, or None on a single device.
     """
 
@@ -149,7 +149,7 @@ class PairStage(nn.Module, kw_only=True):
         raise NotImplementedError
 
     def store(self, constants: Any, terms: Any, dtype: Any) -> Any:
-        """Convert per-image terms of at least float32 to their storage form; by default, floats are cast to `dtype`."""
+        """Convert per-image terms in at least float32 to their storage form; by default, floats are cast to `dtype`."""
         del constants
         return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, terms)
 
@@ -163,7 +163,7 @@ class PairStage(nn.Module, kw_only=True):
     def distance(self, constants: Any, u: Any, v: Any) -> Float[Array, ""]:
         """Compute the distance between two images from their stored terms (without a leading axis).
 
-        This is a pure function of its arguments. The result is at least float32 and symmetric in the two images up to
+        This is a pure function of its arguments. The result is in at least float32 and symmetric in the two images up to
         rounding.
         """
         return self.distances(constants, u, jax.tree.map(lambda x: x[None], v))[0]
@@ -228,7 +228,7 @@ class PairStage(nn.Module, kw_only=True):
     # -- Helpers for stages --------------------------------------------------------------------------------------------
 
     def grid_axis(self, rows: int, train: bool) -> tuple[str | None, int]:
-        """Return the device axis of the rows (None if the rows cover all columns) and the number of columns."""
+        """Return the mapped axis over which the grid is sharded, or None, and the number of columns."""
         if not train or self.axis_name is None or self.is_initializing():
             return None, rows
         columns = rows * jax.lax.axis_size(self.axis_name)

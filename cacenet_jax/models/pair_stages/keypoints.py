@@ -54,7 +54,7 @@ class KeyPointDistance(NamedTuple):
     """Distance between two images, or the distances of a grid of pairs.
 
     Attributes:
-        distance: 1 - similarity, in [0, 2], at least float32.
+        distance: 1 - similarity, in [0, 2], in at least float32.
         positive: fraction of positive affinities, without gradient.
     """
 

@@ -45,7 +45,7 @@ class BottleneckTerms(NamedTuple):
         nodes_ND: feature map, one row per position.
         keys_NE: Y, the affinity keys.
         values_NE: G, the features propagated by the graph.
-        intra_NN: S with zero diagonal, at least float32.
+        intra_NN: S with zero diagonal, in at least float32.
         degree_N: row sums of S.
     """
 
@@ -104,7 +104,7 @@ class BottleneckGraph(nn.Module):
 
     Attributes:
         channels: D, number of channels of a feature map.
-        dtype: compute dtype of the products; norms, affinities and degrees are at least float32.
+        dtype: compute dtype of the products; norms, affinities and degrees are in at least float32.
     """
 
     channels: int
@@ -164,7 +164,7 @@ def bottleneck_maps(
         v: terms of the other.
 
     Returns:
-        The rows of X + R (D - A) R G W_o for u, shape (N, D), and for v, shape (M, D), at least float32.
+        The rows of X + R (D - A) R G W_o for u, shape (N, D), and for v, shape (M, D), in at least float32.
 
     Source: formulas of the authors' release, https://github.com/TencentYoutuResearch/PersonReID-YouReID (Apache-2.0).
     """
@@ -206,7 +206,7 @@ def encoded_grid(
 
 
 class ReleasedConstants(NamedTuple):
-    """Constants of a trained stage, at least float32.
+    """Constants of a trained stage, in at least float32.
 
     Attributes:
         encoder: W_o, the pooling exponent, and the 1x1 convolution with the batch-norm scale folded in.

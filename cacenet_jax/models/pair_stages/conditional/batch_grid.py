@@ -158,7 +158,7 @@ def coefficients(
         cross_weight_E: diagonal of W' (equation 3).
 
     Returns:
-        Weights and diagnostics, at least float32.
+        Weights and diagnostics, in at least float32.
 
     Source: paper, equations 2-7, with the mean over positions taken before Theta (see pair.py).
     """

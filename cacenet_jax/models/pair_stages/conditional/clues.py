@@ -30,8 +30,8 @@ class Clues(NamedTuple):
     """Regions of an image.
 
     Attributes:
-        direction_NF: region embeddings normalised to norm 1; zero embeddings remain zero.
-        salience_N: share of each region in the sum of squared norms, at least float32.
+        direction_NF: region embeddings scaled to unit norm; zero embeddings remain zero.
+        salience_N: each region's fraction of the total squared norm, in at least float32.
     """
 
     direction_NF: Array

@@ -33,7 +33,7 @@ class ImageTerms(NamedTuple):
     Attributes:
         nodes_ND: feature map, one row per position.
         keys_NE: affinity keys, or None if the nodes themselves are the keys, as in the paper.
-        intra_NN: S = ReLU(K diag(w) K^T), at least float32.
+        intra_NN: S = ReLU(K diag(w) K^T), in at least float32.
         degree_N: row sums of S.
     """
 
@@ -100,7 +100,7 @@ def conditional_maps(
         nearest: as in `alignment.connect`.
 
     Returns:
-        The rows of (I -+ R A R) X for u, shape (N, D), and for v, shape (M, D), at least float32.
+        The rows of (I -+ R A R) X for u, shape (N, D), and for v, shape (M, D), in at least float32.
     """
     cross_NM = _cross(u, v, cross_weight_E, nearest)
     root_u_N = inverse_sqrt_degree(u.degree_N + cross_NM.sum(axis=1))
@@ -138,7 +138,7 @@ def pooled_pair(
         kind: "discrepancy" (equation 7) or "normal" (equation 6).
 
     Returns:
-        mean_u[(I -+ R A R) X] and mean_v[(I -+ R A R) X], shape (D,) each, at least float32.
+        mean_u[(I -+ R A R) X] and mean_v[(I -+ R A R) X], shape (D,) each, in at least float32.
 
     Source: paper, equations 2-7, with the mean over positions taken before Theta.
     """

@@ -28,7 +28,7 @@ from cacenet_jax.models.pair_stages.conditional.pair import ImageTerms
 
 
 class CrossWeight(NamedTuple):
-    """W' split into a factor for the stored keys, a sign and an offset, at least float32.
+    """W' split into a factor for the stored keys, a sign and an offset, in at least float32.
 
     Attributes:
         root_E: sqrt |w'|, by which stored keys are scaled; a single value if w' is not learned.
@@ -59,9 +59,9 @@ class StoredTerms(NamedTuple):
     Attributes:
         keys_NE: keys of the cross affinities, in the storage dtype, or at full precision for a top-K selection.
         values_NF: contributions of the nodes to f, in the storage dtype.
-        own_F: contribution of the image's own mean to f, at least float32.
+        own_F: contribution of the image's own mean to f, in at least float32.
         intra_NN: S, in the storage dtype.
-        degree_N: row sums of S before rounding, at least float32.
+        degree_N: row sums of S before rounding, in at least float32.
         clues: regions for the clue distance, with directions in the storage dtype, or None if it is not used.
     """
 
@@ -88,7 +88,7 @@ def store(
 
     Args:
         constants: constants of the stage.
-        graph: graph terms, leading axis B, at least float32.
+        graph: graph terms, leading axis B, in at least float32.
         clues: regions for the clue distance, leading axis B, or None if it is not used.
         dtype: storage dtype of keys, values, affinities and clues.
         nearest: as in `alignment.connect`.
