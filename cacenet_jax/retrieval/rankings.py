@@ -34,6 +34,9 @@ from cacenet_jax.retrieval.metrics import summarise
 
 METRICS = ("mAP", "rank1", "rank5", "rank10", "mINP")
 _BLOCK_ELEMENTS = 2**22  # number of distances in a block of queries
+_MIN_QUERIES = 32  # per block, however large the gallery is
+_WIDE_BYTES = 2**30  # largest gallery that is kept in float64
+_CHUNK_ROWS = 1024  # gallery rows that are converted to float64 at a time
 
 # Indices of candidates (Q, K) -> pair distances (Q, K).
 Rescore = Callable[[np.ndarray], np.ndarray]
@@ -99,13 +102,28 @@ class _IndividualRanking(NamedTuple):
 def cosine_distance(
     query_QF: Float[np.ndarray, "Q F"], gallery_GF: Float[np.ndarray, "G F"]
 ) -> Float[np.ndarray, "Q G"]:
-    """Compute 1 - cosine similarity of L2-normalised embeddings, rounded to the dtype of the queries.
+    """Compute 1 - cosine similarity of L2-normalised embeddings in float64, rounded to the dtype of the queries.
 
-    Pass a float64 gallery to make the result independent of the block size. In float32, identical images could get
-    different distances, because BLAS sums in a different order at the edges of a block.
+    In float32, identical images could get different distances, because BLAS sums in a different order at the edges of a
+    block. A gallery in float32 is converted in chunks, which takes longer and needs little memory (`_wide`).
     """
-    cosine_QG = (query_QF.astype(gallery_GF.dtype) @ gallery_GF.T).astype(query_QF.dtype, copy=False)
+    query_QF64 = query_QF.astype(np.float64)
+    chunk = _CHUNK_ROWS if gallery_GF.dtype != np.float64 else max(len(gallery_GF), 1)
+    cosine_QG = np.empty((len(query_QF), len(gallery_GF)), query_QF.dtype)
+    for start in range(0, len(gallery_GF), chunk):
+        columns = slice(start, start + chunk)
+        cosine_QG[:, columns] = query_QF64 @ gallery_GF[columns].astype(np.float64, copy=False).T
     return np.subtract(1, cosine_QG, out=cosine_QG)
+
+
+def _wide(gallery_GF: np.ndarray) -> np.ndarray:
+    """Return the gallery in float64 if that is small enough, so that its blocks need not be converted again and again."""
+    return gallery_GF.astype(np.float64) if 8 * gallery_GF.size <= _WIDE_BYTES else gallery_GF
+
+
+def _block_size(num_gallery: int) -> int:
+    """Return the number of queries per block: few enough for memory, enough to read a large gallery rarely."""
+    return max(_MIN_QUERIES, _BLOCK_ELEMENTS // num_gallery)
 
 
 def nearest(
@@ -124,8 +142,8 @@ def nearest(
     count = min(count, len(gallery_GF))
     order_QL = np.empty((len(query_QF), count), np.int64)
     distance_QL = np.empty((len(query_QF), count), query_QF.dtype)
-    wide_GF = gallery_GF.astype(np.float64)
-    size = max(1, _BLOCK_ELEMENTS // len(gallery_GF))
+    wide_GF = _wide(gallery_GF)
+    size = _block_size(len(gallery_GF))
     for start in range(0, len(query_QF), size):
         for row, distance_G in enumerate(cosine_distance(query_QF[start : start + size], wide_GF), start):
             close = np.flatnonzero(distance_G <= np.partition(distance_G, count - 1)[count - 1])
@@ -263,9 +281,9 @@ def _reorder_all(matches: list[MatchRanks], order_QK: np.ndarray) -> list[MatchR
 def _rank(query: LabelledSet, gallery: LabelledSet, settings: Settings, top_k: int) -> _IndividualRanking:
     """Rank this process's queries by individual distance and gather the candidates of all queries."""
     num_query = len(query.pids)
-    size = settings.query_block or max(1, _BLOCK_ELEMENTS // len(gallery.pids))
+    size = settings.query_block or _block_size(len(gallery.pids))
     local = _process_queries(num_query)
-    embedding_GF = gallery.embedding.astype(np.float64)
+    embedding_GF = _wide(gallery.embedding)
 
     def block(start: int) -> Any:
         rows = slice(start, min(start + size, local.stop))
