@@ -35,6 +35,7 @@ class Data:
         root: source folder or zip file of the user; None uses the only prepared copy.
         dir: folder of the prepared data sets.
         options: options of the data set.
+        on_error: "raise" to stop at a broken image, "skip" to leave it out.
         height: image height in pixels.
         width: image width in pixels.
         num_ids: P, number of identities per batch.
@@ -51,6 +52,7 @@ class Data:
     root: str | None
     dir: str
     options: Mapping[str, Any]
+    on_error: str
     height: int
     width: int
     num_ids: int

@@ -147,7 +147,9 @@ def why_no_data(config: ConfigDict) -> str | None:
     """Return the reason why a config's data set is unavailable, or None if it is available."""
     data = config.data
     try:
-        find_prepared(data.name, root=data.root, data_dir=data.dir, options=data.options.to_dict())
+        find_prepared(
+            data.name, root=data.root, data_dir=data.dir, options=data.options.to_dict(), on_error=data.on_error
+        )
     except UserError as error:
         return str(error)
     return None
