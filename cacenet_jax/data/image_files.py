@@ -73,7 +73,11 @@ def convert(encoded: bytes) -> UInt8[np.ndarray, "h w 3"] | None:
                 image.load()
                 return None
             image.load()
-            return None if _is_ordinary(image) else pil_rgb(image)
+            if not _is_ordinary(image):
+                return pil_rgb(image)
+        if cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR) is None:
+            raise ValueError("its end is missing")  # of a PNG, without which Pillow reads all pixels
+        return None
     except ImageError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:  # found by Image.open

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from absl import logging
-from PIL import Image
 from tqdm import tqdm
 
 from cacenet_jax.data.builders.base import ReidBuilder, ReidConfig
@@ -206,8 +205,8 @@ def _write(
             _quiet_tfds(),
             warnings.catch_warnings(),
         ):
-            # Our own limit on the size of an image is lower.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            # About large images, which are refused, and about damaged EXIF, which is not used.
+            warnings.filterwarnings("ignore", module=r"PIL\.")
             config = ReidConfig(name=name, scan=scan, options=options, on_error=on_error, on_image=on_image)
             writer = builder(data_dir=data_dir, config=config, file_format="array_record")
             writer.download_and_prepare(download_dir=unused)

@@ -62,7 +62,7 @@ class ReidFolder(ReidBuilder, skip_registration=True):
         if root.lower().endswith(".csv") and not os.path.isdir(root):
             root, manifest = os.path.split(os.path.abspath(root))
         source = open_source(root)
-        location = cls._locate(source, manifest, pooled=test_ids > 0)
+        location = cls._locate(source, manifest, pooled=test_ids != 0)
         where = source.display_path(location.folder)
         notes: list[str] = []
         splits: dict[str, list[Entry]]
