@@ -89,8 +89,9 @@ def convert(encoded: bytes) -> UInt8[np.ndarray, "h w 3"] | None:
             f"found {len(encoded):,} bytes that are not an image that can be read, expected {_KINDS}; convert it"
         ) from error
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, …
+        reason = " ".join(str(error).split())
         raise ImageError(
-            f"found a broken image of {len(encoded):,} bytes ({error}), expected a complete one; "
+            f"found a broken image of {len(encoded):,} bytes ({reason}), expected a complete one; "
             "replace it with a complete copy"
         ) from error
 

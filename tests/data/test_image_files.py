@@ -155,6 +155,7 @@ REFUSED = {
     "icon": (saved(PIXELS, "ICO"), "not an image that can be read"),
     "TGA": (saved(PIXELS, "TGA"), "not an image that can be read"),
     "float TIFF": (saved(Image.fromarray(GREY.astype(np.float32)), "TIFF"), "mode F, expected 8 or 16 bits"),
+    "2,000,000 wide": (saved(np.zeros((1, 2_000_000), np.uint8)), "found a broken image"),  # beyond OpenCV's limit
     "32-bit TIFF": (saved(Image.fromarray(GREY.astype(np.int32)), "TIFF"), "mode I, expected 8 or 16 bits"),
 }
 

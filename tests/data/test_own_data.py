@@ -51,6 +51,13 @@ def test_a_line_with_too_many_cells_is_named(tmp_path):
     assert "line 5: found 5 cells, expected 4; quote" in text
 
 
+def test_a_cell_without_end_is_named(tmp_path):
+    root = manifest(tmp_path / "mine", ROWS)
+    (root / "manifest.csv").write_text('path,pid,split\na/1.png,1,train\n"' + "x" * 200_000)
+    text = mistake(root, tmp_path)
+    assert "manifest.csv line " in text and "field larger than field limit" in text and "\n" not in text
+
+
 def test_an_empty_split_is_called_empty(tmp_path):
     text = mistake(manifest(tmp_path / "mine", [*ROWS[:3], (*ROWS[3][:3], "")]), tmp_path)
     assert "line 5: found an empty split, expected train, query or gallery" in text and "\n" not in text

@@ -230,3 +230,14 @@ def test_an_unreadable_file_is_told_or_skipped(tmp_path, monkeypatch):
     monkeypatch.setattr("builtins.open", guarded)
     assert "cannot be read (Permission denied)" in mistake(root, tmp_path)
     assert [pid for _, pid, _ in load(root, tmp_path, on_error="skip")["train"]] == [1, 2]
+
+
+def test_a_copy_that_is_older_than_an_option_is_still_read(tmp_path):
+    root, out = plain(tmp_path / "mine"), str(tmp_path / "out")
+    prepared = prepare("reid_folder", root=str(root), data_dir=out, progress=False)
+    path = pathlib.Path(prepared.directory) / "metadata.json"
+    stored = json.loads(path.read_text())
+    path.write_text(json.dumps({"origin": stored["origin"], "options": {"manifest": "manifest.csv"}}))
+    assert prepare("reid_folder", root=None, data_dir=out) == prepared
+    with pytest.raises(UserError, match="nothing prepared"):
+        prepare("reid_folder", root=None, data_dir=out, options={"test_ids": 1})

@@ -62,15 +62,16 @@ def _parse_table(text: str, where: str) -> tuple[list[str], list[tuple[int, list
         text, skipped = text.split("\n", 1)[1], 1
     for separator in _SEPARATORS:
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True)
-        columns = [cell.strip().lower() for cell in next(reader, ())]
-        while columns and not columns[-1]:
-            columns.pop()
-        if {"path", "pid"} <= set(columns):
-            try:
-                rows = [(reader.line_num + skipped, [cell.strip() for cell in row]) for row in reader if any(row)]
-            except csv.Error as error:
-                raise UserError(f"{where} line {reader.line_num + skipped}: {error}; correct the line") from error
-            return columns, rows
+        try:
+            columns = [cell.strip().lower() for cell in next(reader, ())]
+            while columns and not columns[-1]:
+                columns.pop()
+            if {"path", "pid"} <= set(columns):
+                return columns, [
+                    (reader.line_num + skipped, [cell.strip() for cell in row]) for row in reader if any(row)
+                ]
+        except csv.Error as error:
+            raise UserError(f"{where} line {reader.line_num + skipped}: {error}; correct the line") from error
     header = text.split("\n", 1)[0].strip() or "nothing"
     missing = [column for column in ("path", "pid") if not re.search(rf"\b{column}\b", header.lower())]
     raise UserError(

@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import os
 import posixpath
+import stat
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
@@ -118,11 +119,11 @@ class FolderSource(Source):
 
     def stamp(self, path: str) -> tuple[int, ...] | None:
         """Return the size and modification time, or None if there is no such file."""
-        full = self._full(path)
-        if not os.path.isfile(full):
+        try:
+            status = os.stat(self._full(path))
+        except (OSError, ValueError):  # ValueError: a null character in the path
             return None
-        status = os.stat(full)
-        return status.st_size, status.st_mtime_ns
+        return (status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else None
 
     def file_id(self, path: str) -> object:
         """Return the device and inode number."""
@@ -303,6 +304,8 @@ def fingerprint(parts: Iterable[object]) -> str:
 
 def printable(text: str) -> str:
     """Return a file name in one line that any terminal shows; bytes that are not UTF-8 and control characters escaped."""
+    if text.isprintable():
+        return text
     text = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
@@ -325,7 +328,7 @@ def _file_id(path: str) -> object:
     """Return the device and inode number, or the path if there is no such file."""
     try:
         status = os.stat(path)
-    except OSError:
+    except (OSError, ValueError):
         return path
     return status.st_dev, status.st_ino
 
