@@ -106,10 +106,13 @@ def test_copies_under_two_identities_are_noted(tmp_path, capsys):
     for name in ("0003_c1.png", "0004_c1.png", "0001_c5.png"):
         (root / "train" / name).write_bytes((root / "train" / "0001_c1.png").read_bytes())
     (root / "gallery" / "0009_c1.png").write_bytes((root / "train" / "0001_c1.png").read_bytes())
-    for _ in range(2):  # also where nothing is prepared
-        load(root, tmp_path, progress=True)
-        told = capsys.readouterr().err
-        assert "2 images are copies of an image of another identity, first 0003_c1.png of 0001_c" in told
+    load(root, tmp_path, progress=True)
+    told = capsys.readouterr().err
+    assert "2 images are copies of an image of another identity, first 0003_c1.png of 0001_c" in told
+    (metadata,) = (tmp_path / "out").rglob("metadata.json")
+    assert [second for _, second in json.loads(metadata.read_text())["copies"]] == ["0003_c1.png", "0004_c1.png"]
+    load(root, tmp_path, progress=True)
+    assert "copies" not in capsys.readouterr().err  # told once
 
 
 # -- Formats that are not read ----------------------------------------------------------------------------------------

@@ -79,14 +79,15 @@ def prepare(
     if on_error not in ON_ERROR:
         raise UserError(f"on_error: found {on_error!r}, expected one of {', '.join(ON_ERROR)}; choose one of them")
     directory, scan = _resolve(builder, chosen, home, root, needs, on_error)
-    if scan is not None and not os.path.isdir(directory):
+    is_new = not os.path.isdir(directory)
+    if scan is not None and is_new:
         with _locked(home, progress):
             if not os.path.isdir(directory):  # another process may have prepared it in the meantime
                 _remove_leftovers(home)
                 _write(builder, scan, _content_options(chosen), directory, progress, on_error)
     metadata = read_metadata(directory)
     if progress:
-        for note in [*(scan.notes if scan is not None else ()), *_content_notes(directory, metadata)]:
+        for note in [*(scan.notes if scan is not None else ()), *_content_notes(directory, metadata, is_new)]:
             print(f"note: {note}", file=sys.stderr, flush=True)
     return Prepared(name, directory, tuple((image, reason) for image, reason in metadata.get("skipped", ())))
 
@@ -144,13 +145,14 @@ def _resolve(
     return os.path.join(home, copy, str(builder.VERSION)), scan
 
 
-def _content_notes(directory: str, metadata: Mapping[str, Any]) -> Iterator[str]:
+def _content_notes(directory: str, metadata: Mapping[str, Any], is_new: bool) -> Iterator[str]:
     """Yield lines for the user about the images of a prepared copy."""
     where = os.path.join(directory, "metadata.json")
     if skipped := metadata.get("skipped"):
         image, reason = skipped[0]
         yield f"{len(skipped):,} broken images are left out, first {printable(image)} ({reason}); {where} lists them"
-    if copies := metadata.get("copies"):
+    copies = metadata.get("copies")
+    if copies and is_new:
         first, second = map(printable, copies[0])
         yield (
             f"{len(copies):,} images are copies of an image of another identity, first {second} of {first}; {where} "
