@@ -32,6 +32,7 @@ def paper() -> ml_collections.ConfigDict:
     config.data.root = placeholder(str)  # the user's folder or zip
     config.data.dir = "data/prepared"  # folder of the prepared data sets
     config.data.options = ml_collections.ConfigDict()  # options of the data set, such as seed or check_counts
+    config.data.on_error = "raise"  # or skip: leave broken images out, and list them
     config.data.height = 384
     config.data.width = 128
     config.data.num_ids = 4  # P

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import logging
 
-from cacenet_jax.data.builders import Prepared, open_split
+from cacenet_jax.data.builders import SPLITS, TEST_SPLITS, Prepared, open_split
 from cacenet_jax.data.pipeline import evaluation_batches
 from cacenet_jax.data.subsets import Subset, TrainVal, all_records
 from cacenet_jax.distributed.device_map import global_mesh
@@ -122,7 +122,8 @@ def check_splits(settings: Experiment, prepared: Prepared, cut: TrainVal | None 
         labels = (query.pids, gallery.pids, query.camids, gallery.camids)
         check_rankable(*labels, camera_filter=settings.evaluation.camera_filter, where=f"{settings.data.name}, {where}")
     if parts := settings.part_labels():
-        parts.check({split: open_split(prepared, split) for split in ("train", "query", "gallery")})
+        splits = TEST_SPLITS if cut is None else SPLITS
+        parts.check({split: open_split(prepared, split) for split in splits})
 
 
 def doubts(query: Subset, gallery: Subset, *, camera_filter: bool) -> list[str]:

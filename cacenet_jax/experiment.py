@@ -35,6 +35,7 @@ class Data:
         root: user's source folder or zip file; None to use the prepared copy, of which there must be only one.
         dir: folder of the prepared data sets.
         options: options of the data set.
+        on_error: "raise" to stop at a broken image, "skip" to leave it out.
         height: image height in pixels.
         width: image width in pixels.
         num_ids: P, number of identities per batch.
@@ -52,6 +53,7 @@ class Data:
     root: str | None
     dir: str
     options: Mapping[str, Any]
+    on_error: str
     height: int
     width: int
     num_ids: int

@@ -89,7 +89,7 @@ def load(place: str | os.PathLike[str], *, batch_size: int | None = None) -> "Re
     """
     if batch_size is not None and batch_size < 1:
         raise UserError(f"batch_size: found {batch_size}, expected 1 or more; raise it")
-    folder = Path(place)
+    folder = Path(place).expanduser()
     for marker, loader in _LOADERS.items():
         if (folder / marker).is_file():
             network = loader(folder)

@@ -3,6 +3,7 @@
 import contextlib
 import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from cacenet_jax import experiment
-from cacenet_jax.data.builders import Prepared, open_split, prepare
+from cacenet_jax.data.builders import SPLITS, TEST_SPLITS, Prepared, open_split, prepare
 from cacenet_jax.data.pipeline import training_batches
 from cacenet_jax.data.sampler import PKSampler, look_alikes
 from cacenet_jax.data.subsets import TrainVal, cut_validation
@@ -45,10 +46,13 @@ _PATIENCE_S = 10.0
 _SHOWN = ("loss", "identity", "triplet", "pair_identity", "pair_triplet", "evidence")
 
 
-def prepare_data(data: Data) -> Prepared:
-    """Return the prepared data set, preparing it on first use."""
+def prepare_data(data: Data, needs: Sequence[str] = SPLITS) -> Prepared:
+    """Return the prepared data set with images in the splits `needs`, preparing it on first use."""
     with writer_first("prepare"):
-        return prepare(data.name, root=data.root, data_dir=data.dir, options=data.options, progress=is_writer())
+        return prepare(
+            data.name, root=data.root, data_dir=data.dir, options=data.options, progress=is_writer(), needs=needs,
+            on_error=data.on_error,
+        )  # fmt: skip
 
 
 def check_same_config(config: ConfigDict) -> None:
@@ -249,7 +253,7 @@ def load(config: ConfigDict, workdir: str | Path) -> Trained:
     """
     net, step, state = load_network(config, workdir)
     settings = experiment.read(complete(config))
-    prepared = prepare_data(settings.data)
+    prepared = prepare_data(settings.data, TEST_SPLITS)
     check_splits(settings, prepared)
     return Trained(settings, net, step, state, prepared)
 

@@ -101,12 +101,25 @@ def test_a_run_from_before_a_field_existed_is_the_run_of_its_default():
 )
 def test_a_second_stage_has_the_network_and_the_images_of_the_first(first, tmp_path):
     first = load(*first)
-    first.data.root, first.data.dir, first.data.val_share = "there", "kept/here", 0.25
+    first.data.root, first.data.dir, first.data.val_share, first.data.on_error = "there", "kept/here", 0.25, "skip"
     second = second_stage(tmp_path, first)
     validate(second)
     for field in ("backbone", "backbone_fields", "embed_dim", "pooling", "relu"):
         assert second.model[field] == first.model[field], field
-    for field in ("name", "options", "root", "dir", "height", "width", "val_share", "val_seed", "val_group", "parts"):
+    fields = (
+        "name",
+        "options",
+        "root",
+        "dir",
+        "height",
+        "width",
+        "val_share",
+        "val_seed",
+        "val_group",
+        "parts",
+        "on_error",
+    )
+    for field in fields:
         assert second.data[field] == first.data[field], field
     assert second.augment.pad == first.augment.pad
     assert (second.model.pair_stage, second.model.frozen) == ("evidence", True)

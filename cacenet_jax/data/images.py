@@ -13,13 +13,11 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 from jaxtyping import Int, UInt8
-from PIL import Image, ImageOps
+from PIL import Image
 
+from cacenet_jax.data.image_files import ImageError, convert, pil_rgb
 from cacenet_jax.errors import UserError
 
-# PIL modes of 8 bits per channel (or 1 bit) that convert to RGB. As for image files, palettes are applied and alpha is
-# dropped.
-_PIL_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV")
 _READERS = 4  # threads; decoding and resizing release the GIL
 _PIL_LOCK = threading.Lock()  # several batches may contain the same lazily opened image
 _EXPECTED = "uint8 pixels (height, width, 3) in the order red, green, blue, or (height, width) for grey"
@@ -82,12 +80,20 @@ def read(image: Any, out_HW3: UInt8[np.ndarray, "H W 3"], name: str) -> None:
         resize(rgb(image, name), out_HW3)
         return
     try:
-        with open(image, "rb") as file:
+        with open(os.path.expanduser(image), "rb") as file:
             encoded = file.read()
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a null character in the path
+        reason = getattr(error, "strerror", None) or error
         raise UserError(
-            f"{name}: found no file that can be read ({error.strerror}), expected a JPEG or PNG; correct the path"
+            f"{name}: found no file that can be read ({reason}), expected a JPEG or PNG; correct the path"
         ) from error
+    try:
+        pixels = convert(encoded)
+    except ImageError as error:
+        raise UserError(f"{name}: {error} or leave it out") from error
+    if pixels is not None:
+        resize(pixels, out_HW3)
+        return
     height, width = out_HW3.shape[:2]
     decode(encoded, height, width, name, out_HW3, remedy="leave it out or convert it")
 
@@ -95,24 +101,27 @@ def read(image: Any, out_HW3: UInt8[np.ndarray, "H W 3"], name: str) -> None:
 def rgb(image: Any, name: str) -> UInt8[np.ndarray, "h w 3"]:
     """Convert an array or a PIL image to RGB pixels without resizing.
 
-    As for image files, grey values are repeated, an alpha channel is dropped and the EXIF orientation is applied.
+    The rules are those for image files, `cacenet_jax.data.image_files`: grey values are repeated, an alpha channel is
+    dropped and the EXIF orientation is applied.
 
     Args:
-        image: uint8 array of shape (h, w, 3), (h, w, 4), (h, w, 1) or (h, w), or a PIL image with 8 bits per channel.
+        image: uint8 array of shape (h, w, 3), (h, w, 4), (h, w, 1) or (h, w), or a PIL image with 8 or 16 bits per channel.
         name: name of the image, for error messages.
 
     Raises:
         UserError: `image` is anything else.
     """
     if isinstance(image, Image.Image):
-        if image.mode not in _PIL_MODES:
+        try:
+            with _PIL_LOCK:
+                image.load()
+            return pil_rgb(image)
+        except ImageError as error:
+            raise UserError(f"{name}: {error}") from error
+        except OSError as error:  # a truncated file that was opened lazily
             raise UserError(
-                f"{name}: found a PIL image of mode {image.mode}, expected 8 bits a channel, for example RGB; "
-                "scale its values to 0 to 255 and convert it"
-            )
-        with _PIL_LOCK:
-            image.load()
-        return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+                f"{name}: found a PIL image that cannot be loaded ({error}), expected a complete one; replace its file"
+            ) from error
     if not hasattr(image, "__array__"):
         raise UserError(
             f"{name}: found a value of type {type(image).__name__}, expected the path of an image file, a PIL image or an "

@@ -32,7 +32,7 @@ class PartLabels:
 
     def path(self, name: str) -> str:
         """Return the path of the label file of an image."""
-        return os.path.join(self.folder or "", os.path.splitext(name)[0] + ".png")
+        return os.path.join(os.path.expanduser(self.folder or ""), os.path.splitext(name)[0] + ".png")
 
     def read(self, encoded: bytes, name: str, height: int, width: int) -> UInt8[np.ndarray, "H W"]:
         """Decode the labels of an image and resize them with nearest-neighbour interpolation.

@@ -162,7 +162,9 @@ def data_state(config: ConfigDict) -> DataState:
     """Look at the data of a config without preparing them."""
     data = experiment.read(config).data
     try:
-        directory = find_prepared(data.name, root=data.root, data_dir=data.dir, options=data.options)
+        directory = find_prepared(
+            data.name, root=data.root, data_dir=data.dir, options=data.options, on_error=data.on_error
+        )
         if not Path(directory).is_dir():
             return DataState(None, None)
         prepared = Prepared(data.name, directory)

@@ -22,8 +22,8 @@ PATHS = ("init_from", "pretrained", "data.root", "data.dir", "data.parts")
 # Fields that a second stage may leave empty, then fields that are inherited only together with a choice, because they
 # are specific to a data set.
 _TAKEN = (
-    "data.dir", "data.height", "data.width", "data.val_share", "data.val_seed", "data.val_group", "augment.pad",
-    "model.embed_dim", "model.pooling", "model.relu",
+    "data.dir", "data.height", "data.width", "data.val_share", "data.val_seed", "data.val_group", "data.on_error",
+    "augment.pad", "model.embed_dim", "model.pooling", "model.relu",
 )  # fmt: skip
 _TAKEN_WITH = {"data.name": ("data.root", "data.parts"), "model.backbone": ()}
 

@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 
 from cacenet_jax.config import NO_PAIR_STAGE
 from cacenet_jax.data.builders.prepare import builder_class
+from cacenet_jax.data.builders.scan import ON_ERROR
 from cacenet_jax.errors import UserError
 from cacenet_jax.models import backbones, pair_stages
 from cacenet_jax.pretrained.sources import check_form
@@ -19,6 +20,7 @@ _CHOICES = {
     "eval.map_dtype": ("bfloat16", "float32"),
     "optim.name": ("sgd", "adamw"),
     "eval.checkpoint": ("last", "best"),
+    "data.on_error": ON_ERROR,
 }
 _POSITIVE = (
     "epochs", "checkpoints_kept", "grace_s",

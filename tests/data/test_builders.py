@@ -258,7 +258,7 @@ def test_broken_market(tmp_path, case, kind):
 
 
 BROKEN_MANIFEST = {
-    "no pid column": ("path;pid\na.jpg;1\n", ["manifest.csv", "path;pid", "path,pid"]),
+    "no pid column": ("path#pid\na.jpg#1\n", ["manifest.csv", "path#pid", "path,pid"]),
     "no such file": (
         "path,pid,split\na.jpg,1,train\nnone.jpg,2,train\n",
         ["line 3", "none.jpg", "does not exist"],

@@ -170,15 +170,15 @@ def test_damaged_copy_is_reported(tmp_path):
 
 SLOW = """
 import sys, time
-from cacenet_jax.data.builders import base, prepare
-quick, seen = base.check_image, []
-def slow(data, where):
-    quick(data, where)
-    seen.append(where)
+from cacenet_jax.data.builders import base, prepare, scan
+quick, seen = scan.ordinary, []
+def slow(data):
+    seen.append(quick(data))
     if len(seen) > int(sys.argv[3]):
         print("in the middle", flush=True)
         time.sleep(float(sys.argv[4]))
-base.check_image, base._SHARD_IMAGES = slow, 2
+    return seen[-1]
+scan.ordinary, base._SHARD_IMAGES = slow, 2
 prepare("reid_folder", root=sys.argv[1], data_dir=sys.argv[2], progress=False)
 """
 

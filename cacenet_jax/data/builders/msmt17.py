@@ -27,22 +27,22 @@ class Msmt17(ReidBuilder, skip_registration=True):
 
     @classmethod
     def scan(cls, root: str, options: Mapping[str, Any]) -> Scan:
-        """Scan the lists of images.
+        """Scan the lists of images, or those of the test set alone.
 
         Raises:
             UserError: a file is missing or a line does not parse.
         """
         source = open_source(root)
         layouts = {layout: (*folders, *_LISTS) for layout, folders in _FOLDERS.items()}
-        location = locate(source, layouts, ("MSMT17_V1", "MSMT17_V2", "MSMT17"), cls.HOME)
-        train, test = _FOLDERS[location.layout]
+        test_lists = ("list_query.txt", "list_gallery.txt")
+        partial = {f"{layout} test": (test, *test_lists) for layout, (_, test) in _FOLDERS.items()}
+        location = locate(source, layouts, ("MSMT17_V1", "MSMT17_V2", "MSMT17"), cls.HOME, partial)
+        train, test = _FOLDERS[location.layout.split()[0]]
 
         def read(list_name: str, folder: str) -> list[Entry]:
-            return _read_list(
-                source,
-                posixpath.join(location.folder, f"list_{list_name}.txt"),
-                posixpath.join(location.folder, folder),
-            )
+            path = posixpath.join(location.folder, f"list_{list_name}.txt")
+            is_absent = location.layout in partial and not source.exists(path)
+            return [] if is_absent else _read_list(source, path, posixpath.join(location.folder, folder))
 
         splits = {
             "train": read("train", train),

@@ -8,13 +8,17 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from absl import logging
 from tqdm import tqdm
 
-from cacenet_jax.data.builders.base import ReidBuilder, ReidConfig, Scan
+from cacenet_jax.data.builders.base import ReidBuilder, ReidConfig
+from cacenet_jax.data.builders.scan import ON_ERROR, SPLITS, Scan
+from cacenet_jax.data.builders.source import printable
 from cacenet_jax.data.builders.split import Prepared, read_metadata, split_counts
 from cacenet_jax.errors import UserError
 
@@ -42,6 +46,8 @@ def prepare(
     data_dir: str,
     options: Mapping[str, Any] | None = None,
     progress: bool = True,
+    needs: Sequence[str] = SPLITS,
+    on_error: str = "raise",
 ) -> Prepared:
     """Prepare a data set, or return the existing copy.
 
@@ -56,7 +62,10 @@ def prepare(
             the source. Ignored for rendered data sets.
         data_dir: folder for prepared data.
         options: options of the builder; see its OPTIONS.
-        progress: if True, report progress on stderr, as a bar on a terminal and as lines of text otherwise.
+        progress: if True, report progress and notes on stderr, as a bar on a terminal and as lines of text otherwise.
+        needs: splits that must have images: all three to train, query and gallery to evaluate.
+        on_error: "raise" to stop at a broken image, "skip" to leave it out. A copy without broken images is a copy of
+            its own, and lists them in its metadata.json.
 
     Returns:
         The prepared copy.
@@ -67,16 +76,25 @@ def prepare(
     builder = builder_class(name)
     chosen = builder.complete_options(options)
     home = os.path.join(os.path.abspath(os.path.expanduser(data_dir)), name)
-    directory, scan = _resolve(builder, chosen, home, root)
-    if scan is not None and not os.path.isdir(directory):
+    if on_error not in ON_ERROR:
+        raise UserError(f"on_error: found {on_error!r}, expected one of {', '.join(ON_ERROR)}; choose one of them")
+    directory, scan = _resolve(builder, chosen, home, root, needs, on_error)
+    is_new = not os.path.isdir(directory)
+    if scan is not None and is_new:
         with _locked(home, progress):
             if not os.path.isdir(directory):  # another process may have prepared it in the meantime
                 _remove_leftovers(home)
-                _write(builder, scan, _content_options(chosen), home, progress)
-    return Prepared(name, directory)
+                _write(builder, scan, _content_options(chosen), directory, progress, on_error)
+    metadata = read_metadata(directory)
+    if progress:
+        for note in [*(scan.notes if scan is not None else ()), *_content_notes(directory, metadata, is_new)]:
+            print(f"note: {note}", file=sys.stderr, flush=True)
+    return Prepared(name, directory, tuple((image, reason) for image, reason in metadata.get("skipped", ())))
 
 
-def find_prepared(name: str, *, root: str | None, data_dir: str, options: Mapping[str, Any] | None = None) -> str:
+def find_prepared(
+    name: str, *, root: str | None, data_dir: str, options: Mapping[str, Any] | None = None, on_error: str = "raise"
+) -> str:
     """Return the directory in which `prepare` stores a data set, without preparing it. It may not exist.
 
     Args:
@@ -84,13 +102,14 @@ def find_prepared(name: str, *, root: str | None, data_dir: str, options: Mappin
         root: as in `prepare`.
         data_dir: as in `prepare`.
         options: as in `prepare`.
+        on_error: as in `prepare`.
 
     Raises:
         UserError: as in `prepare`, except that the contents of image files are not checked.
     """
     builder = builder_class(name)
     home = os.path.join(os.path.abspath(os.path.expanduser(data_dir)), name)
-    return _resolve(builder, builder.complete_options(options), home, root)[0]
+    return _resolve(builder, builder.complete_options(options), home, root, SPLITS, on_error)[0]
 
 
 def builder_class(name: str) -> type[ReidBuilder]:
@@ -105,16 +124,40 @@ def builder_class(name: str) -> type[ReidBuilder]:
 
 
 def _resolve(
-    builder: type[ReidBuilder], chosen: dict[str, Any], home: str, root: str | None
+    builder: type[ReidBuilder],
+    chosen: dict[str, Any],
+    home: str,
+    root: str | None,
+    needs: Sequence[str],
+    on_error: str,
 ) -> tuple[str, Scan | None]:
     """Return the directory of the prepared copy and the scan of its source, or None if the source is not needed."""
     if builder.NEEDS_ROOT and not root:
-        directory = _existing_copy(builder, home, chosen)
-        builder.check_counts(split_counts(directory), chosen, directory)
+        directory = _existing_copy(builder, home, chosen, on_error)
+        skipped = Counter(name.partition("/")[0] for name, _ in read_metadata(directory).get("skipped", ()))
+        counts = {split: count + skipped[split] for split, count in split_counts(directory).items()}
+        builder.check_counts(counts, chosen, directory, needs)
         return directory, None
     scan = builder.scan(root or "", chosen)
-    builder.check_counts(scan.counts(), chosen, scan.origin)
-    return os.path.join(home, scan.fingerprint, str(builder.VERSION)), scan
+    builder.check_counts(scan.counts(), chosen, scan.origin, needs)
+    scan.require(needs, on_error)
+    copy = scan.fingerprint if on_error == "raise" else f"{scan.fingerprint}-{on_error}"
+    return os.path.join(home, copy, str(builder.VERSION)), scan
+
+
+def _content_notes(directory: str, metadata: Mapping[str, Any], is_new: bool) -> Iterator[str]:
+    """Yield lines for the user about the images of a prepared copy."""
+    where = os.path.join(directory, "metadata.json")
+    if skipped := metadata.get("skipped"):
+        image, reason = skipped[0]
+        yield f"{len(skipped):,} broken images are left out, first {printable(image)} ({reason}); {where} lists them"
+    copies = metadata.get("copies")
+    if copies and is_new:
+        first, second = map(printable, copies[0])
+        yield (
+            f"{len(copies):,} images are copies of an image of another identity, first {second} of {first}; {where} "
+            "lists them"
+        )
 
 
 def _content_options(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -122,8 +165,8 @@ def _content_options(options: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in options.items() if key not in _CHECK_OPTIONS}
 
 
-def _existing_copy(builder: type[ReidBuilder], home: str, options: Mapping[str, Any]) -> str:
-    """Return the only prepared directory with these options.
+def _existing_copy(builder: type[ReidBuilder], home: str, options: Mapping[str, Any], on_error: str) -> str:
+    """Return the only prepared directory with these options and this behaviour for broken images.
 
     Raises:
         UserError: there is no such directory, or more than one.
@@ -131,7 +174,11 @@ def _existing_copy(builder: type[ReidBuilder], home: str, options: Mapping[str, 
     matches = []
     for copy in sorted(os.listdir(home)) if os.path.isdir(home) else ():
         directory = os.path.join(home, copy, str(builder.VERSION))
-        if os.path.isdir(directory) and read_metadata(directory)["options"] == _content_options(options):
+        if not os.path.isdir(directory):
+            continue
+        metadata = read_metadata(directory)
+        stored = builder.OPTIONS | metadata["options"]  # a copy may be older than an option
+        if _content_options(stored) == _content_options(options) and metadata.get("on_error", "raise") == on_error:
             matches.append(directory)
     if not matches:
         raise UserError(
@@ -147,17 +194,23 @@ def _existing_copy(builder: type[ReidBuilder], home: str, options: Mapping[str, 
     return matches[0]
 
 
-def _write(builder: type[ReidBuilder], scan: Scan, options: dict[str, Any], home: str, progress: bool) -> None:
+def _write(
+    builder: type[ReidBuilder], scan: Scan, options: dict[str, Any], directory: str, progress: bool, on_error: str
+) -> None:
     """Write the records. TFDS writes to a directory `incomplete.…` and renames it at the end."""
-    copy = os.path.join(home, scan.fingerprint)
+    copy = os.path.dirname(directory)
+    data_dir, name = os.path.dirname(os.path.dirname(copy)), os.path.basename(copy)
     try:
         with (
             _reporter(builder.name, sum(scan.counts().values()), progress) as on_image,
             tempfile.TemporaryDirectory() as unused,
             _quiet_tfds(),
+            warnings.catch_warnings(),
         ):
-            config = ReidConfig(name=scan.fingerprint, scan=scan, options=options, on_image=on_image)
-            writer = builder(data_dir=os.path.dirname(home), config=config, file_format="array_record")
+            # About large images, which are refused, and about damaged EXIF, which is not used.
+            warnings.filterwarnings("ignore", module=r"PIL\.")
+            config = ReidConfig(name=name, scan=scan, options=options, on_error=on_error, on_image=on_image)
+            writer = builder(data_dir=data_dir, config=config, file_format="array_record")
             writer.download_and_prepare(download_dir=unused)
     finally:
         with contextlib.suppress(OSError):  # not empty if it contains the finished copy

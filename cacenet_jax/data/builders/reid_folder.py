@@ -1,135 +1,102 @@
-"""Custom image folders, with a CSV manifest `path,pid[,camid][,split]` or file names in Market-1501 style."""
+"""Custom image folders, with a manifest `path,pid[,camid][,split]` or labels in the names of files or folders."""
 
-import csv
-import io
 import os
 import posixpath
-import re
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from cacenet_jax.data.builders.base import NO_CAMERA, SPLITS, Entry, FileScan, ReidBuilder, Scan
-from cacenet_jax.data.builders.market_style import FOLDERS, entries_of_folder
-from cacenet_jax.data.builders.source import IMAGE_SUFFIXES, Source, locate, open_source
+from cacenet_jax.data.builders.base import SPLITS, TEST_SPLITS, Entry, FileScan, ReidBuilder, Scan
+from cacenet_jax.data.builders.hold_out import hold_out
+from cacenet_jax.data.builders.manifest import read_manifest
+from cacenet_jax.data.builders.market_style import FOLDERS
+from cacenet_jax.data.builders.name_labels import entries_of_folders
+from cacenet_jax.data.builders.scan import unread_images
+from cacenet_jax.data.builders.source import DatasetLocation, Source, locate, open_source, raise_together
+from cacenet_jax.data.image_files import IMAGE_SUFFIXES
 from cacenet_jax.errors import UserError
 
-_SPLIT_OF_FOLDER = {split: split for split in SPLITS} | {folder: split for split, folder in FOLDERS.items()}
+_PLAIN = {split: split for split in SPLITS}
+_POOL = "pool"  # layout of images without folders for the splits
 
 
 class ReidFolder(ReidBuilder, skip_registration=True):
     """Builder for the user's own images, in a folder or a zip.
 
     The manifest is manifest.csv, the file named by the option `manifest`, or the data root itself if that is a .csv
-    file. Its paths are relative to the manifest. The columns `pid` and `camid` must each contain only integers or only
-    names; names are numbered from 0 in sorted order. An empty or absent camid means that the camera is unknown (-1).
-    Without a `split` column, the first folder of the path determines the split: train, query, gallery, or a Market-1501
-    folder name.
+    file. Cells are separated by commas, semicolons, tabs or |. Its paths are relative to the manifest. The columns `pid`
+    and `camid` must each contain only integers or only names; names are numbered from 0 in sorted order. An empty or
+    absent camid means that the camera is unknown (-1). Without a `split` column, the first folder of the path determines
+    the split: train, query, gallery, or a Market-1501 folder name.
 
     Without a manifest, the identity and the optional camera are parsed from file names such as 0002_c1….jpg or
-    0002_….jpg. Images with pid -1 are junk and are dropped.
+    0002_….jpg, or each identity has a folder (options `identity` and `camera`). Images with pid -1 are junk and are
+    dropped.
+
+    With the option `test_ids`, images without a test split are divided by identity: that many random identities, chosen
+    with `test_seed`, become query and gallery.
     """
 
     name = "reid_folder"
     SUMMARY = "A user's own person images."
     HOME = (
-        "add manifest.csv with the columns path,pid,camid,split, or sort the images into the folders train, "
-        "query and gallery"
+        "add manifest.csv with the columns path,pid,camid,split, sort the images into the folders train, query and "
+        "gallery, or set config.data.options.test_ids to divide them by identity"
     )
-    OPTIONS: ClassVar[Mapping[str, Any]] = {"manifest": "manifest.csv"}
+    OPTIONS: ClassVar[Mapping[str, Any]] = {
+        "manifest": "manifest.csv",
+        "identity": "auto",
+        "camera": "",
+        "test_ids": 0,
+        "test_seed": 0,
+    }
 
     @classmethod
     def scan(cls, root: str, options: Mapping[str, Any]) -> Scan:
         """Scan the manifest or the folders.
 
         Raises:
-            UserError: a file is missing, or a line or a file name does not parse.
+            UserError: files are missing, or lines or file names do not parse.
         """
-        manifest = options["manifest"]
+        manifest, test_ids = options["manifest"], options["test_ids"]
+        root = os.path.expanduser(root)
         if root.lower().endswith(".csv") and not os.path.isdir(root):
-            root, manifest = os.path.split(os.path.abspath(os.path.expanduser(root)))
+            root, manifest = os.path.split(os.path.abspath(root))
         source = open_source(root)
-        layouts = {"manifest": (manifest,), "plain": SPLITS, "market": tuple(FOLDERS.values())}
-        if manifest != cls.OPTIONS["manifest"]:  # named explicitly, so there is no fallback
-            layouts = {"manifest": (manifest,)}
-        location = locate(source, layouts, (), cls.HOME)
+        location = cls._locate(source, manifest, pooled=test_ids != 0)
+        where = source.display_path(location.folder)
+        notes: list[str] = []
+        splits: dict[str, list[Entry]]
         if location.layout == "manifest":
-            return FileScan(source, location.folder, _read_manifest(source, posixpath.join(location.folder, manifest)))
-        folder_names = dict(zip(SPLITS, SPLITS)) if location.layout == "plain" else FOLDERS
-        folders = {split: posixpath.join(location.folder, folder) for split, folder in folder_names.items()}
-        return FileScan(
-            source,
-            location.folder,
-            {s: entries_of_folder(source, f, camera_optional=True) for s, f in folders.items()},
-        )
+            pool = "train" if test_ids else None
+            splits = read_manifest(source, posixpath.join(location.folder, manifest), pool)
+        else:
+            names = {"plain": _PLAIN, "market": FOLDERS, _POOL: {"train": ""}}[location.layout.split()[0]]
+            folders = {split: posixpath.join(location.folder, name) for split, name in names.items()}
+            folders = {split: folder.rstrip("/") for split, folder in folders.items()}
+            splits, notes = entries_of_folders(source, folders, options["identity"], options["camera"], where)
+            unread = unread_images(source, folders.values())
+            if not any(splits.values()):
+                raise_together(unread)
+            notes += unread
+        report: dict[str, Any] = {}
+        if test_ids:
+            splits, report = hold_out(splits, test_ids, options["test_seed"], where)
+        return FileScan(source, location.folder, splits, notes=notes, report=report)
 
-
-def _read_manifest(source: Source, path: str) -> dict[str, list[Entry]]:
-    """Parse a manifest into the entries of each split."""
-    where = source.display_path(path)
-    reader = csv.DictReader(io.StringIO(source.read_text(path), newline=""), skipinitialspace=True)
-    columns = [(column or "").strip().lower() for column in reader.fieldnames or ()]
-    missing = [column for column in ("path", "pid") if column not in columns]
-    if missing:
-        header = ",".join(columns) or "nothing"
-        raise UserError(
-            f"{where}: found {header} in the first line, without {' and '.join(missing)}, expected "
-            "path,pid[,camid][,split]; add the column"
-        )
-    reader.fieldnames = columns
-
-    rows, lines = [], []
-    for row in reader:
-        rows.append({column: (row[column] or "").strip() for column in columns})
-        lines.append(f"{where} line {reader.line_num}")
-    pids = _parse_column([row["pid"] for row in rows], "pid", lines)
-    camids = _parse_column([row.get("camid", "") for row in rows], "camid", lines)
-
-    splits: dict[str, list[Entry]] = {split: [] for split in SPLITS}
-    base = posixpath.dirname(path)
-    for row, line, pid, camid in zip(rows, lines, pids, camids):
-        if pid is None:
-            raise UserError(f"{line}: found an empty pid, expected an integer or a name; fill it in")
-        name = posixpath.normpath(row["path"].replace("\\", "/"))
-        if not name.lower().endswith(IMAGE_SUFFIXES):
-            raise UserError(
-                f"{line}: path {row['path']!r} is no image; expected a name in {', '.join(IMAGE_SUFFIXES)}; correct it"
-            )
-        image = posixpath.normpath(posixpath.join(base, name))
-        if source.stamp(image) is None:
-            raise UserError(
-                f"{line}: {source.display_path(image)} does not exist; paths are relative to the manifest; correct the line"
-            )
-        split = row["split"] if "split" in columns else _SPLIT_OF_FOLDER.get(name.split("/")[0], "")
-        if split not in splits:
-            split_source = "split" if "split" in columns else "the first folder of path (there is no column split)"
-            raise UserError(
-                f"{line}: {split_source} is {split or name.split('/')[0]!r}; expected train, query or gallery; correct it"
-            )
-        splits[split].append(Entry(image, name, pid, NO_CAMERA if camid is None else camid))
-    return splits
-
-
-def _parse_column(values: list[str], column: str, lines: list[str]) -> list[int | None]:
-    """Convert a column to integers. Names are numbered in sorted order; empty values become None.
-
-    Args:
-        values: values of the column.
-        column: name of the column, for error messages.
-        lines: file and line of each value, for error messages.
-
-    Raises:
-        UserError: the column mixes integers and names.
-    """
-    is_integer = [re.fullmatch(r"[+-]?\d+", value) is not None for value in values]
-    is_name = [bool(value) and not integer for value, integer in zip(values, is_integer)]
-    if not any(is_name):
-        return [int(value) if value else None for value in values]
-    if any(is_integer):
-        row = is_name.index(True) if sum(is_name) <= sum(is_integer) else is_integer.index(True)
-        raise UserError(
-            f"{lines[row]}: {column} {values[row]!r}, but other lines have "
-            f"{'integers' if is_name[row] else 'names'}; "
-            f"expected integers throughout or names throughout; correct the column"
-        )
-    number_of = {name: number for number, name in enumerate(sorted(set(values) - {""}))}
-    return [number_of.get(value) for value in values]
+    @classmethod
+    def _locate(cls, source: Source, manifest: str, pooled: bool) -> DatasetLocation:
+        """Return the layout and the folder. Where there are no splits, `pooled` accepts images below the root."""
+        layouts = {"manifest": (manifest,), "plain": SPLITS, "market": tuple(FOLDERS.values())}
+        partial = {
+            f"{layout} {part}": tuple(names[split] for split in splits)
+            for layout, names in (("plain", _PLAIN), ("market", FOLDERS))
+            for part, splits in (("test", TEST_SPLITS), ("train", ("train",)))
+        }
+        if manifest != cls.OPTIONS["manifest"]:  # named explicitly, so there is no fallback
+            return locate(source, {"manifest": (manifest,)}, (), cls.HOME)
+        try:
+            return locate(source, layouts, (), cls.HOME, partial)
+        except UserError:
+            if pooled and any(path.lower().endswith(IMAGE_SUFFIXES) for path in source.files("")):
+                return DatasetLocation(_POOL, "")
+            raise

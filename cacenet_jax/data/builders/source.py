@@ -1,20 +1,20 @@
 """Image sources: a folder, or a zip that is read by random access without unpacking."""
 
 import abc
+import codecs
 import hashlib
-import io
 import itertools
 import os
 import posixpath
+import stat
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from PIL import Image
-
+from cacenet_jax.data.image_files import IMAGE_SUFFIXES, OTHER_IMAGE_SUFFIXES
 from cacenet_jax.errors import UserError
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+_MAX_MISTAKES = 10
 _SEARCH_DEPTH = 2  # a data set may be in the root or up to two folders below it
 
 
@@ -41,6 +41,10 @@ class Source(abc.ABC):
         """Return integers that change when the file changes, or None if there is no such file."""
 
     @abc.abstractmethod
+    def file_id(self, path: str) -> object:
+        """Return a value that is equal for two paths of the same file, such as a file and a link to it."""
+
+    @abc.abstractmethod
     def read(self, path: str) -> bytes:
         """Return the contents of a file.
 
@@ -50,20 +54,30 @@ class Source(abc.ABC):
 
     @abc.abstractmethod
     def display_path(self, path: str) -> str:
-        """Return `path` as displayed in error messages."""
+        """Return `path` as displayed in error messages, in one line."""
 
     def images(self, folder: str) -> list[str]:
         """Return the sorted image files below `folder`, ignoring other files (Thumbs.db, readme.txt)."""
         return [path for path in self.files(folder) if path.lower().endswith(IMAGE_SUFFIXES)]
 
+    def other_images(self, folder: str) -> dict[str, list[str]]:
+        """Return the files below `folder` whose suffix is that of an image that is not read, by suffix."""
+        by_suffix: dict[str, list[str]] = {}
+        for path in self.files(folder):
+            if (suffix := posixpath.splitext(path)[1].lower()) in OTHER_IMAGE_SUFFIXES:
+                by_suffix.setdefault(suffix, []).append(path)
+        return by_suffix
+
     def read_text(self, path: str) -> str:
-        """Read a UTF-8 text file, with or without a byte order mark.
+        """Read a text file in UTF-8, or in UTF-16 if it has a byte order mark.
 
         Raises:
-            UserError: the file cannot be read or is not UTF-8.
+            UserError: the file cannot be read or has another encoding.
         """
+        content = self.read(path)
+        is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
         try:
-            return self.read(path).decode("utf-8-sig")
+            return content.decode("utf-16" if is_utf16 else "utf-8-sig")
         except UnicodeDecodeError as error:
             raise UserError(f"{self.display_path(path)}: not UTF-8 text ({error.reason}); save it as UTF-8") from error
 
@@ -86,8 +100,15 @@ class FolderSource(Source):
     def files(self, folder: str) -> list[str]:
         """Return the sorted paths of all files below `folder`, except hidden ones."""
         paths = []
-        for parent, subfolders, names in os.walk(self._full(folder), followlinks=True):
-            subfolders[:] = [name for name in subfolders if _visible(name)]
+        top = self._full(folder)
+        # Folders from the top to each folder that is still to be visited. A link to one of them would lead in a circle.
+        above = {top: {_file_id(top)}}
+        for parent, subfolders, names in os.walk(top, followlinks=True):
+            identifiers = {name: _file_id(os.path.join(parent, name)) for name in subfolders if _visible(name)}
+            subfolders[:] = [name for name, identifier in identifiers.items() if identifier not in above[parent]]
+            for name in subfolders:
+                above[os.path.join(parent, name)] = above[parent] | {identifiers[name]}
+            del above[parent]
             prefix = os.path.relpath(parent, self.root).replace(os.sep, "/")
             paths += [posixpath.normpath(posixpath.join(prefix, name)) for name in names if _visible(name)]
         return sorted(paths)
@@ -98,11 +119,15 @@ class FolderSource(Source):
 
     def stamp(self, path: str) -> tuple[int, ...] | None:
         """Return the size and modification time, or None if there is no such file."""
-        full = self._full(path)
-        if not os.path.isfile(full):
+        try:
+            status = os.stat(self._full(path))
+        except (OSError, ValueError):  # ValueError: a null character in the path
             return None
-        status = os.stat(full)
-        return status.st_size, status.st_mtime_ns
+        return (status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else None
+
+    def file_id(self, path: str) -> object:
+        """Return the device and inode number."""
+        return _file_id(self._full(path))
 
     def read(self, path: str) -> bytes:
         """Return the contents of a file.
@@ -120,7 +145,7 @@ class FolderSource(Source):
 
     def display_path(self, path: str) -> str:
         """Return the path on disk."""
-        return os.path.normpath(self._full(path))
+        return printable(os.path.normpath(self._full(path)))
 
 
 class ZipSource(Source):
@@ -156,6 +181,10 @@ class ZipSource(Source):
         info = self._files.get(path)
         return None if info is None else (info.file_size, info.CRC)
 
+    def file_id(self, path: str) -> object:
+        """Return the path inside the zip."""
+        return posixpath.normpath(path)
+
     def read(self, path: str) -> bytes:
         """Return the contents of a file.
 
@@ -173,7 +202,7 @@ class ZipSource(Source):
 
     def display_path(self, path: str) -> str:
         """Return the path of the zip and the path inside it."""
-        return f"{self.root}!{path}" if path else self.root
+        return printable(f"{self.root}!{path}" if path else self.root)
 
 
 def open_source(root: str) -> Source:
@@ -200,7 +229,11 @@ class DatasetLocation(NamedTuple):
 
 
 def locate(
-    source: Source, layouts: Mapping[str, Sequence[str]], known_names: Iterable[str], hint: str
+    source: Source,
+    layouts: Mapping[str, Sequence[str]],
+    known_names: Iterable[str],
+    hint: str,
+    partial: Mapping[str, Sequence[str]] | None = None,
 ) -> DatasetLocation:
     """Find the folder of a data set, which is the root or a folder up to two levels below it.
 
@@ -209,6 +242,8 @@ def locate(
         layouts: required files and folders of each layout; the first layout that matches is used.
         known_names: usual names of the data set folder, used to choose between several matches.
         hint: where to obtain the data set; appended to the error message.
+        partial: layouts of a part of the data set, such as a test set alone, tried where no complete one matches. They
+            match if nothing else of a complete layout exists, which would be an incomplete copy.
 
     Returns:
         The layout and the folder.
@@ -216,34 +251,47 @@ def locate(
     Raises:
         UserError: no folder matches, or several match and their names do not single one out.
     """
-    level = [""]
     closest: tuple[int, str, list[str]] = (0, "", [])
-    for depth in range(_SEARCH_DEPTH + 1):
-        matches = []
-        for folder, (layout, needed) in itertools.product(level, layouts.items()):
-            missing = [item for item in needed if not source.exists(posixpath.join(folder, item))]
-            if not missing:
-                matches.append(DatasetLocation(layout, folder))
-            elif len(needed) - len(missing) > closest[0]:
-                closest = (len(needed) - len(missing), folder, missing)
-        by_folder = {place.folder: place for place in reversed(matches)}  # keeps the first layout of each folder
-        if len(by_folder) > 1:
-            named = {f: p for f, p in by_folder.items() if _same_name(posixpath.basename(f), known_names)}
-            if len(named) != 1:
-                listed = ", ".join(source.display_path(folder) for folder in sorted(by_folder))
-                raise UserError(f"{source.root}: several folders fit ({listed}); set the data root to one of them")
-            by_folder = named
-        if by_folder:
-            return next(iter(by_folder.values()))
-        if depth < _SEARCH_DEPTH:
-            level = [child for folder in level for child in source.folders(folder)]
+    names = {item for needed in layouts.values() for item in needed}
+    for accepted in (layouts, partial or {}):
+        level = [""]
+        for depth in range(_SEARCH_DEPTH + 1):
+            matches = []
+            for folder, (layout, needed) in itertools.product(level, accepted.items()):
+                missing = [item for item in needed if not source.exists(posixpath.join(folder, item))]
+                others = names.difference(needed) if accepted is partial else ()
+                if not missing and not any(source.exists(posixpath.join(folder, item)) for item in others):
+                    matches.append(DatasetLocation(layout, folder))
+                elif accepted is layouts and len(needed) - len(missing) > closest[0]:
+                    closest = (len(needed) - len(missing), folder, missing)
+            if matches:
+                return _choose(source, matches, known_names)
+            if depth < _SEARCH_DEPTH:
+                level = [child for folder in level for child in source.folders(folder)]
     expected = " or ".join("{" + ", ".join(needed) + "}" for needed in layouts.values())
     near = f" ({source.display_path(closest[1])} lacks {', '.join(closest[2])})" if closest[0] else ""
+    root = source.display_path("")
     if not os.path.exists(source.root):
         near = " (it does not exist)"
-    raise UserError(
-        f"{source.root}: no data set found{near}, expected {expected} there or up to two folders below; {hint}"
-    )
+    elif archives := sorted(path for path in _listed(source.root) if path.lower().endswith(".zip")):
+        listed = " or ".join(source.display_path(path) for path in archives[:3])
+        raise UserError(
+            f"{root}: no data set found{near}, but {len(archives)} zip; if it is the data set's, set "
+            f"config.data.root={listed}"
+        )
+    raise UserError(f"{root}: no data set found{near}, expected {expected} there or up to two folders below; {hint}")
+
+
+def _choose(source: Source, matches: Sequence[DatasetLocation], known_names: Iterable[str]) -> DatasetLocation:
+    """Return the location whose folder is named like the data set, if there are several."""
+    by_folder = {place.folder: place for place in reversed(matches)}  # keeps the first layout of each folder
+    if len(by_folder) == 1:
+        return next(iter(by_folder.values()))
+    named = [place for folder, place in by_folder.items() if _same_name(posixpath.basename(folder), known_names)]
+    if len(named) == 1:
+        return named[0]
+    listed = ", ".join(source.display_path(folder) for folder in sorted(by_folder))
+    raise UserError(f"{source.display_path('')}: several folders fit ({listed}); set the data root to one of them")
 
 
 def fingerprint(parts: Iterable[object]) -> str:
@@ -254,24 +302,35 @@ def fingerprint(parts: Iterable[object]) -> str:
     return digest.hexdigest()[:16]
 
 
-def check_image(data: bytes, where: str) -> None:
-    """Check that an image decodes completely. Pillow is used because, unlike bare libjpeg, it reports truncation.
+def printable(text: str) -> str:
+    """Return a file name in one line that any terminal shows; bytes that are not UTF-8 and control characters escaped."""
+    if text.isprintable():
+        return text
+    text = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
-    Args:
-        data: encoded image.
-        where: path of the image, for the error message.
 
-    Raises:
-        UserError: the file is empty, truncated or not an image.
-    """
+def raise_together(mistakes: Sequence[str]) -> None:
+    """Raise UserError with one line for each mistake, at most ten, if there are any."""
+    if mistakes:
+        more = [f"and {len(mistakes) - _MAX_MISTAKES:,} more"] if len(mistakes) > _MAX_MISTAKES else []
+        raise UserError("\n".join([*mistakes[:_MAX_MISTAKES], *more]))
+
+
+def _listed(root: str) -> list[str]:
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            image.load()
-    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, …
-        reason = "not an image that can be read" if isinstance(error, Image.UnidentifiedImageError) else str(error)
-        raise UserError(
-            f"{where}: broken image of {len(data)} bytes ({reason}); replace it with a complete copy"
-        ) from error
+        return os.listdir(root)
+    except OSError:  # a file, or no permission
+        return []
+
+
+def _file_id(path: str) -> object:
+    """Return the device and inode number, or the path if there is no such file."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return path
+    return status.st_dev, status.st_ino
 
 
 def _visible(path: str) -> bool:

@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from jaxtyping import Int
 
-from cacenet_jax.data.builders.base import SPLITS
+from cacenet_jax.data.builders.scan import SPLITS
 from cacenet_jax.errors import UserError
 
 _INDEX_KEYS = ("pids", "camids", "names", "checksums", "num_bytes")
@@ -28,10 +28,12 @@ class Prepared(NamedTuple):
     Attributes:
         name: name of the data set.
         directory: absolute path of the copy, readable by `tensorflow_datasets.builder_from_directory`.
+        skipped: (SPLIT/NAME, reason) of each broken image that was left out.
     """
 
     name: str
     directory: str
+    skipped: tuple[tuple[str, str], ...] = ()
 
 
 class Records(Sequence):
@@ -97,7 +99,7 @@ def open_split(prepared: Prepared, split: str) -> Split:
         split: "train", "query" or "gallery".
 
     Returns:
-        The split.
+        The split, which is empty if the data set does not have it.
 
     Raises:
         UserError: the split is unknown, or files in the prepared directory are missing or truncated.
@@ -105,6 +107,8 @@ def open_split(prepared: Prepared, split: str) -> Split:
     if split not in SPLITS:
         raise UserError(f"split {split!r} does not exist; expected one of {', '.join(SPLITS)}; correct it")
     builder = tfds.builder_from_directory(prepared.directory)
+    if split not in builder.info.splits:
+        return Split(Records([]), np.zeros(0, np.int64), np.zeros(0, np.int64), [])
     info = builder.info.splits[split]
     sizes = [os.path.getsize(path) if os.path.isfile(path) else 0 for path in map(os.fspath, info.filepaths)]
     if sum(sizes) != info.num_bytes:
@@ -137,7 +141,7 @@ def _checksum(record: dict[str, Any]) -> int:
 def split_counts(directory: str) -> dict[str, int]:
     """Return the number of records in each split of a prepared directory."""
     splits = tfds.builder_from_directory(directory).info.splits
-    return {split: int(splits[split].num_examples) for split in SPLITS}
+    return {split: int(splits[split].num_examples) if split in splits else 0 for split in SPLITS}
 
 
 def read_metadata(directory: str) -> dict[str, Any]:

@@ -1,0 +1,145 @@
+"""Manifests: tables of a user's own images with the columns path, pid and, if known, camid and split."""
+
+import csv
+import io
+import os
+import posixpath
+import re
+from collections.abc import Mapping, Sequence
+
+from cacenet_jax.data.builders.market_style import FOLDERS
+from cacenet_jax.data.builders.scan import NO_CAMERA, SPLITS, Entry
+from cacenet_jax.data.builders.source import Source, raise_together
+from cacenet_jax.data.image_files import IMAGE_SUFFIXES
+from cacenet_jax.errors import UserError
+
+_SPLIT_OF_FOLDER = {split: split for split in SPLITS} | {folder: split for split, folder in FOLDERS.items()}
+_SEPARATORS = (",", ";", "\t", "|")
+_INTEGER = re.compile(r"[+-]?\d+(?:\.0*)?")  # pandas writes 1.0 in a column of integers with an empty cell
+
+
+def read_manifest(source: Source, path: str, default_split: str | None = None) -> dict[str, list[Entry]]:
+    """Parse a manifest into the entries of each split.
+
+    Args:
+        source: source that contains the manifest.
+        path: path of the manifest.
+        default_split: split of all images if there is no column `split`; None takes it from the first folder of the path.
+
+    Raises:
+        UserError: a column is missing, or cells are empty or do not parse; the message has one line per mistake.
+    """
+    where = source.display_path(path)
+    columns, table = _parse_table(source.read_text(path), where)
+    rows = [row for _, row in table]
+    lines = [f"{where} line {number}" for number, _ in table]
+    mistakes = [f"{line}: {error}" for line, row in zip(lines, rows) if (error := _length_error(row, columns))]
+    raise_together(mistakes)
+    cells = [dict(zip(columns, row)) for row in rows]
+    pids = parse_column([row["pid"] for row in cells], "pid", lines)
+    camids = parse_column([row.get("camid", "") for row in cells], "camid", lines)
+
+    splits: dict[str, list[Entry]] = {split: [] for split in SPLITS}
+    base = posixpath.dirname(path)
+    for row, line, pid, camid in zip(cells, lines, pids, camids):
+        name = posixpath.normpath(row["path"].replace("\\", "/"))
+        image = posixpath.normpath(posixpath.join(base, os.path.expanduser(name)))
+        split = (
+            row["split"].lower() if "split" in columns else default_split or _SPLIT_OF_FOLDER.get(name.split("/")[0])
+        )
+        errors = list(_row_errors(source, row, image, pid, split))
+        mistakes += [f"{line}: {error}" for error in errors]
+        if not errors and split is not None and pid is not None:
+            splits[split].append(Entry(image, name, pid, NO_CAMERA if camid is None else camid))
+    raise_together(mistakes)
+    return splits
+
+
+def _parse_table(text: str, where: str) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """Return the columns and the (line number, cells) of each row, for the separator that the first line uses."""
+    skipped = 0
+    if re.match(r"sep=.\r?\n", text):  # written by Excel
+        text, skipped = text.split("\n", 1)[1], 1
+    for separator in _SEPARATORS:
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True)
+        try:
+            columns = [cell.strip().lower() for cell in next(reader, ())]
+            while columns and not columns[-1]:
+                columns.pop()
+            if {"path", "pid"} <= set(columns):
+                return columns, [
+                    (reader.line_num + skipped, [cell.strip() for cell in row]) for row in reader if any(row)
+                ]
+        except csv.Error as error:
+            raise UserError(f"{where} line {reader.line_num + skipped}: {error}; correct the line") from error
+    header = text.split("\n", 1)[0].strip() or "nothing"
+    missing = [column for column in ("path", "pid") if not re.search(rf"\b{column}\b", header.lower())]
+    raise UserError(
+        f"{where}: found {header} in the first line, without {' and '.join(missing or ['columns path and pid'])}, expected "
+        "path,pid[,camid][,split], separated by commas, semicolons, tabs or |; correct the first line"
+    )
+
+
+def _length_error(row: Sequence[str], columns: Sequence[str]) -> str:
+    """Return the mistake in the number of cells, or an empty string."""
+    if len(row) < len(columns):
+        missing = columns[len(row) :]
+        return (
+            f"found {len(row)} cells, expected {len(columns)}: {', '.join(missing)} "
+            f"{'is' if len(missing) == 1 else 'are'} missing; fill in the line"
+        )
+    if any(row[len(columns) :]):
+        return f"found {len(row)} cells, expected {len(columns)}; quote cells that contain the separator"
+    return ""
+
+
+def _row_errors(source: Source, row: Mapping[str, str], image: str, pid: int | None, split: str | None) -> list[str]:
+    """Return the mistakes in a row."""
+    errors = []
+    if pid is None:
+        errors.append("found an empty pid, expected an integer or a name; fill it in")
+    if not image.lower().endswith(IMAGE_SUFFIXES):
+        errors.append(
+            f"path {row['path']!r} is no image; expected a name in {', '.join(IMAGE_SUFFIXES)}; correct or convert it"
+        )
+    elif source.stamp(image) is None:
+        errors.append(
+            f"{source.display_path(image)} does not exist; paths are relative to the manifest; correct the line"
+        )
+    if split == "":
+        errors.append("found an empty split, expected train, query or gallery; fill it in")
+    elif split not in SPLITS:
+        column = "split" if "split" in row else "the first folder of path (there is no column split)"
+        value = row["split"] if "split" in row else posixpath.normpath(row["path"].replace("\\", "/")).split("/")[0]
+        errors.append(
+            f"{column} is {value!r}; expected train, query or gallery; correct it, or set config.data.options.test_ids"
+            if "split" not in row
+            else f"{column} is {value!r}; expected train, query or gallery; correct it"
+        )
+    return errors
+
+
+def parse_column(values: Sequence[str], column: str, lines: Sequence[str]) -> list[int | None]:
+    """Convert a column to integers. Names are numbered in sorted order; empty values become None.
+
+    Args:
+        values: values of the column.
+        column: name of the column, for error messages.
+        lines: file and line of each value, for error messages.
+
+    Raises:
+        UserError: the column mixes integers and names.
+    """
+    is_integer = [_INTEGER.fullmatch(value) is not None for value in values]
+    is_name = [bool(value) and not integer for value, integer in zip(values, is_integer)]
+    if not any(is_name):
+        return [int(value.partition(".")[0]) if value else None for value in values]
+    if any(is_integer):
+        row = is_name.index(True) if sum(is_name) <= sum(is_integer) else is_integer.index(True)
+        raise UserError(
+            f"{lines[row]}: {column} {values[row]!r}, but other lines have "
+            f"{'integers' if is_name[row] else 'names'}; "
+            f"expected integers throughout or names throughout; correct the column"
+        )
+    number_of = {name: number for number, name in enumerate(sorted(set(values) - {""}))}
+    return [number_of.get(value) for value in values]
