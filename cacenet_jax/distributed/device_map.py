@@ -41,7 +41,7 @@ def available_devices() -> list[jax.Device]:
         return jax.devices()
     except (RuntimeError, AssertionError) as error:  # AssertionError: a platform whose plugin is not installed
         reason = " ".join(str(error).split())[:200] or "its plugin is not installed"
-        named = jax.config.jax_platforms
+        named = jax.config.values["jax_platforms"]
         raise UserError(
             f"JAX_PLATFORMS: found {named or 'nothing'!r}, for which no device starts ({reason}), expected a platform of "
             "this machine; set JAX_PLATFORMS=cpu, or install jax for that platform (pip install 'jax[cuda12]')"

@@ -111,7 +111,8 @@ def html(cases: Sequence[Case], change: Change, facts: Facts, results: dict[str,
 <body>
 <h1>{_text(title)}</h1>
 <p>CACE-Net looks at two images together. The individual ranking compares images one by one; the
-{_text(facts.ranking)} ranking orders its first {facts.top_k} images again, by {_text(facts.distance)}. Checkpoint of step {facts.step}.{filtered}</p>
+{_text(facts.ranking)} ranking orders its first {facts.top_k} images again, by {_text(facts.distance)}. Checkpoint of step
+{facts.step}.{filtered}</p>
 {_table(results)}
 <p>Average precision of {total} queries: <b>{change.better} rose, {change.worse} fell, {change.same} stayed</b>; the mean
 changed by {100 * change.mean:+.2f} points. Below are the queries that changed most, both ways: first what gained, then what

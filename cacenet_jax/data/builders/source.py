@@ -7,7 +7,6 @@ import itertools
 import os
 import posixpath
 import stat
-import struct
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
@@ -138,11 +137,13 @@ class ZipSource(Source):
         super().__init__(root)
         try:
             self._zip = zipfile.ZipFile(root)
-        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, struct.error) as error:
+            members = [info for info in self._zip.infolist() if not info.is_dir()]
+        except (
+            Exception
+        ) as error:  # BadZipFile, OSError, struct.error, NotImplementedError, IndexError (an empty name), ...
             raise UserError(
                 f"{root}: not a zip archive ({error}); expected the data set's folder or a complete zip of it"
             ) from error
-        members = [info for info in self._zip.infolist() if not info.is_dir()]
         self._files = {_inside(info.filename, root): info for info in members}
         self._folders = {parent for path in self._files for parent in _parents(path)}
 
