@@ -83,11 +83,14 @@ def run(command: CommandLine) -> None:
 
         processes.start(*cluster)
     from cacenet_jax import train
+    from cacenet_jax.distributed.device_map import available_devices
     from cacenet_jax.run import compilation
     from cacenet_jax.run.validation import validate
 
     validate(command.config, command.source)
     compilation.enable_cache()
+    if os.environ.get("JAX_PLATFORMS"):  # otherwise there is always a CPU
+        available_devices()
     modes: dict[str, Callable[[ConfigDict, str], Any]] = {
         "train": train.train, "evaluate": train.evaluate, "visualize": _visualize, "export": _export,
         "reproduce": functools.partial(_reproduce, command),

@@ -31,6 +31,23 @@ def check_divisible(batch_size: int, num_devices: int) -> None:
         )
 
 
+def available_devices() -> list[jax.Device]:
+    """Return the devices of all processes, and start them if this is the first use.
+
+    Raises:
+        UserError: the platform that JAX_PLATFORMS names has no device here, or is unknown.
+    """
+    try:
+        return jax.devices()
+    except (RuntimeError, AssertionError) as error:  # AssertionError: a platform whose plugin is not installed
+        reason = " ".join(str(error).split())[:200] or "its plugin is not installed"
+        named = jax.config.values["jax_platforms"]
+        raise UserError(
+            f"JAX_PLATFORMS: found {named or 'nothing'!r}, for which no device starts ({reason}), expected a platform of "
+            "this machine; set JAX_PLATFORMS=cpu, or install jax for that platform (pip install 'jax[cuda12]')"
+        ) from error
+
+
 def pick_devices(count: int) -> list[jax.Device]:
     """Return the first `count` devices of each process, ordered by process like the rows of a global batch.
 
@@ -41,7 +58,7 @@ def pick_devices(count: int) -> list[jax.Device]:
         UserError: a process has fewer than `count` devices, or `count` is 0 and processes have different numbers of
             devices.
     """
-    devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    devices = sorted(available_devices(), key=lambda device: (device.process_index, device.id))
     devices_per_process = Counter(device.process_index for device in devices)
     fewest = min(devices_per_process.values())
     if count > fewest:

@@ -5,11 +5,16 @@ and a file with a different hash belongs to another export.
 """
 
 import hashlib
+import io
 import json
+import math
 import os
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from cacenet_jax.errors import UserError
 
@@ -21,6 +26,7 @@ DISTANCE = "distance"  # name of the pair scorer's output
 # All files that an export may write; any other files in the folder belong to the user.
 OURS = (EXTRACTOR + JAX, PAIR_SCORER + JAX, EXTRACTOR + ONNX, PAIR_SCORER + ONNX, WEIGHTS, CHECK, MANIFEST)
 _FORMAT = 1
+_MAX_MANIFEST = 16 << 20  # bytes; a manifest has some kilobytes
 
 
 def describe_file(path: Path) -> dict[str, Any]:
@@ -40,22 +46,71 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """Read the manifest of an export and verify its files.
 
     Raises:
-        UserError: the manifest is missing or has another format, or a file is missing or has the wrong hash.
+        UserError: the manifest is missing or has another format, names a file that no export writes, or a file is
+            missing or has the wrong size or hash.
     """
     again = "run --mode=export again"
     path = folder / MANIFEST
     try:
-        manifest = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        if path.stat().st_size > _MAX_MANIFEST:
+            raise ValueError(f"{path.stat().st_size >> 20} MiB")
+        manifest = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: found no manifest ({error}), expected that of a complete export; {again}") from error
-    if manifest.get("format") != _FORMAT:
-        raise UserError(f"{path}: found format {manifest.get('format')!r}, expected {_FORMAT}; {again}")
-    for name, recorded in manifest["files"].items():
+    version = manifest.get("format") if isinstance(manifest, dict) else None
+    if version != _FORMAT:
+        raise UserError(f"{path}: found format {repr(version)[:80]}, expected {_FORMAT}; {again}")
+    files = manifest.get("files")
+    if not isinstance(files, dict):
+        raise UserError(f"{path}: found no list of files, expected the files of the export; {again}")
+    for name, recorded in files.items():
+        if name not in OURS:  # also names with folders, which would leave the export
+            raise UserError(f"{path}: found the file {name[:120]!a}, expected only {', '.join(OURS)}; {again}")
         file = folder / name
-        if not file.is_file() or describe_file(file)["sha256"] != recorded["sha256"]:
+        if not _is_recorded(file, recorded):
             state = "another file" if file.exists() else "no file"
             raise UserError(f"{file}: found {state}, expected the one that {MANIFEST} names; {again}")
     return manifest
+
+
+def _is_recorded(file: Path, recorded: Any) -> bool:
+    """Return True if a file has the recorded size and, read only then, the recorded hash."""
+    if not isinstance(recorded, dict) or not file.is_file() or recorded.get("bytes") != file.stat().st_size:
+        return False
+    return describe_file(file)["sha256"] == recorded.get("sha256")
+
+
+def read_check_values(folder: Path) -> dict[str, np.ndarray]:
+    """Read the check values of an export.
+
+    Raises:
+        UserError: the file is broken, holds objects, or claims arrays of another size than it has.
+    """
+    path = folder / CHECK
+    values = {}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if sum(info.file_size for info in archive.infolist()) > path.stat().st_size:
+                raise ValueError("arrays that are larger than their file")
+            for info in archive.infolist():
+                data = archive.read(info)
+                values[info.filename.removesuffix(".npy")] = _array(data)
+    except Exception as error:  # zipfile and numpy.lib.format raise errors of many types
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(
+            f"{path}: found no check values ({reason}), expected those of a complete export; run --mode=export again"
+        ) from error
+    return values
+
+
+def _array(data: bytes) -> np.ndarray:
+    """Return the array in the bytes of a .npy file, whose size must be the one in its header."""
+    file = io.BytesIO(data)
+    read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    shape, is_fortran, dtype = read_header[np.lib.format.read_magic(file)](file)
+    if dtype.hasobject or math.prod(shape) * dtype.itemsize != len(data) - file.tell():
+        raise ValueError(f"{dtype} of shape {shape} in {len(data) - file.tell()} bytes")
+    return np.frombuffer(data, dtype, offset=file.tell()).reshape(shape, order="F" if is_fortran else "C")
 
 
 def place(scratch: Path, folder: Path, names: Sequence[str], manifest: dict[str, Any], replaced: Sequence[str]) -> None:

@@ -33,7 +33,6 @@ from cacenet_jax import experiment
 from cacenet_jax.errors import UserError
 from cacenet_jax.export import check
 from cacenet_jax.export.folder import (
-    CHECK,
     DISTANCE,
     EXTRACTOR,
     ONNX,
@@ -41,6 +40,7 @@ from cacenet_jax.export.folder import (
     WEIGHTS,
     describe_file,
     place,
+    read_check_values,
     read_manifest,
 )  # fmt: skip
 from cacenet_jax.export.functions import EMBEDDING, Named, functions, general
@@ -77,8 +77,7 @@ def convert(folder: Path) -> list[str]:
     net = general(settings.network.build(manifest["num_identities"]))
     variables = unflatten_dict(load_file(folder / WEIGHTS), sep="/")
     network = functions(net, variables, settings.data.image_size, settings.evaluation.flip)
-    with np.load(folder / CHECK) as stored:
-        values = dict(stored)
+    values = read_check_values(folder)
     terms = network.terms
     outputs = (EMBEDDING, *terms)
 

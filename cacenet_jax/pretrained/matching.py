@@ -8,12 +8,13 @@ from flax import traverse_util
 
 from cacenet_jax.errors import UserError
 
-# Prefixes that training scripts add to the parameter names of a backbone; they may be nested.
-_PREFIXES = ("module.", "backbone.", "base.", "model.", "resnet.")
+# Prefixes that training scripts and compilers add to the parameter names of a backbone; they may be nested.
+_PREFIXES = ("module.", "_orig_mod.", "backbone.", "base.", "model.", "resnet.")
 # Arrays that are not loaded: classifiers of other data sets, and a counter of training steps.
 _CLASSIFIERS = ("fc.", "classifier.", "head.")
 _COUNTER = "num_batches_tracked"
 _SHOWN = 8  # maximum number of names per kind in a message
+_MAX_PARTS = 32  # of a name, between dots
 
 
 class Mismatches(NamedTuple):
@@ -39,7 +40,7 @@ class Mismatches(NamedTuple):
 
     def lines(self, source_name: str, target_name: str) -> list[str]:
         """Return one line per kind of mismatch, with the first few names."""
-        shapes = [f"{name} {source} against {target}" for name, source, target in self.shapes]
+        shapes = [f"{name} {_shown(source)} against {target}" for name, source, target in self.shapes]
         kinds = {
             f"missing in {source_name}": self.missing,
             f"not in {target_name}": self.unexpected,
@@ -65,10 +66,16 @@ class MatchedWeights(NamedTuple):
     added: list[str]
 
 
+def printable(text: str, length: int = 120) -> str:
+    """Return text of a file as it may be printed on one line: shortened, and without control characters."""
+    text = text if len(text) <= length else text[: length - 1] + "\u2026"
+    return text if text.isprintable() else ascii(text)[1:-1]
+
+
 def listed(names: Sequence[str]) -> str:
     """Format the first few names and the number of remaining ones."""
     more = f", and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
+    return ", ".join(map(printable, names[:_SHOWN])) + more
 
 
 def match_weights(
@@ -86,7 +93,7 @@ def match_weights(
     (in, out), and all floating-point types to float32.
 
     Args:
-        arrays: arrays by name, from `reading.read`; names may share a prefix.
+        arrays: arrays by name, from `reading.read`; names may share any prefix.
         like: `params` and `batch_stats` of the network, as arrays or `jax.ShapeDtypeStruct`s.
         torch_name: function that maps a path in one of these collections to its name in a state dict.
         source_name: name of the file, for error messages.
@@ -103,7 +110,7 @@ def match_weights(
         for path, leaf in traverse_util.flatten_dict(tree).items()
     }
     names = {path: torch_name(path[1:]) for path in ours}
-    prefix = _prefix(arrays, names.values())
+    prefix = _prefix(arrays, names.values(), source_name)
     inside = {name.removeprefix(prefix): x for name, x in arrays.items() if name.startswith(prefix)}
     outside = [name for name in arrays if not name.startswith(prefix)]
     ignored = [
@@ -149,9 +156,12 @@ def match_weights(
     )
 
 
-def _prefix(names: Iterable[str], expected: Iterable[str]) -> str:
-    """Return the prefix, possibly empty, under which most of the expected names occur in a file."""
-    expected = set(expected)
+def _prefix(names: Iterable[str], expected: Iterable[str], source_name: str) -> str:
+    """Return the prefix, possibly empty, under which most of the expected names occur in a file.
+
+    Any prefix is accepted under which at least half of them occur, if it is the only one with as many.
+    """
+    expected, names = set(expected), list(names)
     matches: dict[str, int] = {"": 0}
     for name in names:
         prefix = ""
@@ -161,7 +171,28 @@ def _prefix(names: Iterable[str], expected: Iterable[str]) -> str:
             if not longer:
                 break
             prefix += longer[0]
-    return max(matches, key=lambda prefix: matches[prefix])
+    usual = max(matches, key=lambda prefix: matches[prefix])
+    others: dict[str, int] = {}
+    for name in names:
+        parts = name.split(".", _MAX_PARTS)
+        for i in range(1, len(parts)):
+            if ".".join(parts[i:]) in expected:
+                prefix = ".".join(parts[:i]) + "."
+                others[prefix] = others.get(prefix, 0) + 1
+    most = max(others.values(), default=0)
+    if most <= matches[usual] or 2 * most < len(expected):
+        return usual
+    best = [prefix for prefix, count in others.items() if count == most]
+    if len(best) > 1:
+        raise UserError(
+            f"config.pretrained: found {source_name} with {len(best)} networks, whose names begin with {listed(best)}, "
+            "expected one; save one of them alone, under names without that beginning"
+        )
+    return best[0]
+
+
+def _shown(shape: tuple[int, ...]) -> str:
+    return str(shape) if len(shape) <= _SHOWN else f"of {len(shape)} dimensions"
 
 
 def _torch_shape(path: Sequence[str], shape: tuple[int, ...]) -> tuple[int, ...]:

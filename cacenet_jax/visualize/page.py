@@ -1,8 +1,8 @@
 """HTML report of the figures: a self-contained, responsive page that works offline."""
 
 import base64
+import html as _html
 from collections.abc import Sequence
-from html import escape
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -105,13 +105,14 @@ def html(cases: Sequence[Case], change: Change, facts: Facts, results: dict[str,
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
 <link rel="icon" href="data:,">
-<title>{escape(title)}</title>
+<title>{_text(title)}</title>
 <style>{_STYLE}</style>
 </head>
 <body>
-<h1>{escape(title)}</h1>
-<p>CACE-Net looks at two images together. The individual ranking compares images one by one; the {facts.ranking} ranking
-orders its first {facts.top_k} images again, by {escape(facts.distance)}. Checkpoint of step {facts.step}.{filtered}</p>
+<h1>{_text(title)}</h1>
+<p>CACE-Net looks at two images together. The individual ranking compares images one by one; the
+{_text(facts.ranking)} ranking orders its first {facts.top_k} images again, by {_text(facts.distance)}. Checkpoint of step
+{facts.step}.{filtered}</p>
 {_table(results)}
 <p>Average precision of {total} queries: <b>{change.better} rose, {change.worse} fell, {change.same} stayed</b>; the mean
 changed by {100 * change.mean:+.2f} points. Below are the queries that changed most, both ways: first what gained, then what
@@ -149,7 +150,7 @@ def _section(number: int, case: Case, facts: Facts) -> str:
     lines = _figure(case.lines_png, f"Lines between query {number} and three gallery images", words)
     return f"""<section id="query-{number}">
 <h2>Query {number}: average precision {100 * before.ap:.1f} \u2192 {100 * after.ap:.1f}, {verdict}</h2>
-<p class="note">{escape(case.name)}{camera}</p>
+<p class="note">{_text(case.name)}{camera}</p>
 <h3>Ranked lists (figure 6)</h3>
 <div class="lists">
 <div class="query"><p>query</p><img src="{_uri(webp(case.query_HW3, _THUMBNAIL))}" alt="Query {number}"></div>
@@ -171,21 +172,21 @@ def _list(shown: ShownList) -> str:
         items.append(
             f'<li class="{kind}"><img src="{source}" alt="Rank {rank}: {words}"><span>{rank} {MARKS[right]}</span></li>'
         )
-    return f"<p>{escape(shown.name)}, average precision {100 * shown.ap:.1f}</p>\n<ol>{''.join(items)}</ol>"
+    return f"<p>{_text(shown.name)}, average precision {100 * shown.ap:.1f}</p>\n<ol>{''.join(items)}</ol>"
 
 
 def _figure(data: bytes, alt: str, caption: str) -> str:
-    image = f'<img src="{_uri(webp(data))}" alt="{escape(alt)}">'
-    return f'<figure><div class="wide">{image}</div><figcaption>{escape(caption)}</figcaption></figure>'
+    image = f'<img src="{_uri(webp(data))}" alt="{_text(alt)}">'
+    return f'<figure><div class="wide">{image}</div><figcaption>{_text(caption)}</figcaption></figure>'
 
 
 def _table(results: dict[str, Any] | None) -> str:
     if results is None:
         return '<p class="note">No results of this network on these data yet: --mode=evaluate writes them.</p>'
-    rankings = [name for name in ("individual", "conditional", "mixed") if name in results]
+    rankings = [name for name in ("individual", "conditional", "mixed") if isinstance(results.get(name), dict)]
     head = "".join(f"<th>{metric}</th>" for metric in METRICS)
     rows = "\n".join(
-        f"<tr><th>{name}</th>" + "".join(f"<td>{100 * results[name][metric]:.2f}</td>" for metric in METRICS) + "</tr>"
+        f"<tr><th>{name}</th>" + "".join(f"<td>{_per_cent(results[name], metric)}</td>" for metric in METRICS) + "</tr>"
         for name in rankings
     )
     return (
@@ -197,8 +198,19 @@ def _table(results: dict[str, Any] | None) -> str:
 def _of_the_table(results: dict[str, Any]) -> str:
     """Describe the evaluation shown in the table. Its step or mix may differ from that of the figures."""
     known = [f"{words} {results[key]}" for key, words in (("step", "step"), ("mix", "mix")) if key in results]
-    known += [f"{results[key]} {words}" for key, words in (("num_query", "queries"), ("num_gallery", "gallery images"))]
-    return f'<p class="note">The last evaluation: {escape(", ".join(known))}.</p>'
+    counts = (("num_query", "queries"), ("num_gallery", "gallery images"))
+    known += [f"{results[key]} {words}" for key, words in counts if key in results]
+    return f'<p class="note">The last evaluation: {_text(", ".join(known))}.</p>'
+
+
+def _per_cent(values: dict[str, Any], metric: str) -> str:
+    value = values.get(metric)
+    return f"{100 * value:.2f}" if isinstance(value, int | float) else "\u2013"
+
+
+def _text(text: str) -> str:
+    """Escape text for HTML. Bytes of a file name that are not UTF-8, which could not be written, become '?'."""
+    return _html.escape(text.encode("utf-8", "replace").decode())
 
 
 def _uri(data: bytes) -> str:

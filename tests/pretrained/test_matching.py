@@ -144,3 +144,27 @@ def test_a_backbone_without_published_weights_is_told(load, variables, monkeypat
     monkeypatch.setattr(type(NET), "torch_name", staticmethod(torch_name))
     with pytest.raises(UserError, match=r"resnet_tiny, which has no published weights \(no names\)"):
         load(arrays, variables)
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "_orig_mod.module.", "module.encoder_q.", "student.net.0."])
+def test_any_prefix_that_all_names_share_is_taken_off(load, variables, prefix):
+    arrays = {prefix + name: x for name, x in named(variables).items()}
+    fitted = load(arrays | {prefix + "fc.weight": np.ones((2, 4), np.float32), "queue": np.ones(4)}, variables)
+    assert_equal(fitted.variables, variables)
+    assert sorted(fitted.ignored) == sorted(["fc.weight", "queue"])
+
+
+def test_two_networks_in_a_file_are_told(load, variables):
+    arrays = {f"module.encoder_{kind}.{name}": x for name, x in named(variables).items() for kind in "qk"}
+    with pytest.raises(
+        UserError, match=r"2 networks, .* begin with module.encoder_k., module.encoder_q., expected one"
+    ):
+        load(arrays, variables)
+
+
+def test_names_of_a_file_cannot_write_to_the_terminal(load, variables):
+    arrays = named(variables) | {"\x1b[31mred\nerror: fine" + "x" * 500: np.ones(1, np.float32)}
+    with pytest.raises(UserError) as caught:
+        load(arrays, variables)
+    assert all(line.isprintable() and len(line) < 400 for line in str(caught.value).splitlines())
+    assert "\\x1b[31mred\\nerror: fine" in str(caught.value)

@@ -138,3 +138,17 @@ def test_without_huggingface_hub_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(UserError, match=r"run pip install 'huggingface_hub>=1.0'"):
         sources.locate("hub:timm/resnet50.tv_in1k")
+
+
+@pytest.mark.parametrize("name", ["model.pth.tar-60", "r18.pth.tar", "last.ckpt", "epoch=3-step=9.ckpt"])
+def test_the_names_that_training_scripts_give_are_files(tmp_path, name):
+    sources.check_form(f"runs/{name}")  # before the file exists
+    with pytest.raises(UserError, match="found no file"):
+        sources.locate(str(tmp_path / name))
+    (tmp_path / name).touch()
+    assert sources.locate(str(tmp_path / name)) == tmp_path / name
+
+
+def test_a_file_that_exists_may_have_any_name(tmp_path):
+    (tmp_path / "weights").touch()
+    assert sources.locate(str(tmp_path / "weights")) == tmp_path / "weights"

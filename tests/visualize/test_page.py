@@ -64,3 +64,22 @@ def test_browser_shows_every_image_rank_and_mark(path, tmp_path):
 def test_without_results_the_page_says_how_to_get_them(tmp_path):
     (tmp_path / "page.html").write_text(html([case("x")], Change(1, 0, 0, 0.1), FACTS, None), "utf-8")
     assert "--mode=evaluate" in parsed(tmp_path / "page.html").text
+
+
+HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)>&amp;\udcff"
+
+
+def test_every_name_is_escaped(tmp_path):
+    facts = Facts(HOSTILE, 7, HOSTILE, HOSTILE, 50, True, HOSTILE)
+    lists = [ShownList(HOSTILE, 0.25, [picture(i) for i in range(3)], RIGHT[0])] * 2
+    results = {"individual": {"mAP": HOSTILE}, "mixed": HOSTILE, "step": HOSTILE, "mix": HOSTILE, "num_query": HOSTILE}
+    text = html([case("x")._replace(name=HOSTILE, lists=lists)], Change(1, 0, 0, 0.1), facts, results)
+    (tmp_path / "hostile.html").write_text(text, "utf-8")
+    plain = html(
+        [case("x")], Change(1, 0, 0, 0.1), facts._replace(data="", ranking="", distance="", learned=""), RESULTS
+    )
+    assert "<script" not in text and "onerror=alert(1)>" not in text
+    assert text.count("<img") == plain.count("<img")
+    shown = parsed(tmp_path / "hostile.html").text
+    # In the title, heading, paragraph (twice), name of the query, two lists, caption and the line of the evaluation (three).
+    assert shown.count("<script>alert(1)</script>\"'><img src=x onerror=alert(1)>&amp;?") >= 9

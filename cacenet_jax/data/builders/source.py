@@ -16,6 +16,7 @@ from cacenet_jax.errors import UserError
 
 _MAX_MISTAKES = 10
 _SEARCH_DEPTH = 2  # a data set may be in the root or up to two folders below it
+_MAX_BYTES = 256 << 20  # of one member of a zip; images and manifests are far smaller
 
 
 class Source(abc.ABC):
@@ -86,6 +87,11 @@ class FolderSource(Source):
     """Folder on disk."""
 
     def _full(self, path: str) -> str:
+        if os.path.isabs(path) or posixpath.normpath(path).split("/")[0] == "..":
+            raise UserError(
+                f"{self.root}: found the path {path[:200]!r}, expected one inside this folder; set the data root to one "
+                "above all images and write paths relative to it"
+            )
         return os.path.join(self.root, path)
 
     def folders(self, folder: str) -> list[str]:
@@ -155,12 +161,14 @@ class ZipSource(Source):
         super().__init__(root)
         try:
             self._zip = zipfile.ZipFile(root)
-        except (zipfile.BadZipFile, OSError) as error:
+            members = [info for info in self._zip.infolist() if not info.is_dir()]
+        except (
+            Exception
+        ) as error:  # BadZipFile, OSError, struct.error, NotImplementedError, IndexError (an empty name), ...
             raise UserError(
                 f"{root}: not a zip archive ({error}); expected the data set's folder or a complete zip of it"
             ) from error
-        members = (info for info in self._zip.infolist() if not info.is_dir())
-        self._files = {posixpath.normpath(info.filename.replace("\\", "/")): info for info in members}
+        self._files = {_inside(info.filename, root): info for info in members}
         self._folders = {parent for path in self._files for parent in _parents(path)}
 
     def folders(self, folder: str) -> list[str]:
@@ -192,7 +200,10 @@ class ZipSource(Source):
             UserError: the file cannot be read.
         """
         try:
+            _check_member(self._files[path], self.display_path(path))
             return self._zip.read(self._files[path])
+        except UserError:
+            raise
         except KeyError as error:
             raise UserError(f"{self.display_path(path)}: not in the zip; add the file to it") from error
         except Exception as error:  # zlib.error, BadZipFile (checksum), RuntimeError (password), NotImplementedError
@@ -331,6 +342,25 @@ def _file_id(path: str) -> object:
     except (OSError, ValueError):
         return path
     return status.st_dev, status.st_ino
+
+
+def _inside(name: str, root: str) -> str:
+    """Return the path of a member of a zip, and raise UserError for one outside the archive."""
+    path = posixpath.normpath(name.replace("\\", "/"))
+    if path.startswith("/") or path.split("/")[0] in ("..", ".") or path[1:2] == ":":
+        raise UserError(
+            f"{root}: found the member {name[:120]!r}, expected names inside the archive; zip the data set's folder again"
+        )
+    return path
+
+
+def _check_member(info: zipfile.ZipInfo, where: str) -> None:
+    """Raise UserError for a member that is a link, or too large for an image or a manifest."""
+    if stat.S_ISLNK(info.external_attr >> 16):
+        raise UserError(f"{where}: found a symbolic link, expected a file; zip the files that the links name")
+    if info.file_size > _MAX_BYTES:
+        size = f"{info.file_size / 2**20:,.0f} MiB"
+        raise UserError(f"{where}: found a member of {size}, expected at most {_MAX_BYTES >> 20} MiB; leave it out")
 
 
 def _visible(path: str) -> bool:
