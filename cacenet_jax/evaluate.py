@@ -173,6 +173,7 @@ def score_test(
         "mix": settings.evaluation.mix,
         "seconds": broadcast_from_writer("seconds", time.monotonic() - start),
     }
+    result["skipped"] = len(prepared.skipped)
     result["fingerprint"] = fingerprint(prepared, state, settings.evaluation)
     if is_writer():
         keep_others(file, result["fingerprint"])
@@ -181,5 +182,7 @@ def score_test(
         )
         for warning in doubts(query, gallery, camera_filter=settings.evaluation.camera_filter):
             logging.warning("%s: %s", settings.data.name, warning)
+        if prepared.skipped:
+            write_json(file.with_name("skipped.json"), dict(prepared.skipped))
         write_json(file, result)
     return result

@@ -184,7 +184,11 @@ class FileScan(Scan):
                 continue
             self._compare(split, entry, content)
             yield {"image": image, "pid": entry.pid, "camid": entry.camid, "name": entry.name, "parts": b""}
-        if stop == len(entries) and sum(name.startswith(f"{split}/") for name, _ in self._skipped) == len(entries):
+        if (
+            entries
+            and stop == len(entries)
+            and sum(name.startswith(f"{split}/") for name, _ in self._skipped) == len(entries)
+        ):
             name, reason = self._skipped[-1]
             raise UserError(
                 f"{self.origin}: all {len(entries)} images of split {split} are broken ({printable(name)}: {reason})"
