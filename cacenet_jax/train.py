@@ -300,7 +300,10 @@ def evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
 def _is_own(trained: Trained, folder: Path) -> bool:
     """Return False if the network was trained on other data than those of its config."""
     recorded = recorded_data(folder)
-    return recorded is None or recorded == cut_training(trained.settings.data, trained.prepared).train.summary()
+    if recorded is None:
+        return True
+    has_training_data = len(open_split(trained.prepared, "train")) > 0
+    return has_training_data and recorded == cut_training(trained.settings.data, trained.prepared).train.summary()
 
 
 def _report_validation(writer: MetricWriter | NullWriter, step: int, result: dict[str, Any]) -> None:

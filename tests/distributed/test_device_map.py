@@ -10,6 +10,7 @@ from tiny_training import batch_of, tiny_config
 
 from cacenet_jax.data.augment import Augment
 from cacenet_jax.data.batch import Batch
+from cacenet_jax.distributed import device_map
 from cacenet_jax.distributed.collectives import all_gather, pmean, transpose_grid
 from cacenet_jax.distributed.device_map import (
     AXIS,
@@ -155,10 +156,10 @@ def test_devices_are_ordered_by_process_as_the_rows_of_a_batch_are(monkeypatch):
     chips = [
         _Device(process, index) for process, index in ((0, 0), (0, 1), (1, 2), (1, 3), (0, 4), (0, 5), (1, 6), (1, 7))
     ]
-    monkeypatch.setattr(jax, "devices", lambda: chips)
+    monkeypatch.setattr(device_map, "available_devices", lambda: chips)
     assert [device.id for device in pick_devices.__wrapped__(0)] == [0, 1, 4, 5, 2, 3, 6, 7]
     assert [device.id for device in pick_devices.__wrapped__(2)] == [0, 1, 2, 3]
-    monkeypatch.setattr(jax, "devices", lambda: chips[:-1])
+    monkeypatch.setattr(device_map, "available_devices", lambda: chips[:-1])
     with pytest.raises(
         UserError, match=r"processes with 3 to 4 devices, expected the same number in each; set it to 3 or less"
     ):

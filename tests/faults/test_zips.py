@@ -75,7 +75,7 @@ def test_a_manifest_names_no_image_outside_its_root(tmp_path, path, zipped):
     text = f"path,pid,split\n{path.format('outside', outside)},1,train\n"
     (inside / "manifest.csv").write_text(text)
     root = archive(tmp_path, [("manifest.csv", text)]) if zipped else str(inside)
-    with pytest.raises(UserError, match=r"does not exist|found the path .*secret.png"):
+    with pytest.raises(UserError, match=r"line 2: .*(does not exist|found the path .*secret.png)"):
         ReidFolder.scan(root, dict(ReidFolder.OPTIONS))
 
 

@@ -39,7 +39,8 @@ def test_local_trains_and_ctrl_c_ends_all(command):
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130, err
-    assert {line[:3] for line in err.splitlines() if "interrupted; the same command" in line} == {"[0]", "[1]"}, err
+    assert {line[:3] for line in err.splitlines() if "interrupted: saving" in line} == {"[0]", "[1]"}, err
+    assert {line[:3] for line in err.splitlines() if "interrupted; the same command" in line} == {"[0]"}, err
     assert "[0] synthetic_pedestrians: 48 images" in out and "2 cpu device(s) in 2 processes" in out
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)

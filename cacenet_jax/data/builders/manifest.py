@@ -102,10 +102,8 @@ def _row_errors(source: Source, row: Mapping[str, str], image: str, pid: int | N
         errors.append(
             f"path {row['path']!r} is no image; expected a name in {', '.join(IMAGE_SUFFIXES)}; correct or convert it"
         )
-    elif source.stamp(image) is None:
-        errors.append(
-            f"{source.display_path(image)} does not exist; paths are relative to the manifest; correct the line"
-        )
+    else:
+        errors += _image_error(source, image)
     if split == "":
         errors.append("found an empty split, expected train, query or gallery; fill it in")
     elif split not in SPLITS:
@@ -117,6 +115,17 @@ def _row_errors(source: Source, row: Mapping[str, str], image: str, pid: int | N
             else f"{column} is {value!r}; expected train, query or gallery; correct it"
         )
     return errors
+
+
+def _image_error(source: Source, image: str) -> list[str]:
+    """Return the mistake in the path of an image, if there is one."""
+    try:
+        if source.stamp(image) is not None:
+            return []
+        where = source.display_path(image)
+    except UserError as error:  # outside the root
+        return [str(error)]
+    return [f"{where} does not exist; paths are relative to the manifest; correct the line"]
 
 
 def parse_column(values: Sequence[str], column: str, lines: Sequence[str]) -> list[int | None]:

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from cacenet_jax.data.builders.base import Entry, FileScan, ReidBuilder, Scan
-from cacenet_jax.data.builders.source import Source, locate, open_source
+from cacenet_jax.data.builders.location import locate
+from cacenet_jax.data.builders.source import Source, open_source
 from cacenet_jax.errors import UserError
 
 _LISTS = ("list_train.txt", "list_val.txt", "list_query.txt", "list_gallery.txt")

@@ -7,11 +7,12 @@ from typing import Any, ClassVar
 
 from cacenet_jax.data.builders.base import SPLITS, TEST_SPLITS, Entry, FileScan, ReidBuilder, Scan
 from cacenet_jax.data.builders.hold_out import hold_out
+from cacenet_jax.data.builders.location import DatasetLocation, locate
 from cacenet_jax.data.builders.manifest import read_manifest
 from cacenet_jax.data.builders.market_style import FOLDERS
 from cacenet_jax.data.builders.name_labels import entries_of_folders
 from cacenet_jax.data.builders.scan import unread_images
-from cacenet_jax.data.builders.source import DatasetLocation, Source, locate, open_source, raise_together
+from cacenet_jax.data.builders.source import Source, open_source, raise_together
 from cacenet_jax.data.image_files import IMAGE_SUFFIXES
 from cacenet_jax.errors import UserError
 
