@@ -188,9 +188,17 @@ def test_names_ties_and_tables(trained, reid):
     assert (first.query, second.query, second[0].index) == ("query 0", "query 1", 1)
     lines = str(second).splitlines()
     assert lines[0] == "query 1" and lines[1].split() == ["rank", "individual", "pair", "mixed", "name"]
-    assert lines[2].split() == ["1", *(f"{x:.4f}" for x in dataclasses.astuple(second[0])[2:]), "gallery", "image", "1"]
+    assert lines[2].split() == [
+        "1",
+        *(f"{x:z.4f}" for x in dataclasses.astuple(second[0])[2:]),
+        "gallery",
+        "image",
+        "1",
+    ]
     unscored = retriever.RankedList("q", (retriever.Match("a b", 4, 0.5, np.nan, np.nan),))
     assert repr(unscored).splitlines()[2].split() == ["1", "0.5000", "-", "-", "a", "b"]
+    identical = retriever.RankedList("q", (retriever.Match("a", 0, -1e-9, -1e-9, -1e-9),))
+    assert repr(identical).splitlines()[2].split() == ["1", "0.0000", "0.0000", "0.0000", "a"]
 
 
 def test_many_images_compile_nothing_new(trained, reid):

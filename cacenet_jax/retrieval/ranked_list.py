@@ -56,6 +56,6 @@ class RankedList:
         """Return the list as a text table."""
         lines = [self.query, f"{'rank':>4}  {'individual':>10}  {'pair':>7}  {'mixed':>7}  name"]
         for rank, match in enumerate(self.matches, start=1):
-            pair, mixed = ("-" if np.isnan(x) else f"{x:.4f}" for x in (match.pair, match.mixed))
-            lines.append(f"{rank:>4}  {match.individual:>10.4f}  {pair:>7}  {mixed:>7}  {match.name}")
+            pair, mixed = ("-" if np.isnan(x) else f"{x:z.4f}" for x in (match.pair, match.mixed))
+            lines.append(f"{rank:>4}  {match.individual:>z10.4f}  {pair:>7}  {mixed:>7}  {match.name}")
         return "\n".join(lines)

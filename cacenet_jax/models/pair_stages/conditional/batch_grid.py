@@ -165,9 +165,21 @@ def coefficients(
     return _forward(plan, keys_RNE, intra_weight_E, cross_weight_E)[0]
 
 
+class _Residuals(NamedTuple):
+    """Arrays that the backward pass reads; `cross_RBNN` is None if the cross blocks are computed again."""
+
+    keys_RNE: Array
+    intra_weight_E: Array
+    cross_weight_E: Array
+    intra_RNN: Array
+    root_RBN: Array
+    reach_RBN: Array
+    cross_RBNN: Array | None
+
+
 def _forward(
     plan: Plan, keys_RNE: Array, intra_weight_E: Array, cross_weight_E: Array
-) -> tuple[Coefficients, tuple[Any, ...]]:
+) -> tuple[Coefficients, _Residuals]:
     intra_RNN = _panels(jax.vmap(lambda k: _intra(k, intra_weight_E, plan.nearest)), keys_RNE, plan.panel)
     degree_RN = intra_RNN.sum(axis=2)
     keys_BNE, degree_BN = all_gather(keys_RNE, plan.axis_name), all_gather(degree_RN, plan.axis_name)
@@ -188,10 +200,10 @@ def _forward(
     coefficients_RBN = Coefficients(
         jax.vmap(_own)(intra_RNN, root), root * reach, positive_intra, positive.mean(), degree
     )
-    return coefficients_RBN, (keys_RNE, intra_weight_E, cross_weight_E, intra_RNN, root, reach, cross)
+    return coefficients_RBN, _Residuals(keys_RNE, intra_weight_E, cross_weight_E, intra_RNN, root, reach, cross)
 
 
-def _backward(plan: Plan, kept: tuple[Any, ...], cotangent: Coefficients) -> tuple[Array, Array, Array]:
+def _backward(plan: Plan, kept: _Residuals, cotangent: Coefficients) -> tuple[Array, Array, Array]:
     keys_RNE, intra_weight_E, cross_weight_E, intra_RNN, root, reach, cross = kept
     if plan.nearest:  # a top-K selection has no gradient
         return jnp.zeros_like(keys_RNE), jnp.zeros_like(intra_weight_E), jnp.zeros_like(cross_weight_E)
