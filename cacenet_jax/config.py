@@ -58,6 +58,8 @@ def paper() -> ml_collections.ConfigDict:
     config.model.pooling = "mean"  # pooling before the individual head; or gem, the generalised mean
     config.model.relu = False  # apply a ReLU to embeddings before classifiers and triplet losses
     config.model.dropout = 0.0  # dropout rate before classifiers
+    config.model.head_bias = False  # biases in the embedding layer of f(I) and in its classifier, as in torchreid
+    config.model.embedding_relu = False  # apply a ReLU to f(I) itself, in retrieval too, as torchreid's OSNet does
     config.model.frozen = False  # train only the pair stage, on top of the network from init_from
     config.model.pair_memory_mib = 1024.0  # per device, for the training pair grid; larger grids are split
     config.model.dtype = "float32"  # or bfloat16

@@ -89,6 +89,8 @@ class Network:
         pooling: pooling before the individual head, "mean" or "gem".
         relu: apply a ReLU to embeddings before classifiers and triplet losses.
         dropout: dropout rate before classifiers.
+        head_bias: biases in the embedding layer of f(I) and in its classifier.
+        embedding_relu: apply a ReLU to f(I) itself, in retrieval too.
         frozen: freeze the backbone and the individual head.
         pair_memory_mib: device memory for the training pair grid, in MiB.
         dtype: computation dtype.
@@ -102,6 +104,8 @@ class Network:
     pooling: Literal["mean", "gem"]
     relu: bool
     dropout: float
+    head_bias: bool
+    embedding_relu: bool
     frozen: bool
     pair_memory_mib: float
     dtype: str
@@ -145,7 +149,15 @@ class Network:
         if self.has_pairs:
             given = {"channels": backbone.channels, "memory_mib": self.pair_memory_mib}
             stage = pair_stages.build(self.pair_stage, **given, **common, **self.pair)
-        net = CACENet(backbone=backbone, pair_stage=stage, pooling=self.pooling, frozen=self.frozen, **common)
+        net = CACENet(
+            backbone=backbone,
+            pair_stage=stage,
+            pooling=self.pooling,
+            head_bias=self.head_bias,
+            embedding_relu=self.embedding_relu,
+            frozen=self.frozen,
+            **common,
+        )
         net.validate()
         return net
 

@@ -5,13 +5,13 @@ Usage: cacenet --config=configs/NAME.py[:VARIANT] --workdir=DIR [--mode=MODE] [-
 
 Modes:
   train      train and evaluate a network (default); rerun the same command to resume an interrupted run
-  import     create a workdir from a checkpoint of the authors' release, given by --config.pretrained
+  import     create a workdir from a published checkpoint of a complete network, given by --config.pretrained
   evaluate   evaluate a trained network on its test split, or on the data set --config.eval.data
   visualize  draw feature maps, correspondences and ranked lists of a trained network
   export     export a trained network for use without this package
   reproduce  train the networks for the tables of the paper selected by --table, and write the tables
 
-train, import and reproduce require --config; the other modes read the config from config.json in --workdir. Any field
+train and reproduce require --config; import can do without, and the other modes read config.json in --workdir. Any field
 of cacenet_jax/config.py can be overridden, for example --config.eval.top_k=50. Data sets, backbones and pair stages
 have additional fields: --config.data.options.seed=3, --config.model.backbone_fields.width=32,
 --config.model.pair.clue_weight=0.
@@ -70,6 +70,8 @@ def run(command: CommandLine) -> None:
     mode = _MODE.value
     if mode not in MODES:
         raise UserError(f"--mode: found {mode!r}, expected one of {', '.join(MODES)}; choose one of them")
+    if command.config is None and mode == "import":
+        raise UserError("config.pretrained: not given, expected the checkpoint to import; name it, or a config with it")
     if command.config is None and mode not in READ_WORKDIR:
         raise UserError(f"--config: not given, expected --config=...; {_EXAMPLE}")
     if not _WORKDIR.value:

@@ -26,10 +26,12 @@ from PIL import Image
 
 from cacenet_jax.data.images import ListedImages, batches
 from cacenet_jax.errors import UserError
+from cacenet_jax.experiment import Experiment
 from cacenet_jax.export import jax_artefacts
 from cacenet_jax.export.folder import EXTRACTOR, JAX, MANIFEST, PAIR_SCORER, read_manifest
-from cacenet_jax.models.cacenet import Described
+from cacenet_jax.models.cacenet import CACENet, Described
 from cacenet_jax.models.scoring import scoring
+from cacenet_jax.pretrained.sources import HUB, PACKAGE
 from cacenet_jax.retrieval.compare import Comparer, HostTerms
 from cacenet_jax.retrieval.extract import extract, image_shapes, round_up
 from cacenet_jax.retrieval.ranked_list import Match, RankedList
@@ -76,28 +78,34 @@ def load(place: str | os.PathLike[str], *, batch_size: int | None = None) -> "Re
     A workdir provides the checkpoint selected by config.eval.checkpoint in WORKDIR/config.json. An export
     (WORKDIR/export or a copy of it) provides jax.export artefacts, which do not need the network's code. Both produce
     the same numbers, except that the terms of the pair stage are float32 for an export and config.eval.map_dtype for a
-    workdir.
+    workdir. A published checkpoint of a complete network (`pretrained.networks`) provides its weights, and the packaged
+    config of its kind the rest.
 
     Args:
-        place: workdir of a run with a checkpoint, or folder of an export.
+        place: workdir of a run with a checkpoint, folder of an export, or a published checkpoint: a file,
+            hub:OWNER/NAME or package:NAME.
         batch_size: number of images per batch over all devices of this process; every batch is padded to this size.
             Defaults to config.eval.batch_size of the run. A smaller value lowers the latency of calls with few images.
 
     Raises:
         UserError: `batch_size` is below 1, the folder is neither a workdir nor an export, its files are inconsistent,
-            the artefacts do not support this platform, or the network needs part labels.
+            the artefacts do not support this platform, the network needs part labels, or the checkpoint is of no known
+            kind.
     """
     if batch_size is not None and batch_size < 1:
         raise UserError(f"batch_size: found {batch_size}, expected 1 or more; raise it")
     folder = Path(place).expanduser()
+    if folder.is_file() or str(place).startswith((HUB, PACKAGE)):
+        network = _from_published(str(place))
+        return Retriever(network._replace(batch_size=batch_size or network.batch_size), str(place))
     for marker, loader in _LOADERS.items():
         if (folder / marker).is_file():
             network = loader(folder)
             return Retriever(network._replace(batch_size=batch_size or network.batch_size), str(place))
     state = "a folder without config.json or manifest.json" if folder.is_dir() else "no folder"
     raise UserError(
-        f"{place}: found {state}, expected the workdir of a run or the folder of an export; train one with --mode=train, "
-        "or correct the path"
+        f"{place}: found {state}, expected the workdir of a run, the folder of an export or a published checkpoint; train "
+        "one with --mode=train, or correct the path"
     )
 
 
@@ -273,10 +281,27 @@ def _from_workdir(folder: Path) -> _Network:
     config.devices = 0  # all devices of this machine, not the number used in training
     net, _, state = load_network(config, folder)
     _check_channels(net.image_channels, folder)
-    settings = experiment.read(config)
+    return _with_settings(net, {"params": state.params, "batch_stats": state.batch_stats}, experiment.read(config))
+
+
+def _from_published(source: str) -> _Network:
+    """Load a published checkpoint with the settings of the packaged config of its kind."""
+    from cacenet_jax import experiment
+    from cacenet_jax.pretrained.reading import read
+    from cacenet_jax.pretrained.sources import locate
+    from cacenet_jax.run.import_checkpoint import load_published
+    from cacenet_jax.run.published import config_of
+
+    arrays = read(locate(source))
+    settings = experiment.read(config_of(arrays, source))
+    net, variables = load_published(settings.network, arrays, source)
+    return _with_settings(net, variables, settings)
+
+
+def _with_settings(net: CACENet, variables: Any, settings: Experiment) -> _Network:
+    """Combine a network, its variables and its retrieval settings."""
     evaluation = settings.evaluation
     functions = scoring(net, evaluation.flip, evaluation.map_dtype)
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
     constants = functions.compose(variables) if functions.compose else None
     return _Network(
         functions.describe, (variables, constants), functions.distance, constants, settings.data.image_size,

@@ -10,9 +10,11 @@ import numpy as np
 
 from cacenet_jax import experiment
 from cacenet_jax.config import paper
+from cacenet_jax.models.backbones import resnet
 from cacenet_jax.models.backbones.resnet import ResNet
+from cacenet_jax.pretrained.networks import RELEASED
 from cacenet_jax.reproduce.variants import apply
-from cacenet_jax.run.import_checkpoint import released_variables
+from cacenet_jax.run.import_checkpoint import network_variables
 
 _FOLDER = Path(__file__).parent / "golden"
 
@@ -55,5 +57,10 @@ def golden_network(dtype="float32", axis_name=None, **model):
     return net.clone(backbone=backbone, pair_stage=stage).astype(jnp.dtype(dtype))
 
 
+def released_name(path):
+    """Name of a layer in the authors' state dict."""
+    return RELEASED.torch_name(resnet.torch_name, path)
+
+
 def golden_variables(net):
-    return released_variables(net, state_dict(), "released.npz")
+    return network_variables(net, RELEASED, state_dict(), "released.npz")

@@ -43,6 +43,8 @@ class CACENet(nn.Module):
         pooling: pooling before the individual head, "mean" or "gem" (generalised mean with a learned exponent).
         relu: apply a ReLU to the embedding before the classifier and the triplet loss.
         dropout: dropout rate before the classifier.
+        head_bias: `bias` of the individual head.
+        embedding_relu: `embedding_relu` of the individual head.
         frozen: freeze the backbone and the individual head and train only the pair stage. Feature maps are then
             computed as in retrieval, with running statistics and averaged with the maps of the mirrored images.
         dtype: compute type; parameters, statistics, node degrees, embeddings and logits are float32.
@@ -56,6 +58,8 @@ class CACENet(nn.Module):
     pooling: Literal["mean", "gem"] = "mean"
     relu: bool = False
     dropout: float = 0.0
+    head_bias: bool = False
+    embedding_relu: bool = False
     frozen: bool = False
     dtype: Any = jnp.float32
     axis_name: str | None = None
@@ -70,6 +74,8 @@ class CACENet(nn.Module):
             relu=self.relu,
             dropout=self.dropout,
             shared=self.pair_stage is not None and self.pair_stage.shares_encoder,
+            bias=self.head_bias,
+            embedding_relu=self.embedding_relu,
         )
         if self.pooling == "gem":
             self.gemp = GeneralisedMean()
@@ -80,7 +86,7 @@ class CACENet(nn.Module):
         """Check that the parts are compatible. The module need not be bound.
 
         Raises:
-            UserError: the pair stage does not support the pooling or a frozen network.
+            UserError: the pair stage does not support the pooling, the individual head or a frozen network.
         """
         if self.pair_stage is None:
             return
@@ -90,6 +96,12 @@ class CACENet(nn.Module):
                 f"config.model.pooling: found {self.pooling!r}, expected {' or '.join(sorted(self.pair_stage.poolings))} "
                 f"with {name}; change it or config.model.pair_stage"
             )
+        for field in ("head_bias", "embedding_relu"):
+            if getattr(self, field) and self.pair_stage.shares_encoder:
+                raise UserError(
+                    f"config.model.{field}: found True, expected False with {name}, which encodes pairs with the individual "
+                    "head; change it or config.model.pair_stage"
+                )
         if self.frozen and not self.pair_stage.supports_frozen:
             raise UserError(
                 f"config.model.frozen: found True, expected False with {name}, which shares parameters with the individual "

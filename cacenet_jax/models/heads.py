@@ -31,7 +31,7 @@ class Embedded(NamedTuple):
 class EmbeddingHead(nn.Module):
     """1x1 convolution D -> F on a pooled map, batch norm and linear classifier.
 
-    On a pooled map the 1x1 convolution is a matrix product. It has no bias because the batch norm after it has one.
+    On a pooled map the 1x1 convolution is a matrix product. It needs no bias because the batch norm after it has one.
 
     Attributes:
         embed_dim: F, embedding size.
@@ -42,6 +42,8 @@ class EmbeddingHead(nn.Module):
         dropout: dropout rate before the classifier (rng stream "dropout"). The masks do not depend on the number of
             devices.
         shared: add a second classifier, for pairs that are encoded by the same layers.
+        bias: give the 1x1 convolution and the classifier a bias, as torchreid's networks have.
+        embedding_relu: apply a ReLU to the embedding itself, in retrieval too, as torchreid's networks do.
     """
 
     embed_dim: int
@@ -51,10 +53,12 @@ class EmbeddingHead(nn.Module):
     relu: bool = False
     dropout: float = 0.0
     shared: bool = False
+    bias: bool = False
+    embedding_relu: bool = False
 
     def setup(self) -> None:
         """Create the layers."""
-        linear = partial(nn.Dense, use_bias=False, dtype=self.dtype)
+        linear = partial(nn.Dense, use_bias=self.bias, dtype=self.dtype)
         small = nn.initializers.normal(0.001)
         self.conv = linear(self.embed_dim, kernel_init=_KAIMING if self.shared else _LECUN)
         self.bn = nn.BatchNorm(momentum=0.9, epsilon=_EPSILON, axis_name=self.axis_name, dtype=None)
@@ -68,7 +72,8 @@ class EmbeddingHead(nn.Module):
     def embed_nodes(self, nodes: Float[Array, "*batch D"]) -> Float[Array, "*batch F"]:
         """Embed individual nodes of a map with the running statistics, which receive no gradient and no update.
 
-        In inference mode with mean pooling, f(I) is the mean of these embeddings over the nodes of an image.
+        In inference mode with mean pooling, f(I) is the mean of these embeddings over the nodes of an image, to which
+        `embedding_relu` is applied afterwards.
         """
         encoded = self._encode(nodes)
         statistics, params = jax.lax.stop_gradient(self.bn.variables["batch_stats"]), self.bn.variables["params"]
@@ -82,6 +87,8 @@ class EmbeddingHead(nn.Module):
     def finish(self, encoded: Float[Array, "*batch F"], *, train: bool) -> Embedded:
         """Apply batch norm and classifier to encoded maps, giving embeddings (..., F) and logits (..., I)."""
         embedding = self.bn(encoded, use_running_average=not train)
+        if self.embedding_relu:
+            embedding = nn.relu(embedding)
         return Embedded(embedding, self._scores(self.classifier, embedding, train))
 
     def finish_pairs(self, encoded_RCF: Float[Array, "R C F"], *, train: bool) -> Embedded:

@@ -24,6 +24,7 @@ from cacenet_jax.run.completion import complete
 READ_WORKDIR = ("evaluate", "visualize", "export")  # modes that can use the config of --workdir
 CONFIG_WORDS: list[str] = []  # arguments that the --config flag searches for overrides; set by `parse`
 _RECORDED = str(Path(__file__).with_name("recorded.py"))
+_PUBLISHED = str(Path(__file__).with_name("published.py"))
 _COORDINATOR = re.compile(r"(\[[0-9a-fA-F:]+\]|[^\s:/\[\]]+):(\d{1,5})")
 _PROCESSES = "--coordinator=HOST:PORT --num_processes=N --process_id=I"
 _FIELDS = "cacenet_jax/config.py lists the fields"
@@ -86,7 +87,8 @@ def parse(argv: Sequence[str]) -> CommandLine:
         file, _, argument = loaded.config_filename.partition(":")
         overrides = loaded.override_values | free
         config = complete(override(loaded.value, free))
-        return CommandLine(words, config, f"{argument}/config.json" if file == _RECORDED else file, argument, overrides)
+        names = {_RECORDED: f"{argument}/config.json", _PUBLISHED: argument}
+        return CommandLine(words, config, names.get(file, file), argument, overrides)
     except UserError:
         raise
     except Exception as error:  # a config file is Python code and may raise anything
@@ -111,11 +113,18 @@ def _config_path(argv: Sequence[str]) -> str | None:
 
 
 def _with_recorded(argv: list[str]) -> list[str]:
-    """Add a --config flag for the config recorded in the workdir if the mode can use it and no config is given."""
-    mode, workdir = _flag(argv, "mode"), _flag(argv, "workdir")
-    if mode not in READ_WORKDIR or not workdir or _flag(argv, "config") is not None:
+    """Add a --config flag if none is given and the mode can do without.
+
+    That is the config recorded in the workdir or, with --mode=import, the one that describes config.pretrained.
+    """
+    mode, workdir, weights = (_flag(argv, name) for name in ("mode", "workdir", "config.pretrained"))
+    if _flag(argv, "config") is not None:
         return argv
-    return [argv[0], f"--config={_RECORDED}:{workdir}", *argv[1:]]
+    if mode in READ_WORKDIR and workdir:
+        return [argv[0], f"--config={_RECORDED}:{workdir}", *argv[1:]]
+    if mode == "import" and weights:
+        return [argv[0], f"--config={_PUBLISHED}:{weights}", *argv[1:]]
+    return argv
 
 
 def _take_free(argv: list[str]) -> tuple[list[str], dict[str, Any]]:

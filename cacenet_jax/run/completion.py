@@ -24,6 +24,7 @@ PATHS = ("init_from", "pretrained", "data.root", "data.dir", "data.parts")
 _TAKEN = (
     "data.dir", "data.height", "data.width", "data.val_share", "data.val_seed", "data.val_group", "data.on_error",
     "augment.pad", "model.embed_dim", "model.pooling", "model.relu",
+    "model.head_bias", "model.embedding_relu",
 )  # fmt: skip
 _TAKEN_WITH = {"data.name": ("data.root", "data.parts"), "model.backbone": ()}
 

@@ -51,6 +51,24 @@ def test_embedding_head_uses_running_statistics_in_evaluation(x64):
     np.testing.assert_allclose(applied(head, variables, pooled, train=False).embedding, expected, rtol=1e-9)
 
 
+@pytest.mark.parametrize("train", [False, True])
+def test_embedding_head_of_torchreid_has_biases_and_a_relu_in_the_embedding(x64, train):
+    """Linear with bias, batch norm, ReLU, linear classifier with bias on what comes out of the ReLU."""
+    head = EmbeddingHead(F, I, dtype=jnp.float64, bias=True, embedding_relu=True)
+    pooled = jnp.asarray(draw(6, D))
+    variables = random_variables(head, pooled)
+    params, stats = variables["params"], variables["batch_stats"]["bn"]
+    encoded = np.asarray(pooled) @ params["conv"]["kernel"] + params["conv"]["bias"]
+    mean, var = (encoded.mean(axis=0), encoded.var(axis=0)) if train else (stats["mean"], stats["var"])
+    normal = (encoded - mean) / np.sqrt(var + 1e-5) * params["bn"]["scale"] + params["bn"]["bias"]
+    embedding = np.maximum(normal, 0)
+    assert (normal < 0).any()
+    out, _ = applied(head, variables, pooled, train=train, mutable=["batch_stats"])
+    np.testing.assert_allclose(out.embedding, embedding, rtol=1e-9, atol=1e-9)
+    logits = embedding @ params["classifier"]["kernel"] + params["classifier"]["bias"]
+    np.testing.assert_allclose(out.logits, logits, rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize("filters", ["tied", "untied"])
 @pytest.mark.parametrize(("kind", "sign"), [("discrepancy", -1), ("normal", 1)])
 def test_conditional_head_filters_own_and_neighbour(x64, kind, sign, filters):

@@ -5,10 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import traverse_util
-from released import golden, golden_config, golden_network, golden_variables, maker
+from released import golden, golden_config, golden_network, golden_variables, maker, released_name
 
 from cacenet_jax import experiment
-from cacenet_jax.run.import_checkpoint import released_name
 from cacenet_jax.train_step import loss_terms
 
 TOLERANCE = {"float32": 1e-5, "float64": 1e-10}
