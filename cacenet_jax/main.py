@@ -155,9 +155,9 @@ def _end_stopped(error: stopping.StoppedError) -> None:
 
 
 def main() -> None:
-    """Parse the command line, run the mode and report errors in one line.
+    """Parse the command line, run the mode and report user errors without a traceback.
 
-    The exit code is 2 for a mistake that the user can correct and 1 for an error where a retry may help.
+    The exit code is 2 for a mistake that the user can correct, 1 for any other error, and 128 + N after signal N.
     """
     logging.use_absl_handler()
     logging.set_verbosity(logging.WARNING)

@@ -149,7 +149,7 @@ class Retriever:
             self._compare = Comparer(network.distance, self._constants, self._mesh, self.top_k)
 
     def __repr__(self) -> str:
-        """Return the folder and the sizes."""
+        """Return the folder, the sizes and the ranking settings as text."""
         sizes = (
             f"image_size={self.image_size}, embedding_size={self.embedding_size}, top_k={self.top_k}, mix={self.mix}"
         )

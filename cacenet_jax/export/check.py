@@ -7,7 +7,7 @@ import numpy as np
 
 from cacenet_jax.errors import UserError
 
-# Largest allowed difference of an array by the compute type of the maps, relative to the largest value of the array if
+# Largest allowed difference of an array by the compute dtype of the maps, relative to the largest value of the array if
 # that exceeds 1. Differences measured in float32 are 1e-6 or less.
 BOUNDS = {"float32": 1e-5, "bfloat16": 5e-2}
 # Rounding decides ties in a top-K selection. These bounds apply to the selection and the distances that depend on it.
@@ -58,7 +58,7 @@ def bound(name: str, dtype: str, selections: Collection[str] = ()) -> float:
 
     Args:
         name: name of the array.
-        dtype: compute type of the maps, config.model.dtype.
+        dtype: compute dtype of the maps, config.model.dtype.
         selections: as in `differences`.
     """
     if name in selections:

@@ -62,7 +62,7 @@ def convert(folder: Path) -> list[str]:
         Names of the written files.
 
     Raises:
-        UserError: the export is incomplete, a package is missing, the network has an unsupported compute type or
+        UserError: the export is incomplete, a package is missing, the network has an unsupported compute dtype or
             operation, or the outputs of a file do not match the model's. No file is written in these cases.
     """
     _packages()

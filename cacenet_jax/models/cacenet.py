@@ -46,8 +46,8 @@ class CACENet(nn.Module):
         head_bias: `bias` of the individual head.
         embedding_relu: `embedding_relu` of the individual head.
         frozen: freeze the backbone and the individual head and train only the pair stage. Feature maps are then
-            computed as in retrieval, with running statistics and averaged with the maps of the mirrored images.
-        dtype: compute type; parameters, statistics, node degrees, embeddings and logits are float32.
+            computed as in retrieval, with running statistics, and averaged over each image and its mirror image.
+        dtype: compute dtype; parameters, statistics, node degrees, embeddings and logits are float32.
         axis_name: device axis for collectives in training, None on one device.
     """
 
@@ -129,7 +129,7 @@ class CACENet(nn.Module):
         return frozenset() if self.pair_stage is None else self.pair_stage.scoring_fields
 
     def astype(self, dtype: Any) -> "CACENet":
-        """Return a copy whose head and pair stage use another compute type; the backbone keeps its own."""
+        """Return a copy whose head and pair stage use another compute dtype; the backbone keeps its own."""
         stage = None if self.pair_stage is None else self.pair_stage.clone(dtype=dtype)
         return self.clone(dtype=dtype, pair_stage=stage)
 

@@ -36,7 +36,7 @@ class EmbeddingHead(nn.Module):
     Attributes:
         embed_dim: F, embedding size.
         num_identities: I, number of training identities.
-        dtype: compute type of matrix products; statistics, embedding and logits are float32.
+        dtype: compute dtype of matrix products; statistics, embedding and logits are float32.
         axis_name: device axis over which batch statistics are averaged, None on one device.
         relu: apply a ReLU between the embedding and its classifier.
         dropout: dropout rate before the classifier (rng stream "dropout"). The masks do not depend on the number of

@@ -1,4 +1,4 @@
-"""Conversion of per-pixel part labels to body parts of map positions, for part-based alignments.
+"""Conversion of per-pixel part labels to one body part per map position, for part-based alignments.
 
 Legend: B images, H x W pixels, h x w positions of a map (N = h w).
 """

@@ -185,7 +185,7 @@ def reproduce(
         tables: table names, from `parse_tables`.
         seeds: values of config.seed for each row.
         config_file: file that `config` was loaded from.
-        overrides: command-line overrides, which are also applied to rows with their own config file.
+        overrides: command-line overrides, applied to rows with their own config file as in `runs.make_plan`.
 
     Raises:
         UserError: before anything is written, if a value is invalid, a folder contains a run with another config, or no

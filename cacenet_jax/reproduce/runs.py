@@ -174,14 +174,14 @@ def data_state(config: ConfigDict) -> DataState:
 
 
 def outcome(folder: Path, config: ConfigDict, data: DataState) -> Outcome | None:
-    """Return the outcome of a finished run, or None if it is unfinished or its results are not of this data and config.
+    """Return the outcome of a finished run, or None if it is unfinished or has no results for this data and config.
 
-    --mode=evaluate also writes results, possibly of an unfinished run or on other data; these do not count.
+    --mode=evaluate also writes results, possibly for an unfinished run or other data; these do not count.
 
     Args:
         folder: workdir of the run.
         config: config of the run.
-        data: its data as they are now.
+        data: current state of its data, from `data_state`.
 
     Raises:
         UserError: the folder contains a run with another config, or a file that is not valid JSON.

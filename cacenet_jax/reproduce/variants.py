@@ -89,11 +89,11 @@ def changes(name: str) -> Mapping[str, Any]:
 
 
 def with_paper_stage(config: ConfigDict, asked: Collection[str] = ()) -> ConfigDict:
-    """Return a copy of a config with the pair stage of the paper, for the rows of its tables.
+    """Return a copy of a config with the paper's pair stage, for the rows of the paper's tables.
 
     Args:
-        config: config of the full model, whose pair stage may be another one or have other fields.
-        asked: dotted fields of the command line, which are kept.
+        config: config of the full model, whose pair stage may be a different one or have other fields.
+        asked: dotted fields set on the command line, which keep their values, including model.pair_stage itself.
     """
     if "model.pair_stage" in asked:
         return copy.deepcopy(config)

@@ -51,7 +51,7 @@ def process_rows(count: int, batch: int, mesh: Mesh) -> Int[np.ndarray, "rows"]:
 
 
 def image_shapes(describe: Describe, variables: Any, image_shape: tuple[int, int, int]) -> Described:
-    """Return the shapes and dtypes of one image's features, without a leading axis."""
+    """Return the shapes and dtypes of one image's features, without the batch axis."""
     images = jax.ShapeDtypeStruct((1, *image_shape), np.uint8)
     features = jax.eval_shape(describe, variables, images)
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), features)

@@ -232,7 +232,7 @@ def summarise(statistics: QueryStatistics, *, ap: str = "step") -> dict[str, flo
 
     Args:
         statistics: statistics of all queries.
-        ap: form of AP used in `statistics`, which determines the name of the mean.
+        ap: form of AP used in `statistics`, which determines the key of the mean AP in the result.
 
     Returns:
         Metrics, as in `evaluate_ranking`.

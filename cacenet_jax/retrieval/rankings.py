@@ -4,8 +4,8 @@ The individual ranking sorts the gallery by cosine distance. The conditional ran
 pair distance, and the mixed ranking by a weighted mean of both distances.
 
 The gallery is sorted once per query, in blocks of queries, so the Q x G distance matrix is never stored. Re-scoring
-permutes only the first K positions, so the other two rankings are nearly free. With several processes, each process
-ranks a share of the queries.
+permutes only the first K positions, so the other two rankings cost little beyond scoring the pairs. With several
+processes, each process ranks a share of the queries.
 
 Legend: Q queries, G gallery images, K re-scored candidates, F embedding size.
 """

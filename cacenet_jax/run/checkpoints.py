@@ -215,7 +215,7 @@ class Checkpoints:
     # -- Saving -----------------------------------------------------------------------------------------------------------
 
     def save(self, step: int, state: TrainState, validation_map: float | None = None) -> None:
-        """Save a state in the background; all processes call it.
+        """Save a state in the background. Every process must call this method.
 
         Args:
             step: training step.
@@ -303,7 +303,7 @@ def _put_aside(folder: Path, where: Path) -> None:
 
 
 def _line(error: BaseException) -> str:
-    """Return the first line of an error that says something, without the specification that TensorStore adds."""
+    """Return a one-line summary of an error, without the source locations that TensorStore adds."""
     text = " ".join(str(error).split()) or type(error).__name__
     for marker in ("No space left on device", "Read-only file system", "Permission denied", "Disk quota exceeded"):
         if marker in text:

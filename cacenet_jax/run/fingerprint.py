@@ -60,13 +60,13 @@ def of_checkpoint(workdir: Path, step: int) -> str | None:
 
 
 def results_path(folder: Path, name: str, data: str, is_own: bool = True) -> Path:
-    """Return the file for results: folder/NAME.json, or a file of their own if that belongs to other data.
+    """Return the path for results: folder/NAME.json, or a separate file if that one holds results for other data.
 
     Args:
         folder: workdir.
         name: stem of the file, such as "results".
         data: hash of the scored data (`of_data`).
-        is_own: False if the data are known to be other data than the run's.
+        is_own: False if the data are known not to be the run's own. Used only if NAME.json has no fingerprint.
     """
     path = folder / f"{name}.json"
     before = (read_json(path) or {}).get("fingerprint")

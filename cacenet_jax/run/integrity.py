@@ -6,6 +6,7 @@ The record is part of orbax's metadata file, which is written last.
 import contextlib
 import gc
 import json
+import logging as standard_logging
 import sys
 import zlib
 from collections.abc import Iterator
@@ -133,8 +134,15 @@ def quiet() -> Iterator[None]:
     try:
         yield
     except Exception:
+        standard_logging.getLogger("asyncio").addFilter(_is_not_of_orbax)  # added once, however often it is called
         gc.collect()
         raise
     finally:
         logging.set_verbosity(level)
         sys.unraisablehook = hook
+
+
+def _is_not_of_orbax(record: standard_logging.LogRecord) -> bool:
+    """Return False for what asyncio logs when it collects a failed task of orbax, at any time after the failure."""
+    message = record.getMessage()
+    return not (message.startswith("Task exception was never retrieved") and "orbax" in message)

@@ -209,12 +209,13 @@ def test_a_killed_process_ends_the_other_soon(runs, request, signal_name):
     code, others_code, message = ENDED[signal_name]
     command = Command(runs, request.config.cache.mkdir("xla"))
     where = ("--distributed", f"--coordinator={free_address()}", "--num_processes=2")
-    words = (*TRAIN, f"--workdir={signal_name}", "--config.epochs=5000", "--config.checkpoint_every=50")
+    regular = 10
+    words = (*TRAIN, f"--workdir={signal_name}", "--config.epochs=5000", f"--config.checkpoint_every={regular}",
+             "--config.eval_every=5000")  # fmt: skip
     first_log, second_log = runs / f"{signal_name}.log", runs / f"{signal_name}_1.log"
     first = command.start(*words, *where, "--process_id=0", stderr=os.open(first_log, os.O_WRONLY | os.O_CREAT))
     second = command.start(*words, *where, "--process_id=1", stderr=os.open(second_log, os.O_WRONLY | os.O_CREAT))
     deadline = time.monotonic() + PATIENCE
-    regular = 50
     while regular not in steps(runs / signal_name):
         assert first.poll() is None and second.poll() is None and time.monotonic() < deadline, first_log.read_text()
         time.sleep(0.01)

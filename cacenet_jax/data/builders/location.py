@@ -74,7 +74,11 @@ def locate(
 
 
 def _choose(source: Source, matches: Sequence[DatasetLocation], known_names: Iterable[str]) -> DatasetLocation:
-    """Return the location whose folder is named like the data set, if there are several."""
+    """Return the only match or, if several folders match, the one named after the data set.
+
+    Raises:
+        UserError: several folders match, and not exactly one of them is named after the data set.
+    """
     by_folder = {place.folder: place for place in reversed(matches)}  # keeps the first layout of each folder
     if len(by_folder) == 1:
         return next(iter(by_folder.values()))

@@ -64,8 +64,8 @@ def prepare(
         options: options of the builder; see its OPTIONS.
         progress: if True, report progress and notes on stderr, as a bar on a terminal and as lines of text otherwise.
         needs: splits that must have images: all three to train, query and gallery to evaluate.
-        on_error: "raise" to stop at a broken image, "skip" to leave it out. A copy without broken images is a copy of
-            its own, and lists them in its metadata.json.
+        on_error: "raise" to stop at a broken image, "skip" to leave it out. With "skip", the copy is stored
+            separately, and its metadata.json lists the omitted images.
 
     Returns:
         The prepared copy.
@@ -252,7 +252,7 @@ def _locked(home: str, progress: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet_tfds() -> Iterator[None]:
-    """Suppress the TFDS warning about an unknown configuration."""
+    """Suppress absl warnings, because TFDS warns about an unknown configuration."""
     before = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)
     try:

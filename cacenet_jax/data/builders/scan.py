@@ -244,7 +244,7 @@ def unread_images(source: Source, folders: Iterable[str]) -> list[str]:
 
 
 def record_name(folder: str, path: str) -> str:
-    """Return the name of a record: its path relative to `folder`, with bytes that are not UTF-8 escaped."""
+    """Return the name of a record: its path relative to `folder`, with non-UTF-8 bytes escaped."""
     return (
         (posixpath.relpath(path, folder) if folder else path)
         .encode("utf-8", "surrogateescape")

@@ -247,7 +247,7 @@ def printable(text: str) -> str:
 
 
 def raise_together(mistakes: Sequence[str]) -> None:
-    """Raise UserError with one line for each mistake, at most ten, if there are any."""
+    """If there are any mistakes, raise UserError with one line for each of the first ten."""
     if mistakes:
         more = [f"and {len(mistakes) - _MAX_MISTAKES:,} more"] if len(mistakes) > _MAX_MISTAKES else []
         raise UserError("\n".join([*mistakes[:_MAX_MISTAKES], *more]))

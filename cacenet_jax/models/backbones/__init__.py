@@ -23,7 +23,7 @@ from cacenet_jax.models.registry import import_named
 class Backbone(Protocol):
     """A Linen module that maps normalised images to feature maps.
 
-    It must have the fields `dtype` (compute type) and `axis_name` (device axis for batch norm statistics, or None),
+    It must have the fields `dtype` (compute dtype) and `axis_name` (device axis for batch norm statistics, or None),
     which are set by the package. Any other field can be set by `config.model.backbone_fields` or `build`. An optional
     property `unused_weights` lists prefixes of published weights to ignore, such as those of a classifier.
     """

@@ -31,7 +31,7 @@ class Conv1x1(nn.Module):
         stride: stride in both directions.
         matmul: compute a matrix product instead of a convolution. The result is the same, and a ResNet-50 trains 1.3 to
             1.5 times as fast on a CPU, where XLA's convolution gradients are slow.
-        dtype: compute type; the parameter is float32.
+        dtype: compute dtype; the parameter is float32.
     """
 
     features: int
@@ -66,7 +66,7 @@ class StemConv(nn.Module):
         padding: zero padding on the four sides.
         pad_channels: append zero channels until C is a multiple of four. The result is the same. On a CPU, the forward
             pass on colour images is four times as fast, because three channels do not fill a vector register.
-        dtype: compute type; the parameter is float32.
+        dtype: compute dtype; the parameter is float32.
     """
 
     features: int

@@ -115,7 +115,7 @@ class DepthwiseConv(nn.Module):
         kernel_size: K.
         stride: stride in both directions; the output has ceil(H / stride) x ceil(W / stride) positions.
         slices: use `by_slices`, which computes the same result many times faster on a CPU.
-        dtype: compute type; the parameter is float32.
+        dtype: compute dtype; the parameter is float32.
     """
 
     kernel_size: int

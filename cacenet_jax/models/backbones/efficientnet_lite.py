@@ -127,7 +127,7 @@ class EfficientNetLite(nn.Module):
         drop_connect: probability of skipping the last block in training, decreasing linearly to 0 at the first block;
             the original ImageNet training used 0.2. A nonzero value needs the rng stream "drop_connect".
         momentum: momentum of the running statistics.
-        dtype: compute type. Parameters and running statistics stay float32.
+        dtype: compute dtype. Parameters and running statistics stay float32.
         axis_name: mapped axis over which batch norm averages its statistics; if None, each device uses its own batch.
         matmul_1x1: compute 1x1 convolutions as matrix products, which is faster on a CPU; see `Conv1x1`.
         cpu_depthwise: use implementations of the depthwise convolutions and the stem that are faster on a CPU; see

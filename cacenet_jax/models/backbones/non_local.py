@@ -29,7 +29,7 @@ class NonLocal(nn.Module):
     W is initialised to zero, so the block starts as the identity. (The authors initialise the bias of W randomly.)
 
     Attributes:
-        dtype: compute type of matrix products; the softmax is computed in at least float32.
+        dtype: compute dtype of matrix products; the softmax is computed in at least float32.
     """
 
     dtype: Any = jnp.float32

@@ -58,7 +58,7 @@ class InstanceBatchNorm(nn.Module):
 
     Attributes:
         norm: constructor of a batch norm, called with a name.
-        dtype: compute type; instance statistics are in at least float32.
+        dtype: compute dtype; instance statistics are in at least float32.
     """
 
     norm: Callable[..., Callable]
@@ -131,7 +131,7 @@ class ResNet(nn.Module):
         block: "basic" (3x3, 3x3) or "bottleneck" (1x1, 3x3, 1x1 with four times the channels).
         width: number of channels of the stem and of layer1's inner layers, doubled in each later stage.
         last_stride: stride of layer4: 1 (re-identification) or 2 (ImageNet).
-        dtype: compute type. Parameters and running statistics stay float32.
+        dtype: compute dtype. Parameters and running statistics stay float32.
         axis_name: mapped axis over which batch norm averages its statistics; if None, each device uses its own batch.
         matmul_1x1: compute 1x1 convolutions as matrix products, which is faster on a CPU; see `Conv1x1`.
         cpu_stem: use implementations of the stem and the pooling that are faster on a CPU; see `StemConv` and
