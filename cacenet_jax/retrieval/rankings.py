@@ -3,7 +3,7 @@
 The individual ranking sorts the gallery by cosine distance. The conditional ranking re-orders its first K images by
 pair distance, and the mixed ranking by a weighted mean of both distances.
 
-The gallery is sorted once per query, in blocks of queries, so the Q x G distance matrix is never stored. Re-scoring
+The gallery is ranked once per query, in blocks of queries, so the Q x G distance matrix is never stored. Re-scoring
 permutes only the first K positions, so the other two rankings cost little beyond scoring the pairs. With several
 processes, each process ranks a share of the queries.
 
@@ -14,7 +14,7 @@ import dataclasses
 import logging
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -26,6 +26,8 @@ from cacenet_jax.errors import UserError
 from cacenet_jax.retrieval.match_ranks import (
     MatchRanks,
     QueryStatistics,
+    RankedBlock,
+    nearest_indices,
     query_statistics,
     rank_block,
     reorder_candidates,
@@ -33,10 +35,10 @@ from cacenet_jax.retrieval.match_ranks import (
 from cacenet_jax.retrieval.metrics import summarise
 
 METRICS = ("mAP", "rank1", "rank5", "rank10", "mINP")
-_BLOCK_ELEMENTS = 2**22  # number of distances in a block of queries
-_MIN_QUERIES = 32  # per block, however large the gallery is
-_WIDE_BYTES = 2**30  # largest gallery that is kept in float64
-_CHUNK_ROWS = 1024  # gallery rows that are converted to float64 at a time
+_BLOCK_ELEMENTS = 2**26  # number of distances in a block of queries, 256 MiB in float32
+_MIN_QUERIES, _MAX_QUERIES = 32, 512  # per block, however large or small the gallery is
+_CHUNK_ROWS = 1024  # gallery rows that are converted to float64 at a time, small enough for a cache
+_TASK_QUERIES = 8  # number of queries that a thread ranks at a time
 
 # Indices of candidates (Q, K) -> pair distances (Q, K).
 Rescore = Callable[[np.ndarray], np.ndarray]
@@ -105,25 +107,21 @@ def cosine_distance(
     """Compute 1 - cosine similarity of L2-normalised embeddings in float64, rounded to the dtype of the queries.
 
     In float32, identical images could get different distances, because BLAS sums in a different order at the edges of a
-    block. A gallery in float32 is converted in chunks, which takes longer and needs little memory (`_wide`).
+    block. The gallery is converted in chunks, which needs little memory.
     """
     query_QF64 = query_QF.astype(np.float64)
-    chunk = _CHUNK_ROWS if gallery_GF.dtype != np.float64 else max(len(gallery_GF), 1)
-    cosine_QG = np.empty((len(query_QF), len(gallery_GF)), query_QF.dtype)
-    for start in range(0, len(gallery_GF), chunk):
-        columns = slice(start, start + chunk)
-        cosine_QG[:, columns] = query_QF64 @ gallery_GF[columns].astype(np.float64, copy=False).T
-    return np.subtract(1, cosine_QG, out=cosine_QG)
-
-
-def _wide(gallery_GF: np.ndarray) -> np.ndarray:
-    """Return the gallery in float64 if that is small enough, so that its blocks need not be converted again and again."""
-    return gallery_GF.astype(np.float64) if 8 * gallery_GF.size <= _WIDE_BYTES else gallery_GF
+    distance_QG = np.empty((len(query_QF), len(gallery_GF)), query_QF.dtype)
+    for start in range(0, len(gallery_GF), _CHUNK_ROWS):
+        columns = slice(start, start + _CHUNK_ROWS)
+        distance_QC = distance_QG[:, columns]
+        distance_QC[:] = query_QF64 @ gallery_GF[columns].astype(np.float64, copy=False).T
+        np.subtract(1, distance_QC, out=distance_QC)
+    return distance_QG
 
 
 def _block_size(num_gallery: int) -> int:
-    """Return the number of queries per block: few enough for memory, enough to read a large gallery rarely."""
-    return max(_MIN_QUERIES, _BLOCK_ELEMENTS // num_gallery)
+    """Return the number of queries per block: few enough for memory, enough to convert a large gallery rarely."""
+    return min(max(_MIN_QUERIES, _BLOCK_ELEMENTS // num_gallery), _MAX_QUERIES)
 
 
 def nearest(
@@ -142,12 +140,10 @@ def nearest(
     count = min(count, len(gallery_GF))
     order_QL = np.empty((len(query_QF), count), np.int64)
     distance_QL = np.empty((len(query_QF), count), query_QF.dtype)
-    wide_GF = _wide(gallery_GF)
     size = _block_size(len(gallery_GF))
     for start in range(0, len(query_QF), size):
-        for row, distance_G in enumerate(cosine_distance(query_QF[start : start + size], wide_GF), start):
-            close = np.flatnonzero(distance_G <= np.partition(distance_G, count - 1)[count - 1])
-            order_QL[row] = close[np.argsort(distance_G[close], kind="stable")[:count]]
+        for row, distance_G in enumerate(cosine_distance(query_QF[start : start + size], gallery_GF), start):
+            order_QL[row] = nearest_indices(distance_G, count)
             distance_QL[row] = distance_G[order_QL[row]]
     return order_QL, distance_QL
 
@@ -234,8 +230,9 @@ def ranked_lists(
     num_query, num_gallery = len(query.pids), len(gallery.pids)
     top_k = _num_candidates(settings, num_query, num_gallery)
     # Rank enough images to fill a list after the camera filter, but no fewer than are re-scored.
-    seen = np.unique(np.stack([gallery.pids, gallery.camids]), axis=1, return_counts=True)[1]
-    spare = int(seen.max()) if settings.camera_filter else 0
+    own = np.isin(gallery.pids, query.pids)  # the filter removes no distractors, however many there are
+    seen = np.unique(np.stack([gallery.pids, gallery.camids])[:, own], axis=1, return_counts=True)[1]
+    spare = int(seen.max(initial=0)) if settings.camera_filter else 0
     ranking = _rank(query, gallery, settings, min(max(top_k, length + spare), num_gallery))
 
     def ranked_list(order_QK: np.ndarray, matches: list[MatchRanks]) -> RankedLists:
@@ -283,18 +280,24 @@ def _rank(query: LabelledSet, gallery: LabelledSet, settings: Settings, top_k: i
     num_query = len(query.pids)
     size = settings.query_block or _block_size(len(gallery.pids))
     local = _process_queries(num_query)
-    embedding_GF = _wide(gallery.embedding)
 
-    def block(start: int) -> Any:
-        rows = slice(start, min(start + size, local.stop))
-        return rank_block(
-            cosine_distance(query.embedding[rows], embedding_GF),
-            query.pids[rows], gallery.pids, query.camids[rows], gallery.camids,
-            camera_filter=settings.camera_filter, first_query=start, top_k=top_k,
-        )  # fmt: skip
+    def rank_queries(start: int, pool: Executor) -> list[RankedBlock]:
+        # One product at a time, which BLAS itself spreads over the cores; then the cores share its queries.
+        stop = min(start + size, local.stop)
+        distance_BG = cosine_distance(query.embedding[start:stop], gallery.embedding)
+
+        def rank_task(first: int) -> RankedBlock:
+            rows = slice(first, min(first + _TASK_QUERIES, stop))
+            return rank_block(
+                distance_BG[rows.start - start : rows.stop - start],
+                query.pids[rows], gallery.pids, query.camids[rows], gallery.camids,
+                camera_filter=settings.camera_filter, first_query=first, top_k=top_k,
+            )  # fmt: skip
+
+        return list(pool.map(rank_task, range(start, stop, _TASK_QUERIES)))
 
     with ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool:
-        blocks = list(pool.map(block, range(local.start, local.stop, size)))
+        blocks = [block for start in range(local.start, local.stop, size) for block in rank_queries(start, pool)]
     empty = [(np.empty((0, top_k), np.int32), np.empty((0, top_k), np.result_type(query.embedding, np.float32)))]
     candidates, distances = zip(*(empty + [(ranked.candidates_BK, ranked.distance_BK) for ranked in blocks]))
     return _IndividualRanking(
