@@ -89,6 +89,8 @@ def paper() -> ml_collections.ConfigDict:
     config.eval.top_k = 100
     config.eval.camera_filter = True
     config.eval.mix = 0.5  # weight of the pair distance in the mixed ranking
+    config.eval.distance = "cosine"  # or euclidean, of embeddings that are not normalised
+    config.eval.rerank = "none"  # or k_reciprocal, query_expansion: further rows of the table
     config.eval.flip = True  # average the maps of an image and its mirror image
     config.eval.batch_size = 64
     config.eval.pairs_per_call = 512  # per device

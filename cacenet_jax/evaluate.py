@@ -78,7 +78,7 @@ def describe(settings: Experiment, net: CACENet, state: TrainState, query: Subse
     check_sizes(num_query, num_gallery)
     mesh = global_mesh(settings.devices)
     batch = round_up(evaluation.batch_size, mesh)
-    functions = scoring(net, evaluation.flip, evaluation.map_dtype)
+    functions = scoring(net, evaluation.flip, evaluation.map_dtype, unit=evaluation.distance == "cosine")
     variables = replicate({"params": state.params, "batch_stats": state.batch_stats}, mesh)
     constants = functions.compose(variables) if functions.compose else None
     given, image_shape = (variables, constants), (*data.image_size, net.image_channels)
@@ -106,7 +106,13 @@ def describe(settings: Experiment, net: CACENet, state: TrainState, query: Subse
     rescore = None
     if functions.distance and query_store and gallery_store:
         rescore = Rescorer(functions.distance, constants, query_store, gallery_store, plan, evaluation.pairs_per_call)
-    ranking = Settings(top_k=evaluation.top_k, camera_filter=evaluation.camera_filter, mix=evaluation.mix)
+    ranking = Settings(
+        top_k=evaluation.top_k,
+        camera_filter=evaluation.camera_filter,
+        mix=evaluation.mix,
+        distance=evaluation.distance,
+        rerank=evaluation.rerank,
+    )
     return Rankable(query_set, gallery_set, rescore, ranking)
 
 

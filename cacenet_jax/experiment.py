@@ -186,6 +186,8 @@ class Evaluation:
         top_k: number of re-scored images per query.
         camera_filter: exclude gallery images that share both identity and camera with the query.
         mix: weight of the pair distance in the mixed ranking.
+        distance: distance of embeddings, "cosine", or "euclidean" without normalisation.
+        rerank: re-ranking method of additional rankings, "k_reciprocal" or "query_expansion"; "none" for no such.
         flip: average the feature maps of an image and its mirror image.
         batch_size: number of images per batch.
         pairs_per_call: number of pairs that a device scores per call.
@@ -199,6 +201,8 @@ class Evaluation:
     top_k: int
     camera_filter: bool
     mix: float
+    distance: str
+    rerank: str
     flip: bool
     batch_size: int
     pairs_per_call: int

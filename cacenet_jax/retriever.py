@@ -33,9 +33,10 @@ from cacenet_jax.models.cacenet import CACENet, Described
 from cacenet_jax.models.scoring import scoring
 from cacenet_jax.pretrained.sources import HUB, PACKAGE
 from cacenet_jax.retrieval.compare import Comparer, HostTerms
+from cacenet_jax.retrieval.distances import cosine_distance
 from cacenet_jax.retrieval.extract import extract, image_shapes, round_up
 from cacenet_jax.retrieval.ranked_list import Match, RankedList
-from cacenet_jax.retrieval.rankings import cosine_distance, mixed_distance, nearest
+from cacenet_jax.retrieval.rankings import mixed_distance, nearest
 from cacenet_jax.retrieval.term_store import replicate
 
 ImageLike = str | os.PathLike[str] | np.ndarray | jax.Array | Image.Image

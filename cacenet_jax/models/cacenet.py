@@ -24,7 +24,7 @@ class Described(NamedTuple):
     """Image descriptors used in retrieval.
 
     Attributes:
-        embedding: L2-normalised f(I), (B, F).
+        embedding: f(I), (B, F), L2-normalised unless asked otherwise.
         terms: per-image terms of the pair stage, leading axis B; None without a pair stage.
     """
 
@@ -189,9 +189,13 @@ class CACENet(nn.Module):
 
     # -- Test mode -----------------------------------------------------------------------------------------------------
 
-    def describe(self, maps_BHWD: Float[Array, "B h w D"], parts_BN: Int[Array, "B N"] | None = None) -> Described:
-        """Compute f(I) and the pair stage's terms for each image."""
-        embedding_BF = normalise(self.individual(maps_BHWD, train=False).embedding)
+    def describe(
+        self, maps_BHWD: Float[Array, "B h w D"], parts_BN: Int[Array, "B N"] | None = None, *, unit: bool = True
+    ) -> Described:
+        """Compute f(I), L2-normalised if `unit`, and the pair stage's terms for each image."""
+        embedding_BF = self.individual(maps_BHWD, train=False).embedding
+        if unit:
+            embedding_BF = normalise(embedding_BF)
         if self.pair_stage is None:
             return Described(embedding_BF, None)
         return Described(embedding_BF, self.pair_stage.terms(_nodes(maps_BHWD), parts_BN, self._branch(), train=False))

@@ -51,9 +51,9 @@ def feature_maps(
 
 
 def describe_maps(
-    net: CACENet, variables: Any, maps_BHWD: Float[Array, "B h w D"], parts_BN: Array | None = None
+    net: CACENet, variables: Any, maps_BHWD: Float[Array, "B h w D"], parts_BN: Array | None = None, unit: bool = True
 ) -> Described:
-    """Compute embeddings and pair-stage terms from feature maps, in at least float32.
+    """Compute embeddings, L2-normalised if `unit`, and pair-stage terms from feature maps, in at least float32.
 
     Matrix products run at the highest precision, because the default on GPUs and TPUs is lower and reported distances
     must be accurate to float32.
@@ -61,7 +61,7 @@ def describe_maps(
     acc_dtype = jnp.promote_types(maps_BHWD.dtype, jnp.float32)
     with jax.default_matmul_precision("highest"):
         described: Any = net.astype(acc_dtype).apply(
-            variables, maps_BHWD.astype(acc_dtype), parts_BN, method="describe"
+            variables, maps_BHWD.astype(acc_dtype), parts_BN, unit=unit, method="describe"
         )
     return described
 
@@ -73,20 +73,21 @@ def constants_of(net: CACENet, variables: Any) -> Any:
 
 
 @functools.lru_cache(maxsize=4)
-def scoring(net: CACENet, flip: bool, map_dtype: str) -> Scoring:
+def scoring(net: CACENet, flip: bool, map_dtype: str, unit: bool = True) -> Scoring:
     """Return the inference functions of a network, which take its variables as an argument.
 
     Args:
         net: the network; networks with equal fields share the same functions.
         flip: as in `feature_maps`.
         map_dtype: storage type of the terms of the pair stage.
+        unit: L2-normalise the embeddings.
     """
     stage = net.pair_stage
 
     def describe(given: Any, images: jax.Array) -> Described:
         variables, constants = given
         maps = feature_maps(net, variables, images, flip)
-        described = describe_maps(net, variables, maps, net.parts(images, *maps.shape[1:3]))
+        described = describe_maps(net, variables, maps, net.parts(images, *maps.shape[1:3]), unit)
         if stage is None:
             return described
         with jax.default_matmul_precision("highest"):

@@ -1,7 +1,8 @@
 """Individual, conditional and mixed rankings of a labelled gallery, and their metrics.
 
-The individual ranking sorts the gallery by cosine distance. The conditional ranking re-orders its first K images by
-pair distance, and the mixed ranking by a weighted mean of both distances.
+The individual ranking sorts the gallery by the distance of embeddings. The conditional ranking re-orders its first K
+images by pair distance, and the mixed ranking by a weighted mean of both distances. A re-ranking method, such as
+k-reciprocal encoding, adds rankings that start from its distances instead.
 
 The gallery is ranked once per query, in blocks of queries, so the Q x G distance matrix is never stored. Re-scoring
 permutes only the first K positions, so the other two rankings cost little beyond scoring the pairs. With several
@@ -19,10 +20,10 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jaxtyping import Float, Int
 
 from cacenet_jax.errors import UserError
+from cacenet_jax.retrieval.distances import DISTANCES, cosine_distance, rerank
 from cacenet_jax.retrieval.match_ranks import (
     MatchRanks,
     QueryStatistics,
@@ -33,11 +34,13 @@ from cacenet_jax.retrieval.match_ranks import (
     reorder_candidates,
 )
 from cacenet_jax.retrieval.metrics import summarise
+from cacenet_jax.retrieval.query_share import gather_queries, process_queries
 
+RANKINGS = ("individual", "conditional", "mixed")
+NO_RERANKING = "none"
 METRICS = ("mAP", "rank1", "rank5", "rank10", "mINP")
 _BLOCK_ELEMENTS = 2**26  # number of distances in a block of queries, 256 MiB in float32
 _MIN_QUERIES, _MAX_QUERIES = 32, 512  # per block, however large or small the gallery is
-_CHUNK_ROWS = 1024  # gallery rows that are converted to float64 at a time, small enough for a cache
 _TASK_QUERIES = 8  # number of queries that a thread ranks at a time
 
 # Indices of candidates (Q, K) -> pair distances (Q, K).
@@ -53,19 +56,23 @@ class Settings:
         camera_filter: remove gallery images with the query's identity and camera.
         mix: weight of the pair distance in the mixed ranking; the individual distance has weight 1 - mix.
         query_block: number of queries ranked at a time; 0 derives it from the gallery size.
+        distance: distance of embeddings, a name in `distances.DISTANCES`.
+        rerank: re-ranking method, a name in `distances.RERANKINGS`, or "none".
     """
 
     top_k: int = 100
     camera_filter: bool = True
     mix: float = 0.5
     query_block: int = 0
+    distance: str = "cosine"
+    rerank: str = NO_RERANKING
 
 
 class LabelledSet(NamedTuple):
     """Embeddings and labels of a set of images.
 
     Attributes:
-        embedding: L2-normalised f(I), shape (n, F).
+        embedding: f(I), shape (n, F), L2-normalised for the cosine distance.
         pids: identities, shape (n,).
         camids: cameras, shape (n,).
     """
@@ -99,24 +106,6 @@ class _IndividualRanking(NamedTuple):
     matches: list[MatchRanks]
     candidates_QK: np.ndarray
     distance_QK: np.ndarray
-
-
-def cosine_distance(
-    query_QF: Float[np.ndarray, "Q F"], gallery_GF: Float[np.ndarray, "G F"]
-) -> Float[np.ndarray, "Q G"]:
-    """Compute 1 - cosine similarity of L2-normalised embeddings in float64, rounded to the dtype of the queries.
-
-    In float32, identical images could get different distances, because BLAS sums in a different order at the edges of a
-    block. The gallery is converted in chunks, which needs little memory.
-    """
-    query_QF64 = query_QF.astype(np.float64)
-    distance_QG = np.empty((len(query_QF), len(gallery_GF)), query_QF.dtype)
-    for start in range(0, len(gallery_GF), _CHUNK_ROWS):
-        columns = slice(start, start + _CHUNK_ROWS)
-        distance_QC = distance_QG[:, columns]
-        distance_QC[:] = query_QF64 @ gallery_GF[columns].astype(np.float64, copy=False).T
-        np.subtract(1, distance_QC, out=distance_QC)
-    return distance_QG
 
 
 def _block_size(num_gallery: int) -> int:
@@ -180,15 +169,16 @@ def evaluate(
 
     Returns:
         Dictionary with the metrics, as fractions of 1, under "individual" and, given `rescore`, "conditional" and
-        "mixed". It also contains the counts "top_k", "num_query", "num_gallery" and "num_valid" and, given `rescore`
-        and `mixes`, "mAP_by_mix".
+        "mixed"; with a re-ranking method also under "individual, METHOD" and, given `rescore`, "mixed, METHOD", with
+        the cost of re-ranking (`distances.rerank`). It also contains the counts "top_k", "num_query",
+        "num_gallery" and "num_valid" and, given `rescore` and `mixes`, "mAP_by_mix".
 
     Raises:
         UserError: there are no queries or no gallery images, or no query has a match left after the camera filter.
     """
     num_query, num_gallery = len(query.pids), len(gallery.pids)
     top_k = _num_candidates(settings, num_query, num_gallery)
-    ranking = _rank(query, gallery, settings, top_k)
+    ranking = _rank(query, gallery, settings, top_k, _distances(query, gallery, settings))
     summaries = {"individual": _summarise_all(ranking.matches, num_query)}
     weights = {"conditional": 1.0, "mixed": settings.mix, **{f"mix={m}": m for m in mixes}}
     if rescore is not None:
@@ -196,10 +186,20 @@ def evaluate(
         for name, weight in weights.items():
             order_QK = _mixed_order(pair_QK, ranking.distance_QK, weight)
             summaries[name] = _summarise_all(_reorder_all(ranking.matches, order_QK), num_query)
-    result: dict[str, Any] = {
-        name: {metric: summaries[name][metric] for metric in METRICS}
-        for name in ("individual", "conditional", "mixed")
-        if name in summaries
+    result: dict[str, Any] = {}
+    if settings.rerank != NO_RERANKING:
+        reranked_QG, cost = rerank(settings.rerank, query.embedding, gallery.embedding)
+        result |= cost
+        ranking = _rank(query, gallery, settings, top_k, lambda start, stop: reranked_QG[start:stop])
+        summaries[f"individual, {settings.rerank}"] = _summarise_all(ranking.matches, num_query)
+        if rescore is not None:
+            order_QK = _mixed_order(rescore(ranking.candidates_QK), ranking.distance_QK, settings.mix)
+            matches = _reorder_all(ranking.matches, order_QK)
+            summaries[f"mixed, {settings.rerank}"] = _summarise_all(matches, num_query)
+    result |= {
+        name: {metric: summary[metric] for metric in METRICS}
+        for name, summary in summaries.items()
+        if name.partition(",")[0] in RANKINGS
     }
     if rescore is not None and mixes:
         result["mAP_by_mix"] = {str(m): summaries[f"mix={m}"]["mAP"] for m in mixes}
@@ -233,7 +233,8 @@ def ranked_lists(
     own = np.isin(gallery.pids, query.pids)  # the filter removes no distractors, however many there are
     seen = np.unique(np.stack([gallery.pids, gallery.camids])[:, own], axis=1, return_counts=True)[1]
     spare = int(seen.max(initial=0)) if settings.camera_filter else 0
-    ranking = _rank(query, gallery, settings, min(max(top_k, length + spare), num_gallery))
+    deep = min(max(top_k, length + spare), num_gallery)
+    ranking = _rank(query, gallery, settings, deep, _distances(query, gallery, settings))
 
     def ranked_list(order_QK: np.ndarray, matches: list[MatchRanks]) -> RankedLists:
         own_QK = gallery.pids[order_QK] == query.pids[:, None]
@@ -271,20 +272,32 @@ def _mixed_order(pair_QK: np.ndarray, distance_QK: np.ndarray, weight: float) ->
 
 def _reorder_all(matches: list[MatchRanks], order_QK: np.ndarray) -> list[MatchRanks]:
     """Return the match ranks of this process's queries after permuting their candidates."""
-    local_QK = order_QK[_process_queries(len(order_QK))]
+    local_QK = order_QK[process_queries(len(order_QK))]
     return [reorder_candidates(before, order_K) for before, order_K in zip(matches, local_QK, strict=True)]
 
 
-def _rank(query: LabelledSet, gallery: LabelledSet, settings: Settings, top_k: int) -> _IndividualRanking:
-    """Rank this process's queries by individual distance and gather the candidates of all queries."""
+def _distances(query: LabelledSet, gallery: LabelledSet, settings: Settings) -> Callable[[int, int], np.ndarray]:
+    """Return a function from the first and the last query of a block, exclusive, to their individual distances."""
+    distance = DISTANCES[settings.distance]
+    return lambda start, stop: distance(query.embedding[start:stop], gallery.embedding)
+
+
+def _rank(
+    query: LabelledSet,
+    gallery: LabelledSet,
+    settings: Settings,
+    top_k: int,
+    distances: Callable[[int, int], np.ndarray],
+) -> _IndividualRanking:
+    """Rank this process's queries by distance and gather the candidates of all queries."""
     num_query = len(query.pids)
     size = settings.query_block or _block_size(len(gallery.pids))
-    local = _process_queries(num_query)
+    local = process_queries(num_query)
 
     def rank_queries(start: int, pool: Executor) -> list[RankedBlock]:
         # One product at a time, which BLAS itself spreads over the cores; then the cores share its queries.
         stop = min(start + size, local.stop)
-        distance_BG = cosine_distance(query.embedding[start:stop], gallery.embedding)
+        distance_BG = distances(start, stop)
 
         def rank_task(first: int) -> RankedBlock:
             rows = slice(first, min(first + _TASK_QUERIES, stop))
@@ -299,17 +312,17 @@ def _rank(query: LabelledSet, gallery: LabelledSet, settings: Settings, top_k: i
     with ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool:
         blocks = [block for start in range(local.start, local.stop, size) for block in rank_queries(start, pool)]
     empty = [(np.empty((0, top_k), np.int32), np.empty((0, top_k), np.result_type(query.embedding, np.float32)))]
-    candidates, distances = zip(*(empty + [(ranked.candidates_BK, ranked.distance_BK) for ranked in blocks]))
+    candidates, nearest_distances = zip(*(empty + [(ranked.candidates_BK, ranked.distance_BK) for ranked in blocks]))
     return _IndividualRanking(
         [matches for ranked in blocks for matches in ranked.matches],
-        _gather_queries(np.concatenate(candidates), num_query),
-        _gather_queries(np.concatenate(distances), num_query),
+        gather_queries(np.concatenate(candidates), num_query),
+        gather_queries(np.concatenate(nearest_distances), num_query),
     )
 
 
 def _gather_statistics(matches: list[MatchRanks], num_query: int) -> QueryStatistics:
     """Gather per-query statistics from all processes."""
-    return QueryStatistics(*(_gather_queries(field, num_query) for field in query_statistics(matches)))
+    return QueryStatistics(*(gather_queries(field, num_query) for field in query_statistics(matches)))
 
 
 def _summarise_all(matches: list[MatchRanks], num_query: int) -> dict[str, float | int]:
@@ -317,34 +330,20 @@ def _summarise_all(matches: list[MatchRanks], num_query: int) -> dict[str, float
     return summarise(_gather_statistics(matches, num_query))
 
 
-def _process_queries(num_query: int) -> slice:
-    """Return the slice of queries that this process ranks."""
-    size = -(-num_query // jax.process_count())
-    start = min(jax.process_index() * size, num_query)
-    return slice(start, min(start + size, num_query))
-
-
-def _gather_queries(local: np.ndarray, num_query: int) -> np.ndarray:
-    """Concatenate the query rows of all processes, bit for bit."""
-    if jax.process_count() == 1:
-        return local
-    size = -(-num_query // jax.process_count())
-    padded = np.zeros((size, *local.shape[1:]), local.dtype)
-    padded[: len(local)] = local
-    # Sent as bytes, because JAX would round float64 to float32.
-    data = np.frombuffer(padded.tobytes(), np.uint8)
-    gathered = np.asarray(multihost_utils.process_allgather(data))
-    return np.frombuffer(gathered.tobytes(), local.dtype).reshape(-1, *local.shape[1:])[:num_query]
-
-
 def table(result: dict[str, Any]) -> str:
     """Format the metrics of every ranking as a text table in per cent."""
-    lines = [f"{'ranking':<12}" + "".join(f"{metric:>9}" for metric in METRICS)]
-    for name in ("individual", "conditional", "mixed"):
-        if name in result:
-            lines.append(f"{name:<12}" + "".join(f"{100 * result[name][metric]:>9.2f}" for metric in METRICS))
+    names = [name for name in result if name.partition(",")[0] in RANKINGS]
+    width = max(map(len, names)) + 1
+    lines = [f"{'ranking':<{width}}" + "".join(f"{metric:>9}" for metric in METRICS)]
+    for name in names:
+        lines.append(f"{name:<{width}}" + "".join(f"{100 * result[name][metric]:>9.2f}" for metric in METRICS))
     lines.append(
         f"{result['num_query']} queries ({result['num_valid']} with a match), {result['num_gallery']} gallery images"
         + (f", top {result['top_k']} re-scored" if "conditional" in result else "")
+        + (
+            f", re-ranked in {result['rerank_seconds']:.1f} s (peak {result['peak_gib']:.1f} GiB)"
+            if "rerank_seconds" in result
+            else ""
+        )
     )
     return "\n".join(lines)

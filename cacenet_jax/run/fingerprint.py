@@ -16,7 +16,7 @@ from cacenet_jax.run.workdir import read_json
 from cacenet_jax.train_step import TrainState
 
 # Fields of config.eval that affect a score; the others affect memory and speed.
-SCORED_BY = ("top_k", "camera_filter", "mix", "flip", "map_dtype", "checkpoint")
+SCORED_BY = ("top_k", "camera_filter", "mix", "distance", "rerank", "flip", "map_dtype", "checkpoint")
 _DIGITS = 16
 
 

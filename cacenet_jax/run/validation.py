@@ -11,6 +11,8 @@ from cacenet_jax.data.builders.scan import ON_ERROR
 from cacenet_jax.errors import UserError
 from cacenet_jax.models import backbones, pair_stages
 from cacenet_jax.pretrained.sources import check_form
+from cacenet_jax.retrieval.distances import DISTANCES, RERANKINGS
+from cacenet_jax.retrieval.rankings import NO_RERANKING
 from cacenet_jax.run.choices import CHOICES, lookup
 
 _CHOICES = {
@@ -18,6 +20,8 @@ _CHOICES = {
     "model.pooling": ("mean", "gem"),
     "model.dtype": ("float32", "bfloat16"),
     "eval.map_dtype": ("bfloat16", "float32"),
+    "eval.distance": tuple(DISTANCES),
+    "eval.rerank": (NO_RERANKING, *RERANKINGS),
     "optim.name": ("sgd", "adamw"),
     "eval.checkpoint": ("last", "best"),
     "data.on_error": ON_ERROR,

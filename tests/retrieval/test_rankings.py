@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from cacenet_jax.errors import UserError
-from cacenet_jax.retrieval import rankings
+from cacenet_jax.retrieval import distances, rankings
+from cacenet_jax.retrieval.distances import cosine_distance
 from cacenet_jax.retrieval.rankings import (
     METRICS,
     LabelledSet,
     Settings,
-    cosine_distance,
     evaluate,
     ranked_lists,
     table,
@@ -180,7 +180,7 @@ def test_distances_do_not_depend_on_the_block(chunk, monkeypatch):
     gallery[1000:] = gallery[:3]
     gallery /= np.linalg.norm(gallery, axis=1, keepdims=True)
     query = gallery[100:164]
-    monkeypatch.setattr(rankings, "_CHUNK_ROWS", chunk)
+    monkeypatch.setattr(distances, "_CHUNK_ROWS", chunk)
     whole = cosine_distance(query, gallery.astype(np.float64))
     assert whole.dtype == np.float32
     np.testing.assert_array_equal(
