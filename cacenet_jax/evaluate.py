@@ -16,11 +16,13 @@ from cacenet_jax.distributed.processes import broadcast_from_writer, is_writer
 from cacenet_jax.experiment import Experiment
 from cacenet_jax.models.cacenet import CACENet
 from cacenet_jax.models.scoring import scoring
+from cacenet_jax.retrieval.distances import DISTANCES
 from cacenet_jax.retrieval.extract import extract, image_shapes, process_rows, round_up
 from cacenet_jax.retrieval.metrics import check_rankable
 from cacenet_jax.retrieval.rankings import LabelledSet, Rescore, Settings, check_sizes, evaluate, table
 from cacenet_jax.retrieval.rescore import Rescorer
 from cacenet_jax.retrieval.term_store import Store, make_plan, memory_budget, replicate, tree_bytes
+from cacenet_jax.retrieval.verification import line, verification
 from cacenet_jax.run.fingerprint import fingerprint, keep_others
 from cacenet_jax.run.workdir import write_json
 from cacenet_jax.train_step import TrainState
@@ -65,7 +67,21 @@ def score(
         UserError: there are no queries, no gallery images or no query with a match, or there is too little space for
             the pair-stage terms.
     """
-    return evaluate(*describe(settings, net, state, query, gallery), mixes)
+    rankable = describe(settings, net, state, query, gallery)
+    result = evaluate(*rankable, mixes)
+    if settings.evaluation.verification:
+        result["verification"] = _verification(rankable)
+    return result
+
+
+def _verification(rankable: Rankable) -> dict[str, float]:
+    """Compute the verification metrics of the individual distance."""
+    query, gallery, _, settings = rankable
+    distance = DISTANCES[settings.distance]
+    return verification(
+        lambda start, stop: distance(query.embedding[start:stop], gallery.embedding),
+        query.pids, gallery.pids, query.camids, gallery.camids, camera_filter=settings.camera_filter,
+    )  # fmt: skip
 
 
 def describe(settings: Experiment, net: CACENet, state: TrainState, query: Subset, gallery: Subset) -> Rankable:
@@ -186,6 +202,8 @@ def score_test(
         print(
             f"\n{settings.data.name}, test split, step {step}, {result['seconds']:.0f} s\n{table(result)}", flush=True
         )
+        if "verification" in result:
+            print(line(result["verification"]), flush=True)
         for warning in doubts(query, gallery, camera_filter=settings.evaluation.camera_filter):
             logging.warning("%s: %s", settings.data.name, warning)
         if prepared.skipped:

@@ -188,6 +188,7 @@ class Evaluation:
         mix: weight of the pair distance in the mixed ranking.
         distance: distance of embeddings, "cosine", or "euclidean" without normalisation.
         rerank: re-ranking method of additional rankings, "k_reciprocal" or "query_expansion"; "none" for no such.
+        verification: also compute verification metrics of the individual distance.
         flip: average the feature maps of an image and its mirror image.
         batch_size: number of images per batch.
         pairs_per_call: number of pairs that a device scores per call.
@@ -203,6 +204,7 @@ class Evaluation:
     mix: float
     distance: str
     rerank: str
+    verification: bool
     flip: bool
     batch_size: int
     pairs_per_call: int
