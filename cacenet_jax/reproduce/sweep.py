@@ -16,7 +16,6 @@ from cacenet_jax.evaluate import describe
 from cacenet_jax.experiment import Evaluation
 from cacenet_jax.reproduce.tables import SWEEP_TOP_K, SWEEP_WHOLE
 from cacenet_jax.retrieval.rankings import Rescore, evaluate
-from cacenet_jax.run.fingerprint import recorded_marks
 from cacenet_jax.run.workdir import write_json
 from cacenet_jax.train import Trained
 
@@ -59,7 +58,8 @@ def done(folder: Path, evaluation: Evaluation) -> list[dict[str, Any]] | None:
 
 def _identity(results: Path, evaluation: Evaluation) -> dict[str, Any]:
     """Return the data, network and settings that a sweep depends on, except for top_k."""
-    marks = recorded_marks(json_files.read(results, f"remove {results.parent} to run it again")) or {}
+    marks = (json_files.read(results, f"remove {results.parent} to run it again") or {}).get("fingerprint")
+    marks = marks if isinstance(marks, dict) else {}
     settings = {name: value for name, value in dataclasses.asdict(evaluation).items() if name != "top_k"}
     return {"data": marks.get("data"), "network": marks.get("network"), "eval": settings}
 

@@ -3,13 +3,16 @@
 import json
 import shutil
 
+import jax
 import pytest
 from command import TINY
 from command_in_process import run_main
+from jax.experimental.compilation_cache import compilation_cache
 from own_images import picture
 
 from cacenet_jax.errors import UserError
 
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module")  # ml_collections, of a config file
 RUN = "study/runs/full/seed_0"
 STUDY = ("--mode=reproduce", "--workdir=study", "--seeds=1", "--config.data.dir=prepared", "--config.epochs=2")
 # topk trains a single run, the full model of the tables.
@@ -41,6 +44,20 @@ def write(folder, name, rows):
     lines = ["path,pid,camid,split", *(",".join(map(str, row)) for row in rows)]
     (folder / "data" / name).write_text("\n".join(lines) + "\n")
     return f"--config.data.root=data/{name}"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once(tmp_path_factory):
+    """Commands load the programs that an earlier one compiled, as they do for a user."""
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: jax.config.values[name] for name in names}
+    for name, value in zip(names, (str(tmp_path_factory.mktemp("compiled")), 0.0), strict=True):
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="module")
