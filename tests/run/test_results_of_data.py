@@ -23,7 +23,7 @@ PAPER_ROWS = """from runpy import run_path
 
 
 def get_config():
-    config = run_path({tiny!r})["get_config"]()
+    config = run_path({tiny!r})["get_config"]("reid_folder")
     config.model.pair = dict(clue_weight=0.9, filters="untied")
     return config
 """
@@ -157,10 +157,16 @@ def test_rows_of_table_1_have_the_papers_stage_and_the_header_names_it(tmp_path,
 
     monkeypatch.setattr("cacenet_jax.reproduce.runs.train.train", train)
     (tmp_path / "other_stage.py").write_text(PAPER_ROWS.format(tiny=str(TINY)))
-    words = ("--config=other_stage.py", *STUDY, "--table=1")
+    words = (
+        "--config=other_stage.py",
+        *STUDY,
+        "--table=1",
+        "--config.data.num_ids=4",
+        write(tmp_path, "a.csv", rows()),
+    )
     assert "5 of 5 runs failed" in error(run_main(tmp_path, *words))
-    rows = {"full": {}, "individual": {}, "clues": {}, "individual_gcn": {"alignment": "individual"}}
-    assert trained == {**rows, "normal": {"kind": "normal"}}
+    stages = {"full": {}, "individual": {}, "clues": {}, "individual_gcn": {"alignment": "individual"}}
+    assert trained == {**stages, "normal": {"kind": "normal"}}
     header = (tmp_path / "study/table_1.md").read_text().split("\n| ")[0]
     assert "pair stage conditional" in header and "clue_weight" not in header
     run_main(tmp_path, *words, "--workdir=other", "--config.model.pair.clue_weight=0.9")
