@@ -1,14 +1,18 @@
 """Metrics of a run: metrics.jsonl, TensorBoard event files, and progress on the terminal."""
 
 import json
+import math
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
+
+from cacenet_jax.data import json_files
 
 _LINE_INTERVAL_S = 15.0
 
@@ -21,9 +25,9 @@ class MetricWriter:
         workdir.mkdir(parents=True, exist_ok=True)
         self._path = workdir / "metrics.jsonl"
         if self._path.exists():
-            kept_lines = [line for line in self._path.read_text().splitlines() if _step_of(line) <= first_step]
+            kept_lines = [line for line in self._path.read_bytes().splitlines() if _step_of(line) <= first_step]
             scratch = self._path.with_suffix(".tmp")
-            scratch.write_text("".join(line + "\n" for line in kept_lines))
+            scratch.write_bytes(b"".join(line + b"\n" for line in kept_lines))
             os.replace(scratch, self._path)
         self._file = self._path.open("a", buffering=1)
         self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1 if first_step else None)
@@ -54,11 +58,20 @@ class NullWriter:
         """Do nothing."""
 
 
-def _step_of(line: str) -> float:
+def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the lines of a metrics.jsonl that are JSON objects with a step; a killed process leaves others."""
+    for line in path.read_bytes().splitlines() if path.exists() else ():
+        if math.isfinite(_step_of(line)):
+            yield json_files.parse(line)
+
+
+def _step_of(line: bytes) -> float:
+    """Return the step of a line, or infinity if it has none."""
     try:
-        return float(json.loads(line)["step"])
-    except (json.JSONDecodeError, KeyError, TypeError):
-        return float("inf")  # truncated when the process was killed
+        step = json_files.number(json_files.parse(line)["step"])
+    except (ValueError, KeyError, TypeError, IndexError):
+        step = None
+    return math.inf if step is None else step
 
 
 class Progress:
