@@ -11,6 +11,7 @@ import numpy as np
 from cacenet_jax.data.builders import open_split
 from cacenet_jax.data.subsets import all_records
 from cacenet_jax.distributed.processes import is_writer
+from cacenet_jax.distributed.progress import track
 from cacenet_jax.evaluate import describe
 from cacenet_jax.experiment import Evaluation
 from cacenet_jax.reproduce.tables import SWEEP_TOP_K, SWEEP_WHOLE
@@ -77,7 +78,8 @@ def sweep(trained: Trained, folder: Path) -> list[dict[str, Any]]:
         images = describe(trained.settings, trained.net, trained.state, query, gallery)
         described = time.monotonic() - start
     rows = []
-    for top_k in top_ks(len(gallery.indices)):
+    values = top_ks(len(gallery.indices))
+    for top_k in track(values, "sweeping the top K", len(values), "values"):
         timed = _Timed(images.rescore) if top_k and images.rescore else None
         settings = dataclasses.replace(images.settings, top_k=max(top_k, 1))
         for _ in range(2):
