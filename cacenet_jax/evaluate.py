@@ -9,10 +9,12 @@ import numpy as np
 from absl import logging
 
 from cacenet_jax.data.builders import SPLITS, TEST_SPLITS, Prepared, open_split
+from cacenet_jax.data.builders.source import printable
 from cacenet_jax.data.pipeline import evaluation_batches
 from cacenet_jax.data.subsets import Subset, TrainVal, all_records
 from cacenet_jax.distributed.device_map import global_mesh
 from cacenet_jax.distributed.processes import broadcast_from_writer, is_writer
+from cacenet_jax.errors import UserError
 from cacenet_jax.experiment import Experiment
 from cacenet_jax.models.cacenet import CACENet
 from cacenet_jax.models.scoring import scoring
@@ -25,6 +27,8 @@ from cacenet_jax.run.fingerprint import fingerprint, keep_others
 from cacenet_jax.run.workdir import write_json
 from cacenet_jax.train_step import TrainState
 
+_SAME = 1e-5  # difference of L2-normalised embeddings up to which they are the same
+_CHUNK = 4096  # embeddings compared at a time
 # Weights of the pair distance compared on validation data to choose config.eval.mix.
 MIXES = tuple(round(0.1 * i, 1) for i in range(1, 10))
 
@@ -62,8 +66,8 @@ def score(
         mixes: additional weights of the pair distance to evaluate.
 
     Raises:
-        UserError: there are no queries, no gallery images or no query with a match, or there is too little space for
-            the pair-stage terms.
+        UserError: there are no queries, no gallery images or no query with a match, an embedding is not finite, or
+            there is too little space for the pair-stage terms.
     """
     return evaluate(*describe(settings, net, state, query, gallery), mixes)
 
@@ -71,7 +75,8 @@ def score(
 def describe(settings: Experiment, net: CACENet, state: TrainState, query: Subset, gallery: Subset) -> Rankable:
     """Extract the features for a ranking.
 
-    This is a collective operation with the same arguments and errors as `score`.
+    This is a collective operation with the same arguments and errors as `score`. A warning is logged if all gallery
+    images have the same embedding.
     """
     evaluation, data = settings.evaluation, settings.data
     num_query, num_gallery = len(query.indices), len(gallery.indices)
@@ -100,14 +105,38 @@ def describe(settings: Experiment, net: CACENet, state: TrainState, query: Subse
         embedding = extract(
             functions.describe, given, images, count, image_shape=image_shape, batch=batch, mesh=mesh, store=store
         )
+        _check_embeddings(embedding, subset, f"evaluation of step {int(state.step)}")
         return LabelledSet(embedding, np.asarray(subset.pids), np.asarray(subset.camids))
 
     query_set, gallery_set = features(query, query_store), features(gallery, gallery_store)
+    _warn_if_constant(gallery_set.embedding, f"evaluation of step {int(state.step)}")
     rescore = None
     if functions.distance and query_store and gallery_store:
         rescore = Rescorer(functions.distance, constants, query_store, gallery_store, plan, evaluation.pairs_per_call)
     ranking = Settings(top_k=evaluation.top_k, camera_filter=evaluation.camera_filter, mix=evaluation.mix)
     return Rankable(query_set, gallery_set, rescore, ranking)
+
+
+def _check_embeddings(embedding_nF: np.ndarray, subset: Subset, where: str) -> None:
+    """Raise UserError if an embedding is not finite."""
+    broken = np.flatnonzero(~np.isfinite(embedding_nF.sum(axis=1)))
+    if broken.size:
+        name = printable(subset.split.names[subset.indices[broken[0]]])
+        raise UserError(
+            f"{where}: found {broken.size} of {len(embedding_nF)} embeddings that are not finite, first that of {name}, "
+            "expected numbers; check the network's parameters for NaN and inf, or evaluate an earlier checkpoint"
+        )
+
+
+def _warn_if_constant(gallery_GF: np.ndarray, where: str) -> None:
+    """Log a warning if all gallery images have the same embedding."""
+    chunks = (gallery_GF[start : start + _CHUNK] for start in range(0, len(gallery_GF), _CHUNK))
+    if len(gallery_GF) > 1 and all(np.abs(chunk - gallery_GF[0]).max() <= _SAME for chunk in chunks) and is_writer():
+        logging.warning(
+            "%s: all %d gallery images have the same embedding, so that their order means nothing; train longer or with a "
+            "lower config.optim.learning_rate, or evaluate another checkpoint",
+            where, len(gallery_GF),
+        )  # fmt: skip
 
 
 def check_splits(settings: Experiment, prepared: Prepared, cut: TrainVal | None = None) -> None:

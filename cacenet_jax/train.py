@@ -30,7 +30,7 @@ from cacenet_jax.errors import UserError
 from cacenet_jax.evaluate import MIXES, check_splits, score, score_test
 from cacenet_jax.experiment import Data, Experiment
 from cacenet_jax.models.cacenet import CACENet
-from cacenet_jax.run import compilation, initialisation, stopping
+from cacenet_jax.run import alarms, compilation, initialisation, stopping
 from cacenet_jax.run.checkpoints import Checkpoints
 from cacenet_jax.run.choices import to_dict, with_eval_dataset
 from cacenet_jax.run.completion import complete
@@ -160,6 +160,7 @@ def _train(config: ConfigDict, workdir: Path, held: contextlib.ExitStack) -> dic
         sampler.nearest = look_alikes(np.asarray(classifier), data.hard_pool)
     writer = MetricWriter(workdir, first_step) if is_writer() else NullWriter()
     progress = Progress(first_step, last_step, batch_size) if is_writer() else NullWriter()
+    watch = alarms.Watch(net.alarms) if is_writer() else None
     parameters = sum(x.size for x in jax.tree.leaves(state.params))
     together = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
     _say(
@@ -178,6 +179,8 @@ def _train(config: ConfigDict, workdir: Path, held: contextlib.ExitStack) -> dic
     def report(step: int, device_metrics: dict[str, jax.Array]) -> None:
         metrics = {name: float(value) for name, value in jax.device_get(device_metrics).items()}
         check_finite(step, metrics)
+        if watch:
+            watch.check(step, metrics, lambda: state.params)
         if step % settings.log_every == 0 or step == last_step:
             shown = {name: metrics[name] for name in _SHOWN if name in metrics}
             rate = progress.update(step, shown)

@@ -11,6 +11,7 @@ from cacenet_jax.data import json_files
 from cacenet_jax.data.builders import open_split
 from cacenet_jax.data.subsets import all_records
 from cacenet_jax.distributed.processes import is_writer
+from cacenet_jax.distributed.progress import track
 from cacenet_jax.errors import UserError
 from cacenet_jax.evaluate import describe
 from cacenet_jax.experiment import Evaluation
@@ -82,7 +83,8 @@ def sweep(trained: Trained, folder: Path) -> list[dict[str, Any]]:
         images = describe(trained.settings, trained.net, trained.state, query, gallery)
         described = time.monotonic() - start
     rows = []
-    for top_k in top_ks(len(gallery.indices)):
+    values = top_ks(len(gallery.indices))
+    for top_k in track(values, "sweeping the top K", len(values), "values"):
         timed = _Timed(images.rescore) if top_k and images.rescore else None
         settings = dataclasses.replace(images.settings, top_k=max(top_k, 1))
         for _ in range(2):

@@ -22,6 +22,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jaxtyping import Float, Int
 
+from cacenet_jax.distributed.progress import track
 from cacenet_jax.errors import UserError
 from cacenet_jax.retrieval.match_ranks import (
     MatchRanks,
@@ -144,7 +145,8 @@ def nearest(
     distance_QL = np.empty((len(query_QF), count), query_QF.dtype)
     wide_GF = _wide(gallery_GF)
     size = _block_size(len(gallery_GF))
-    for start in range(0, len(query_QF), size):
+    starts = range(0, len(query_QF), size)
+    for start in track(starts, "ranking", len(starts), f"blocks of {size} queries"):
         for row, distance_G in enumerate(cosine_distance(query_QF[start : start + size], wide_GF), start):
             close = np.flatnonzero(distance_G <= np.partition(distance_G, count - 1)[count - 1])
             order_QL[row] = close[np.argsort(distance_G[close], kind="stable")[:count]]
@@ -294,7 +296,8 @@ def _rank(query: LabelledSet, gallery: LabelledSet, settings: Settings, top_k: i
         )  # fmt: skip
 
     with ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool:
-        blocks = list(pool.map(block, range(local.start, local.stop, size)))
+        starts = range(local.start, local.stop, size)
+        blocks = list(track(pool.map(block, starts), "ranking", len(starts), f"blocks of {size} queries"))
     empty = [(np.empty((0, top_k), np.int32), np.empty((0, top_k), np.result_type(query.embedding, np.float32)))]
     candidates, distances = zip(*(empty + [(ranked.candidates_BK, ranked.distance_BK) for ranked in blocks]))
     return _IndividualRanking(
