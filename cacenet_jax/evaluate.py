@@ -140,11 +140,13 @@ def _warn_if_constant(gallery_GF: np.ndarray, where: str) -> None:
 
 
 def check_splits(settings: Experiment, prepared: Prepared, cut: TrainVal | None = None) -> None:
-    """Raise UserError if the test split or the validation identities cannot be ranked.
+    """Raise UserError if the test split, if there is one, or the validation identities cannot be ranked.
 
     Also checks that the part labels are complete if the network needs them. Runs before training.
     """
-    pairs = {"test split": tuple(all_records(open_split(prepared, split)) for split in ("query", "gallery"))}
+    pairs = {}
+    if has_test_split(prepared):
+        pairs["test split"] = tuple(all_records(open_split(prepared, split)) for split in TEST_SPLITS)
     if cut is not None and len(cut.query.indices):
         pairs["validation split, cut from train by config.data.val_share"] = (cut.query, cut.gallery)
     for where, (query, gallery) in pairs.items():
@@ -153,6 +155,11 @@ def check_splits(settings: Experiment, prepared: Prepared, cut: TrainVal | None 
     if parts := settings.part_labels():
         splits = TEST_SPLITS if cut is None else SPLITS
         parts.check({split: open_split(prepared, split) for split in splits})
+
+
+def has_test_split(prepared: Prepared) -> bool:
+    """Return False for a data set that can be trained on but not ranked, which has neither query nor gallery."""
+    return any(len(open_split(prepared, split)) for split in TEST_SPLITS)
 
 
 def doubts(query: Subset, gallery: Subset, *, camera_filter: bool) -> list[str]:
@@ -193,7 +200,7 @@ def score_test(
     renamed, not overwritten.
     """
     start = time.monotonic()
-    query, gallery = (all_records(open_split(prepared, split)) for split in ("query", "gallery"))
+    query, gallery = (all_records(open_split(prepared, split)) for split in TEST_SPLITS)
     result = score(settings, net, state, query, gallery)
     result |= {
         "data": settings.data.name,
@@ -211,7 +218,18 @@ def score_test(
         )
         for warning in doubts(query, gallery, camera_filter=settings.evaluation.camera_filter):
             logging.warning("%s: %s", settings.data.name, warning)
-        if prepared.skipped:
-            write_json(file.with_name("skipped.json"), dict(prepared.skipped))
+        write_skipped(prepared, file)
         write_json(file, result)
     return result
+
+
+def write_skipped(prepared: Prepared, results: Path) -> None:
+    """List the broken images that were left out, with the reasons, in skipped.json beside results.json.
+
+    Results of other data, results_NAME.json, have a list skipped_NAME.json.
+    """
+    file = results.with_name(results.name.replace("results", "skipped", 1))
+    if prepared.skipped:
+        write_json(file, dict(prepared.skipped))
+    else:
+        file.unlink(missing_ok=True)

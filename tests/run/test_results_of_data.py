@@ -78,7 +78,9 @@ def study(trained, tmp_path):
 
 def error(done):
     """The one line of an error."""
-    lines = [line for line in done.stderr.splitlines() if not line.startswith(("preparing ", "reproducing: ", "WARNING: "))]
+    lines = [
+        line for line in done.stderr.splitlines() if not line.startswith(("preparing ", "reproducing: ", "WARNING: "))
+    ]
     assert done.returncode == 2 and len(lines) == 1 and lines[0].startswith("error: "), done.stderr
     return lines[0]
 

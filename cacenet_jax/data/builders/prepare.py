@@ -16,10 +16,9 @@ from absl import logging
 
 from cacenet_jax.data.builders.base import ReidBuilder, ReidConfig
 from cacenet_jax.data.builders.scan import ON_ERROR, SPLITS, Scan
-from cacenet_jax.data.builders.source import printable
 from cacenet_jax.data.builders.split import Prepared, read_metadata, split_counts
 from cacenet_jax.distributed.progress import Progress, shown
-from cacenet_jax.errors import UserError
+from cacenet_jax.errors import UserError, printable
 
 _BUILDERS = {  # data set name -> class in the module of that name
     "dukemtmc_reid": "DukemtmcReid",
@@ -61,7 +60,8 @@ def prepare(
         data_dir: folder for prepared data.
         options: options of the builder; see its OPTIONS.
         progress: if True, report progress and notes on stderr, as a bar on a terminal and as lines of text otherwise.
-        needs: splits that must have images: all three to train, query and gallery to evaluate.
+        needs: splits that must have images: train to train, query and gallery to evaluate. A data set to train on may lack
+            query and gallery together, but not one of them.
         on_error: "raise" to stop at a broken image, "skip" to leave it out. With "skip", the copy is stored
             separately, and its metadata.json lists the omitted images.
 

@@ -13,10 +13,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from cacenet_jax.data.builders.source import Source, fingerprint, printable, raise_together
+from cacenet_jax.data.builders.source import Source, fingerprint, raise_together
 from cacenet_jax.data.image_files import IMAGE_SUFFIXES, ImageError, ordinary
 from cacenet_jax.distributed.progress import track
-from cacenet_jax.errors import UserError
+from cacenet_jax.errors import UserError, printable
 
 SPLITS = ("train", "query", "gallery")
 TEST_SPLITS = ("query", "gallery")
