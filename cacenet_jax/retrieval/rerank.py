@@ -158,8 +158,7 @@ def k_reciprocal_features(
     square_A = np.square(all_AF).sum(axis=1)
 
     def block(start: int, stop: int) -> np.ndarray:
-        out_BA = all_AF[start:stop] @ all_AF.T
-        out_BA *= -2
+        out_BA = (-2 * all_AF[start:stop]) @ all_AF.T
         out_BA += square_A[start:stop, None]
         out_BA += square_A
         np.maximum(out_BA, 0, out=out_BA)
