@@ -90,11 +90,15 @@ def extract(
     step_fn = _compile_step(describe, mesh)
     sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
     images, steps = iter(batches), -(-count // batch)
-    embeddings: list[np.ndarray] = []
+    embedding_NF: np.ndarray | None = None  # one array from the start: joining batches would take twice its memory
     previous: tuple[int, Described] | None = None
 
     def keep(step: int, features: Described) -> None:
-        embeddings.append(np.asarray(features.embedding))
+        nonlocal embedding_NF
+        batch_BF = np.asarray(features.embedding)
+        if embedding_NF is None:
+            embedding_NF = np.empty((steps * batch, *batch_BF.shape[1:]), batch_BF.dtype)
+        embedding_NF[step * batch : (step + 1) * batch] = batch_BF
         if store is not None:
             store.put(step, features.terms)
 
@@ -108,7 +112,9 @@ def extract(
         previous = step, features
     if previous:
         keep(*previous)
-    return np.concatenate(embeddings)[:count]
+    if embedding_NF is None:
+        raise ValueError("no images")
+    return embedding_NF[:count]
 
 
 @functools.lru_cache(maxsize=4)

@@ -1,13 +1,15 @@
 """Ranks of the gallery images that show the query's identity. All metrics are computed from them.
 
-Sorting values is many times faster than sorting indices, so ranks are looked up in the sorted distances and ties are
-counted. Re-scoring permutes only the first K positions, so these ranks also determine the metrics of the re-scored
-rankings.
+The metrics need the positions of a query's matches and its first K images, not the whole ranking. In a large gallery
+the nearer images are counted for each match. In a small one, or with many matches, the distances are sorted, which is
+many times faster than sorting indices: positions are looked up among them and ties are counted. Re-scoring permutes
+only the first K positions, so these ranks also determine the metrics of the re-scored rankings.
 
 Axes: B queries in a block, G gallery images, S of them with the query's identity, R of them left after
 the camera filter, K candidates.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -16,6 +18,7 @@ from jaxtyping import Int, Real
 
 from cacenet_jax.errors import UserError
 
+_COUNTED_GALLERY = 2048  # gallery images per match above which counting is faster than sorting
 _MAX_COUNTED_TIES = 100  # above this, a stable index sort is faster than counting the ties before each image
 
 
@@ -88,25 +91,44 @@ def rank_block(
     Raises:
         UserError: a distance is NaN.
     """
-    num_gallery = distance_BG.shape[1]
     if distance_BG.dtype not in (np.float32, np.float64):  # sorting half precision is slow, and integers have no NaN
         distance_BG = distance_BG.astype(np.result_type(distance_BG.dtype, np.float32))
-    sorted_BG = np.sort(distance_BG, axis=1)
-    if num_gallery and (nan_rows := np.flatnonzero(np.isnan(sorted_BG[:, -1]))).size:  # NaN sorts last
-        raise UserError(
-            f"the distances of query {first_query + nan_rows[0]} hold NaN, which has no rank; expected "
-            "numbers: check the embeddings for NaN and for division by a zero norm"
-        )
     matches = []
     candidates_BK = np.empty((len(distance_BG), top_k), np.int32)
     for row, distance_G in enumerate(distance_BG):
+        if np.isnan(distance_G).any():
+            raise UserError(
+                f"the distances of query {first_query + row} hold NaN, which has no rank; expected "
+                "numbers: check the embeddings for NaN and for division by a zero norm"
+            )
         same_pid_S = np.flatnonzero(gallery_pids == query_pids[row])
         removed_S = camera_filter & (gallery_camids[same_pid_S] == query_camids[row])
-        matches.append(MatchRanks(_positions(distance_G, sorted_BG[row], same_pid_S), removed_S))
+        matches.append(MatchRanks(_positions(distance_G, same_pid_S), removed_S))
         if top_k:
-            near = np.flatnonzero(distance_G <= sorted_BG[row, top_k - 1])
-            candidates_BK[row] = near[np.argsort(distance_G[near], kind="stable")[:top_k]]
-    return RankedBlock(matches, candidates_BK, sorted_BG[:, :top_k].copy())  # a view would keep the array alive
+            candidates_BK[row] = nearest_indices(distance_G, top_k)
+    return RankedBlock(matches, candidates_BK, np.take_along_axis(distance_BG, candidates_BK, axis=1))
+
+
+def nearest_indices(distance_G: Real[np.ndarray, "G"], count: int) -> Int[np.ndarray, "L"]:
+    """Return the indices of the `count` smallest distances, in ascending order; ties keep gallery order.
+
+    The count-th smallest distance of a part of the gallery is an upper bound of the count-th smallest of all, so only
+    the images up to that bound are partitioned and sorted.
+
+    Args:
+        distance_G: distances without NaN.
+        count: L, from 1 to G.
+    """
+    stride = max(
+        1, math.isqrt(len(distance_G) // (6 * count))
+    )  # balances the part's size and the images up to its bound
+    bound = np.partition(distance_G[::stride], count - 1)[count - 1]
+    near = np.flatnonzero(distance_G <= bound)
+    distance_N = distance_G[near]
+    if len(near) > count:
+        kept_N = distance_N <= np.partition(distance_N, count - 1)[count - 1]
+        near, distance_N = near[kept_N], distance_N[kept_N]
+    return near[np.argsort(distance_N, kind="stable")[:count]]
 
 
 def reorder_candidates(matches: MatchRanks, order_K: Int[np.ndarray, "K"]) -> MatchRanks:
@@ -159,8 +181,11 @@ def query_statistics(matches: Sequence[MatchRanks], ap: str = "step") -> QuerySt
     return result
 
 
-def _positions(distance_G: np.ndarray, sorted_G: np.ndarray, index_S: np.ndarray) -> np.ndarray:
+def _positions(distance_G: np.ndarray, index_S: np.ndarray) -> np.ndarray:
     """Return the 0-based positions of the gallery images `index_S` in a stable sort by distance."""
+    if len(index_S) * _COUNTED_GALLERY <= len(distance_G):
+        return _counted_positions(distance_G, index_S)
+    sorted_G = np.sort(distance_G)
     position_S = np.searchsorted(sorted_G, distance_G[index_S], side="left")
     end_S = np.searchsorted(sorted_G, distance_G[index_S], side="right")
     tied = np.flatnonzero(end_S - position_S > 1)
@@ -170,4 +195,13 @@ def _positions(distance_G: np.ndarray, sorted_G: np.ndarray, index_S: np.ndarray
         return position_G[index_S]
     for s in tied:
         position_S[s] += np.count_nonzero(distance_G[: index_S[s]] == distance_G[index_S[s]])
+    return position_S
+
+
+def _counted_positions(distance_G: np.ndarray, index_S: np.ndarray) -> np.ndarray:
+    """Count the images that precede each one: those that are nearer, and those as near that come first in the gallery."""
+    position_S = np.empty(len(index_S), np.int64)
+    for s, index in enumerate(index_S.tolist()):
+        before = np.count_nonzero(distance_G[:index] <= distance_G[index])
+        position_S[s] = before + np.count_nonzero(distance_G[index:] < distance_G[index])
     return position_S

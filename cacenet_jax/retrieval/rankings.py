@@ -3,7 +3,7 @@
 The individual ranking sorts the gallery by cosine distance. The conditional ranking re-orders its first K images by
 pair distance, and the mixed ranking by a weighted mean of both distances.
 
-The gallery is sorted once per query, in blocks of queries, so the Q x G distance matrix is never stored. Re-scoring
+The gallery is ranked once per query, in blocks of queries, so the Q x G distance matrix is never stored. Re-scoring
 permutes only the first K positions, so the other two rankings cost little beyond scoring the pairs. With several
 processes, each process ranks a share of the queries.
 
@@ -14,12 +14,11 @@ import dataclasses
 import logging
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jaxtyping import Float, Int
 
 from cacenet_jax.distributed.progress import track
@@ -27,17 +26,20 @@ from cacenet_jax.errors import UserError
 from cacenet_jax.retrieval.match_ranks import (
     MatchRanks,
     QueryStatistics,
+    RankedBlock,
+    nearest_indices,
     query_statistics,
     rank_block,
     reorder_candidates,
 )
 from cacenet_jax.retrieval.metrics import summarise
+from cacenet_jax.retrieval.query_share import gather_queries, process_queries
 
 METRICS = ("mAP", "rank1", "rank5", "rank10", "mINP")
-_BLOCK_ELEMENTS = 2**22  # number of distances in a block of queries
-_MIN_QUERIES = 32  # per block, however large the gallery is
-_WIDE_BYTES = 2**30  # largest gallery that is kept in float64
-_CHUNK_ROWS = 1024  # gallery rows that are converted to float64 at a time
+_BLOCK_ELEMENTS = 2**26  # number of distances in a block of queries, 256 MiB in float32
+_MIN_QUERIES, _MAX_QUERIES = 32, 512  # per block, however large or small the gallery is
+_CHUNK_ROWS = 1024  # gallery rows that are converted to float64 at a time, small enough for a cache
+_TASK_QUERIES = 8  # number of queries that a thread ranks at a time
 
 # Indices of candidates (Q, K) -> pair distances (Q, K).
 Rescore = Callable[[np.ndarray], np.ndarray]
@@ -106,25 +108,21 @@ def cosine_distance(
     """Compute 1 - cosine similarity of L2-normalised embeddings in float64, rounded to the dtype of the queries.
 
     In float32, identical images could get different distances, because BLAS sums in a different order at the edges of a
-    block. A gallery in float32 is converted in chunks, which takes longer and needs little memory (`_wide`).
+    block. The gallery is converted in chunks, which needs little memory.
     """
     query_QF64 = query_QF.astype(np.float64)
-    chunk = _CHUNK_ROWS if gallery_GF.dtype != np.float64 else max(len(gallery_GF), 1)
-    cosine_QG = np.empty((len(query_QF), len(gallery_GF)), query_QF.dtype)
-    for start in range(0, len(gallery_GF), chunk):
-        columns = slice(start, start + chunk)
-        cosine_QG[:, columns] = query_QF64 @ gallery_GF[columns].astype(np.float64, copy=False).T
-    return np.subtract(1, cosine_QG, out=cosine_QG)
-
-
-def _wide(gallery_GF: np.ndarray) -> np.ndarray:
-    """Return the gallery in float64 if that is small enough, so that its blocks need not be converted again and again."""
-    return gallery_GF.astype(np.float64) if 8 * gallery_GF.size <= _WIDE_BYTES else gallery_GF
+    distance_QG = np.empty((len(query_QF), len(gallery_GF)), query_QF.dtype)
+    for start in range(0, len(gallery_GF), _CHUNK_ROWS):
+        columns = slice(start, start + _CHUNK_ROWS)
+        distance_QC = distance_QG[:, columns]
+        distance_QC[:] = query_QF64 @ gallery_GF[columns].astype(np.float64, copy=False).T
+        np.subtract(1, distance_QC, out=distance_QC)
+    return distance_QG
 
 
 def _block_size(num_gallery: int) -> int:
-    """Return the number of queries per block: few enough for memory, enough to read a large gallery rarely."""
-    return max(_MIN_QUERIES, _BLOCK_ELEMENTS // num_gallery)
+    """Return the number of queries per block: few enough for memory, enough to convert a large gallery rarely."""
+    return min(max(_MIN_QUERIES, _BLOCK_ELEMENTS // num_gallery), _MAX_QUERIES)
 
 
 def nearest(
@@ -143,13 +141,11 @@ def nearest(
     count = min(count, len(gallery_GF))
     order_QL = np.empty((len(query_QF), count), np.int64)
     distance_QL = np.empty((len(query_QF), count), query_QF.dtype)
-    wide_GF = _wide(gallery_GF)
     size = _block_size(len(gallery_GF))
     starts = range(0, len(query_QF), size)
     for start in track(starts, "ranking", len(starts), f"blocks of {size} queries"):
-        for row, distance_G in enumerate(cosine_distance(query_QF[start : start + size], wide_GF), start):
-            close = np.flatnonzero(distance_G <= np.partition(distance_G, count - 1)[count - 1])
-            order_QL[row] = close[np.argsort(distance_G[close], kind="stable")[:count]]
+        for row, distance_G in enumerate(cosine_distance(query_QF[start : start + size], gallery_GF), start):
+            order_QL[row] = nearest_indices(distance_G, count)
             distance_QL[row] = distance_G[order_QL[row]]
     return order_QL, distance_QL
 
@@ -236,8 +232,9 @@ def ranked_lists(
     num_query, num_gallery = len(query.pids), len(gallery.pids)
     top_k = _num_candidates(settings, num_query, num_gallery)
     # Rank enough images to fill a list after the camera filter, but no fewer than are re-scored.
-    seen = np.unique(np.stack([gallery.pids, gallery.camids]), axis=1, return_counts=True)[1]
-    spare = int(seen.max()) if settings.camera_filter else 0
+    own = np.isin(gallery.pids, query.pids)  # the filter removes no distractors, however many there are
+    seen = np.unique(np.stack([gallery.pids, gallery.camids])[:, own], axis=1, return_counts=True)[1]
+    spare = int(seen.max(initial=0)) if settings.camera_filter else 0
     ranking = _rank(query, gallery, settings, min(max(top_k, length + spare), num_gallery))
 
     def ranked_list(order_QK: np.ndarray, matches: list[MatchRanks]) -> RankedLists:
@@ -276,7 +273,7 @@ def _mixed_order(pair_QK: np.ndarray, distance_QK: np.ndarray, weight: float) ->
 
 def _reorder_all(matches: list[MatchRanks], order_QK: np.ndarray) -> list[MatchRanks]:
     """Return the match ranks of this process's queries after permuting their candidates."""
-    local_QK = order_QK[_process_queries(len(order_QK))]
+    local_QK = order_QK[process_queries(len(order_QK))]
     return [reorder_candidates(before, order_K) for before, order_K in zip(matches, local_QK, strict=True)]
 
 
@@ -284,57 +281,44 @@ def _rank(query: LabelledSet, gallery: LabelledSet, settings: Settings, top_k: i
     """Rank this process's queries by individual distance and gather the candidates of all queries."""
     num_query = len(query.pids)
     size = settings.query_block or _block_size(len(gallery.pids))
-    local = _process_queries(num_query)
-    embedding_GF = _wide(gallery.embedding)
+    local = process_queries(num_query)
 
-    def block(start: int) -> Any:
-        rows = slice(start, min(start + size, local.stop))
-        return rank_block(
-            cosine_distance(query.embedding[rows], embedding_GF),
-            query.pids[rows], gallery.pids, query.camids[rows], gallery.camids,
-            camera_filter=settings.camera_filter, first_query=start, top_k=top_k,
-        )  # fmt: skip
+    def rank_queries(start: int, pool: Executor) -> list[RankedBlock]:
+        # One product at a time, which BLAS itself spreads over the cores; then the cores share its queries.
+        stop = min(start + size, local.stop)
+        distance_BG = cosine_distance(query.embedding[start:stop], gallery.embedding)
+
+        def rank_task(first: int) -> RankedBlock:
+            rows = slice(first, min(first + _TASK_QUERIES, stop))
+            return rank_block(
+                distance_BG[rows.start - start : rows.stop - start],
+                query.pids[rows], gallery.pids, query.camids[rows], gallery.camids,
+                camera_filter=settings.camera_filter, first_query=first, top_k=top_k,
+            )  # fmt: skip
+
+        return list(pool.map(rank_task, range(start, stop, _TASK_QUERIES)))
 
     with ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool:
         starts = range(local.start, local.stop, size)
-        blocks = list(track(pool.map(block, starts), "ranking", len(starts), f"blocks of {size} queries"))
+        tracked = track(starts, "ranking", len(starts), f"blocks of {size} queries")
+        blocks = [block for start in tracked for block in rank_queries(start, pool)]
     empty = [(np.empty((0, top_k), np.int32), np.empty((0, top_k), np.result_type(query.embedding, np.float32)))]
     candidates, distances = zip(*(empty + [(ranked.candidates_BK, ranked.distance_BK) for ranked in blocks]))
     return _IndividualRanking(
         [matches for ranked in blocks for matches in ranked.matches],
-        _gather_queries(np.concatenate(candidates), num_query),
-        _gather_queries(np.concatenate(distances), num_query),
+        gather_queries(np.concatenate(candidates), num_query),
+        gather_queries(np.concatenate(distances), num_query),
     )
 
 
 def _gather_statistics(matches: list[MatchRanks], num_query: int) -> QueryStatistics:
     """Gather per-query statistics from all processes."""
-    return QueryStatistics(*(_gather_queries(field, num_query) for field in query_statistics(matches)))
+    return QueryStatistics(*(gather_queries(field, num_query) for field in query_statistics(matches)))
 
 
 def _summarise_all(matches: list[MatchRanks], num_query: int) -> dict[str, float | int]:
     """Compute metrics over the queries of all processes."""
     return summarise(_gather_statistics(matches, num_query))
-
-
-def _process_queries(num_query: int) -> slice:
-    """Return the slice of queries that this process ranks."""
-    size = -(-num_query // jax.process_count())
-    start = min(jax.process_index() * size, num_query)
-    return slice(start, min(start + size, num_query))
-
-
-def _gather_queries(local: np.ndarray, num_query: int) -> np.ndarray:
-    """Concatenate the query rows of all processes, bit for bit."""
-    if jax.process_count() == 1:
-        return local
-    size = -(-num_query // jax.process_count())
-    padded = np.zeros((size, *local.shape[1:]), local.dtype)
-    padded[: len(local)] = local
-    # Sent as bytes, because JAX would round float64 to float32.
-    data = np.frombuffer(padded.tobytes(), np.uint8)
-    gathered = np.asarray(multihost_utils.process_allgather(data))
-    return np.frombuffer(gathered.tobytes(), local.dtype).reshape(-1, *local.shape[1:])[:num_query]
 
 
 def table(result: dict[str, Any]) -> str:

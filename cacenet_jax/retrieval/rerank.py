@@ -16,6 +16,7 @@ from jaxtyping import Float, Real
 
 from cacenet_jax.distributed.progress import Progress, track
 from cacenet_jax.errors import UserError
+from cacenet_jax.retrieval.match_ranks import nearest_indices
 
 Array = np.ndarray | jax.Array
 
@@ -158,8 +159,7 @@ def k_reciprocal_features(
     square_A = np.square(all_AF).sum(axis=1)
 
     def block(start: int, stop: int) -> np.ndarray:
-        out_BA = all_AF[start:stop] @ all_AF.T
-        out_BA *= -2
+        out_BA = (-2 * all_AF[start:stop]) @ all_AF.T
         out_BA += square_A[start:stop, None]
         out_BA += square_A
         np.maximum(out_BA, 0, out=out_BA)
@@ -211,14 +211,12 @@ def _re_rank(distances: _Distances, k1: int, k2: int, lambda_value: float | int)
 def nearest_columns(distance_BA: np.ndarray, k: int) -> np.ndarray:
     """Return the column indices of the k smallest elements of each row, in ascending order of value.
 
-    Ties keep column order. A partition is used instead of a full sort.
+    Ties keep column order.
     """
     k = min(k, distance_BA.shape[1])
-    bound_B = np.partition(distance_BA, k - 1, axis=1)[:, k - 1]
     out_BK = np.empty((len(distance_BA), k), np.int32)
-    for row, (distance_A, bound) in enumerate(zip(distance_BA, bound_B, strict=True)):
-        candidates = np.flatnonzero(distance_A <= bound)
-        out_BK[row] = candidates[np.argsort(distance_A[candidates], kind="stable")[:k]]
+    for row, distance_A in enumerate(distance_BA):
+        out_BK[row] = nearest_indices(distance_A, k)
     return out_BK
 
 

@@ -231,9 +231,12 @@ def test_agrees_with_the_definition(seed, camera_filter, ap):
         assert metrics[f"rank{k}"] == pytest.approx((first_V <= k).mean(), abs=1e-15)
 
 
-@pytest.mark.parametrize("limit", [0, 10**9])
-def test_both_tie_algorithms_agree_with_the_definition(limit, monkeypatch):
-    monkeypatch.setattr(match_ranks, "_MAX_COUNTED_TIES", limit)
+@pytest.mark.parametrize(
+    ("counted_gallery", "counted_ties"), [(0, 0), (10**9, 0), (10**9, 10**9)], ids=["counted", "sorted", "ties counted"]
+)
+def test_all_algorithms_agree_with_the_definition(counted_gallery, counted_ties, monkeypatch):
+    monkeypatch.setattr(match_ranks, "_COUNTED_GALLERY", counted_gallery)
+    monkeypatch.setattr(match_ranks, "_MAX_COUNTED_TIES", counted_ties)
     problem = random_problem(11, levels=3)
     expected = [row[0] for row in literal(*problem) if row is not None]
     assert evaluate_ranking(*problem)["mAP"] == pytest.approx(np.mean(expected), abs=1e-14)

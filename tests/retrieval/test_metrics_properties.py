@@ -6,6 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from cacenet_jax.retrieval import match_ranks
+from cacenet_jax.retrieval.match_ranks import nearest_indices, rank_block
 from cacenet_jax.retrieval.metrics import evaluate_ranking
 
 
@@ -98,3 +100,32 @@ def test_an_image_of_the_same_camera_is_never_looked_at(problem, distance, place
 def test_blocks_and_threads_change_nothing(problem, block_size, num_threads):
     blocked = evaluate_ranking(*problem, block_size=block_size, num_threads=num_threads)
     assert blocked == evaluate_ranking(*problem)
+
+
+def long_rows(dtype):
+    """Rows of up to 300 distances, from a single value to hardly any tie; zeros of both signs and infinities too."""
+    few = st.sampled_from([-np.inf, -1.0, -0.0, 0.0, 0.5, np.inf])
+    many = st.floats(-2, 2, width=32)
+    return hnp.arrays(dtype, st.integers(1, 300), elements=few) | hnp.arrays(dtype, st.integers(1, 300), elements=many)
+
+
+@given(st.sampled_from([np.float32, np.float64]).flatmap(long_rows), st.data())
+def test_nearest_indices_begin_the_stable_sort(distance_G, data):
+    """Short lists of long rows take the bound from a part of the row."""
+    count = data.draw(st.integers(1, len(distance_G)) | st.integers(1, min(5, len(distance_G))))
+    expected = np.argsort(distance_G, kind="stable")[:count]
+    np.testing.assert_array_equal(nearest_indices(distance_G, count), expected)
+
+
+@given(st.sampled_from([np.float32, np.float64]).flatmap(long_rows), st.integers(1, 4), st.sampled_from([0, 10, 10**9]))
+def test_counted_and_sorted_positions_are_those_of_the_stable_sort(distance_G, identities, counted_gallery):
+    gallery_pids = np.arange(len(distance_G)) * 7 % identities
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(match_ranks, "_COUNTED_GALLERY", counted_gallery)
+        zeros = np.zeros_like(gallery_pids)
+        ranked = rank_block(distance_G[None], zeros[:1], gallery_pids, zeros[:1], zeros, top_k=min(3, len(distance_G)))
+    order = np.argsort(distance_G, kind="stable")
+    np.testing.assert_array_equal(np.sort(ranked.matches[0].position_S), np.flatnonzero(gallery_pids[order] == 0))
+    np.testing.assert_array_equal(order[ranked.matches[0].position_S], np.flatnonzero(gallery_pids == 0))
+    np.testing.assert_array_equal(ranked.candidates_BK[0], order[:3])
+    np.testing.assert_array_equal(ranked.distance_BK[0], distance_G[order[:3]])

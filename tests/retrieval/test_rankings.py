@@ -1,11 +1,13 @@
 """Rankings and metrics of small random features, against a literal loop over queries and ranks."""
 
 import logging
+import tracemalloc
 
 import numpy as np
 import pytest
 
 from cacenet_jax.errors import UserError
+from cacenet_jax.retrieval import rankings
 from cacenet_jax.retrieval.rankings import (
     METRICS,
     LabelledSet,
@@ -91,6 +93,29 @@ def test_ranked_lists_equal_the_loop_and_are_those_that_are_scored(top_k, length
     assert set(ranked_lists(QUERY, GALLERY, None, settings, length)) == {"individual"}
 
 
+def test_distractors_do_not_lengthen_what_ranked_lists_keep(monkeypatch):
+    """With 500,000 of them, a query would keep as many candidates as distractors have one camera."""
+    kept, rank_block = [], rankings.rank_block
+
+    def spy(*args, top_k, **options):
+        kept.append(top_k)
+        return rank_block(*args, top_k=top_k, **options)
+
+    monkeypatch.setattr(rankings, "rank_block", spy)
+    pids = np.concatenate([GALLERY.pids, np.full(200, 9)])
+    crowd = images(200, 2)
+    gallery = LabelledSet(
+        np.concatenate([GALLERY.embedding, crowd.embedding]), pids, np.concatenate([GALLERY.camids, crowd.camids])
+    )
+    lists = ranked_lists(QUERY, gallery, None, Settings(top_k=2), 5)["individual"].order_QL
+    own = max(np.unique(np.stack([GALLERY.pids, GALLERY.camids]), axis=1, return_counts=True)[1])
+    assert set(kept) == {5 + own}
+    for q, order_L in enumerate(lists):
+        order = np.argsort(cosine_distance(QUERY.embedding[q : q + 1], gallery.embedding)[0], kind="stable")
+        junk = (pids == QUERY.pids[q]) & (gallery.camids == QUERY.camids[q])
+        np.testing.assert_array_equal(order_L, order[~junk[order]][:5])
+
+
 def test_rankings_of_the_test_differ():
     """Otherwise the tests above could not distinguish them."""
     maps = {round(metrics_by_hand(weight, 6, True)[0]["mAP"], 6) for weight in (None, 1.0, 0.3)}
@@ -148,16 +173,35 @@ def test_table_shows_per_cent_of_every_ranking():
     assert "7 queries" in lines[4] and "top 5 re-scored" in lines[4]
 
 
-def test_distances_do_not_depend_on_the_block():
+@pytest.mark.parametrize("chunk", [1, 300, 10**6])
+def test_distances_do_not_depend_on_the_block(chunk, monkeypatch):
     """Equal images have equal distances and blocks of any size agree bit for bit; a float32 BLAS ensures neither."""
     rng = np.random.default_rng(0)
     gallery = np.maximum(rng.standard_normal((1003, 96)), 0).astype(np.float32)
     gallery[1000:] = gallery[:3]
     gallery /= np.linalg.norm(gallery, axis=1, keepdims=True)
     query = gallery[100:164]
+    monkeypatch.setattr(rankings, "_CHUNK_ROWS", chunk)
     whole = cosine_distance(query, gallery.astype(np.float64))
     assert whole.dtype == np.float32
+    np.testing.assert_array_equal(
+        whole, (1 - (query.astype(np.float64) @ gallery.T.astype(np.float64)).astype(np.float32))
+    )
     np.testing.assert_array_equal(whole[:, 1000:], whole[:, :3])
     for size in (1, 7, 33):
         blocks = [cosine_distance(query[i : i + size], gallery.astype(np.float64)) for i in range(0, 64, size)]
         np.testing.assert_array_equal(np.concatenate(blocks), whole)
+
+
+def test_memory_grows_with_neither_queries_nor_cores(monkeypatch):
+    """One block of distances at a time: all distances would take 67 MB, a block for each core 34 MB."""
+    monkeypatch.setattr(rankings, "_BLOCK_ELEMENTS", 2**18)
+    monkeypatch.setattr(rankings, "_MIN_QUERIES", 4)
+    monkeypatch.setattr(rankings.os, "cpu_count", lambda: 16)
+    query, gallery = images(256, 0), images(2**16, 1)
+    gallery.pids[100:] = 9  # distractors
+    tracemalloc.start()
+    evaluate(query, gallery, None, Settings(top_k=100))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8e6
