@@ -9,10 +9,12 @@ import numpy as np
 from absl import logging
 
 from cacenet_jax.data.builders import SPLITS, TEST_SPLITS, Prepared, open_split
+from cacenet_jax.data.builders.source import printable
 from cacenet_jax.data.pipeline import evaluation_batches
 from cacenet_jax.data.subsets import Subset, TrainVal, all_records
 from cacenet_jax.distributed.device_map import global_mesh
 from cacenet_jax.distributed.processes import broadcast_from_writer, is_writer
+from cacenet_jax.errors import UserError
 from cacenet_jax.experiment import Experiment
 from cacenet_jax.models.cacenet import CACENet
 from cacenet_jax.models.scoring import scoring
@@ -27,6 +29,8 @@ from cacenet_jax.run.fingerprint import fingerprint, keep_others
 from cacenet_jax.run.workdir import write_json
 from cacenet_jax.train_step import TrainState
 
+_SAME = 1e-5  # difference of L2-normalised embeddings up to which they are the same
+_CHUNK = 4096  # embeddings compared at a time
 # Weights of the pair distance compared on validation data to choose config.eval.mix.
 MIXES = tuple(round(0.1 * i, 1) for i in range(1, 10))
 
@@ -64,8 +68,8 @@ def score(
         mixes: additional weights of the pair distance to evaluate.
 
     Raises:
-        UserError: there are no queries, no gallery images or no query with a match, or there is too little space for
-            the pair-stage terms.
+        UserError: there are no queries, no gallery images or no query with a match, an embedding is not finite, or
+            there is too little space for the pair-stage terms.
     """
     rankable = describe(settings, net, state, query, gallery)
     result = evaluate(*rankable, mixes)
@@ -87,7 +91,8 @@ def _verification(rankable: Rankable) -> dict[str, float]:
 def describe(settings: Experiment, net: CACENet, state: TrainState, query: Subset, gallery: Subset) -> Rankable:
     """Extract the features for a ranking.
 
-    This is a collective operation with the same arguments and errors as `score`.
+    This is a collective operation with the same arguments and errors as `score`. A warning is logged if all gallery
+    images have the same embedding.
     """
     evaluation, data = settings.evaluation, settings.data
     num_query, num_gallery = len(query.indices), len(gallery.indices)
@@ -116,9 +121,11 @@ def describe(settings: Experiment, net: CACENet, state: TrainState, query: Subse
         embedding = extract(
             functions.describe, given, images, count, image_shape=image_shape, batch=batch, mesh=mesh, store=store
         )
+        _check_embeddings(embedding, subset, f"evaluation of step {int(state.step)}")
         return LabelledSet(embedding, np.asarray(subset.pids), np.asarray(subset.camids))
 
     query_set, gallery_set = features(query, query_store), features(gallery, gallery_store)
+    _warn_if_constant(gallery_set.embedding, f"evaluation of step {int(state.step)}")
     rescore = None
     if functions.distance and query_store and gallery_store:
         rescore = Rescorer(functions.distance, constants, query_store, gallery_store, plan, evaluation.pairs_per_call)
@@ -132,12 +139,36 @@ def describe(settings: Experiment, net: CACENet, state: TrainState, query: Subse
     return Rankable(query_set, gallery_set, rescore, ranking)
 
 
+def _check_embeddings(embedding_nF: np.ndarray, subset: Subset, where: str) -> None:
+    """Raise UserError if an embedding is not finite."""
+    broken = np.flatnonzero(~np.isfinite(embedding_nF.sum(axis=1)))
+    if broken.size:
+        name = printable(subset.split.names[subset.indices[broken[0]]])
+        raise UserError(
+            f"{where}: found {broken.size} of {len(embedding_nF)} embeddings that are not finite, first that of {name}, "
+            "expected numbers; check the network's parameters for NaN and inf, or evaluate an earlier checkpoint"
+        )
+
+
+def _warn_if_constant(gallery_GF: np.ndarray, where: str) -> None:
+    """Log a warning if all gallery images have the same embedding."""
+    chunks = (gallery_GF[start : start + _CHUNK] for start in range(0, len(gallery_GF), _CHUNK))
+    if len(gallery_GF) > 1 and all(np.abs(chunk - gallery_GF[0]).max() <= _SAME for chunk in chunks) and is_writer():
+        logging.warning(
+            "%s: all %d gallery images have the same embedding, so that their order means nothing; train longer or with a "
+            "lower config.optim.learning_rate, or evaluate another checkpoint",
+            where, len(gallery_GF),
+        )  # fmt: skip
+
+
 def check_splits(settings: Experiment, prepared: Prepared, cut: TrainVal | None = None) -> None:
-    """Raise UserError if the test split or the validation identities cannot be ranked.
+    """Raise UserError if the test split, if there is one, or the validation identities cannot be ranked.
 
     Also checks that the part labels are complete if the network needs them. Runs before training.
     """
-    pairs = {"test split": tuple(all_records(open_split(prepared, split)) for split in ("query", "gallery"))}
+    pairs = {}
+    if has_test_split(prepared):
+        pairs["test split"] = tuple(all_records(open_split(prepared, split)) for split in TEST_SPLITS)
     if cut is not None and len(cut.query.indices):
         pairs["validation split, cut from train by config.data.val_share"] = (cut.query, cut.gallery)
     for where, (query, gallery) in pairs.items():
@@ -146,6 +177,11 @@ def check_splits(settings: Experiment, prepared: Prepared, cut: TrainVal | None 
     if parts := settings.part_labels():
         splits = TEST_SPLITS if cut is None else SPLITS
         parts.check({split: open_split(prepared, split) for split in splits})
+
+
+def has_test_split(prepared: Prepared) -> bool:
+    """Return False for a data set that can be trained on but not ranked, which has neither query nor gallery."""
+    return any(len(open_split(prepared, split)) for split in TEST_SPLITS)
 
 
 def doubts(query: Subset, gallery: Subset, *, camera_filter: bool) -> list[str]:
@@ -186,7 +222,7 @@ def score_test(
     renamed, not overwritten.
     """
     start = time.monotonic()
-    query, gallery = (all_records(open_split(prepared, split)) for split in ("query", "gallery"))
+    query, gallery = (all_records(open_split(prepared, split)) for split in TEST_SPLITS)
     result = score(settings, net, state, query, gallery)
     result |= {
         "data": settings.data.name,
@@ -206,7 +242,18 @@ def score_test(
             print(line(result["verification"]), flush=True)
         for warning in doubts(query, gallery, camera_filter=settings.evaluation.camera_filter):
             logging.warning("%s: %s", settings.data.name, warning)
-        if prepared.skipped:
-            write_json(file.with_name("skipped.json"), dict(prepared.skipped))
+        write_skipped(prepared, file)
         write_json(file, result)
     return result
+
+
+def write_skipped(prepared: Prepared, results: Path) -> None:
+    """List the broken images that were left out, with the reasons, in skipped.json beside results.json.
+
+    Results of other data, results_NAME.json, have a list skipped_NAME.json.
+    """
+    file = results.with_name(results.name.replace("results", "skipped", 1))
+    if prepared.skipped:
+        write_json(file, dict(prepared.skipped))
+    else:
+        file.unlink(missing_ok=True)

@@ -85,6 +85,7 @@ def run(command: CommandLine) -> None:
 
         processes.start(*cluster)
     from cacenet_jax import train
+    from cacenet_jax.distributed import progress
     from cacenet_jax.distributed.device_map import available_devices
     from cacenet_jax.run import compilation
     from cacenet_jax.run.validation import validate
@@ -98,7 +99,8 @@ def run(command: CommandLine) -> None:
         "reproduce": functools.partial(_reproduce, command),
         "import": _import,
     }  # fmt: skip
-    modes[mode](command.config, os.path.expanduser(_WORKDIR.value))
+    with progress.shown():
+        modes[mode](command.config, os.path.expanduser(_WORKDIR.value))
 
 
 def _import(config: ConfigDict, workdir: str) -> None:

@@ -13,7 +13,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from cacenet_jax import experiment
-from cacenet_jax.data.builders import SPLITS, TEST_SPLITS, Prepared, open_split, prepare
+from cacenet_jax.data.builders import TEST_SPLITS, Prepared, open_split, prepare
 from cacenet_jax.data.pipeline import training_batches
 from cacenet_jax.data.sampler import PKSampler, look_alikes
 from cacenet_jax.data.subsets import TrainVal, cut_validation
@@ -27,10 +27,10 @@ from cacenet_jax.distributed.device_map import (
 )
 from cacenet_jax.distributed.processes import broadcast_from_writer, check_same, is_writer, writer_first
 from cacenet_jax.errors import UserError
-from cacenet_jax.evaluate import MIXES, check_splits, score, score_test
+from cacenet_jax.evaluate import MIXES, check_splits, has_test_split, score, score_test, write_skipped
 from cacenet_jax.experiment import Data, Experiment
 from cacenet_jax.models.cacenet import CACENet
-from cacenet_jax.run import compilation, initialisation, stopping
+from cacenet_jax.run import alarms, compilation, initialisation, stopping
 from cacenet_jax.run.checkpoints import Checkpoints
 from cacenet_jax.run.choices import to_dict, with_eval_dataset
 from cacenet_jax.run.completion import complete
@@ -46,7 +46,7 @@ _PATIENCE_S = 10.0
 _SHOWN = ("loss", "identity", "triplet", "pair_identity", "pair_triplet", "evidence")
 
 
-def prepare_data(data: Data, needs: Sequence[str] = SPLITS) -> Prepared:
+def prepare_data(data: Data, needs: Sequence[str]) -> Prepared:
     """Return the prepared data set with images in the splits `needs`, preparing it on first use."""
     with writer_first("prepare"):
         return prepare(
@@ -96,7 +96,8 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
         workdir: output folder for config.json, metrics.jsonl, tensorboard/, checkpoints/ and results.json.
 
     Returns:
-        Contents of results.json: metrics of the individual, conditional and mixed rankings on the test split.
+        Contents of results.json: metrics of the individual, conditional and mixed rankings on the test split. Empty if
+        the data have no test split, which are trained on but not ranked.
 
     Raises:
         UserError: a value is invalid, the data are broken, the workdir belongs to another run, or a metric is not
@@ -124,7 +125,8 @@ def _train(config: ConfigDict, workdir: Path, held: contextlib.ExitStack) -> dic
     device_map.connect()
 
     # -- Data ---------------------------------------------------------------------------------------------------------
-    prepared = prepare_data(data)
+    prepared = prepare_data(data, ("train",))
+    is_ranked = has_test_split(prepared)
     cut = cut_training(data, prepared)
     check_splits(settings, prepared, cut)
     check_same("training data", cut.train.summary())
@@ -160,6 +162,7 @@ def _train(config: ConfigDict, workdir: Path, held: contextlib.ExitStack) -> dic
         sampler.nearest = look_alikes(np.asarray(classifier), data.hard_pool)
     writer = MetricWriter(workdir, first_step) if is_writer() else NullWriter()
     progress = Progress(first_step, last_step, batch_size) if is_writer() else NullWriter()
+    watch = alarms.Watch(net.alarms) if is_writer() else None
     parameters = sum(x.size for x in jax.tree.leaves(state.params))
     together = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
     _say(
@@ -167,6 +170,13 @@ def _train(config: ConfigDict, workdir: Path, held: contextlib.ExitStack) -> dic
         f"{steps_per_epoch} steps an epoch; {parameters:,} parameters; "
         f"{len(devices)} {devices[0].platform} device(s){together}"
     )
+
+    if is_writer() and not is_ranked:
+        logging.warning(
+            "%s: found neither query nor gallery images; the run ends without a ranking and without results.json; rank "
+            "images later with --mode=evaluate --config.data.root=FOLDER", data.name,
+        )  # fmt: skip
+        write_skipped(prepared, workdir / "results.json")
 
     # -- Training loop: metrics are fetched one step late, while the device computes the next step --------------------
     batches = training_batches(
@@ -178,6 +188,8 @@ def _train(config: ConfigDict, workdir: Path, held: contextlib.ExitStack) -> dic
     def report(step: int, device_metrics: dict[str, jax.Array]) -> None:
         metrics = {name: float(value) for name, value in jax.device_get(device_metrics).items()}
         check_finite(step, metrics)
+        if watch:
+            watch.check(step, metrics, lambda: state.params)
         if step % settings.log_every == 0 or step == last_step:
             shown = {name: metrics[name] for name in _SHOWN if name in metrics}
             rate = progress.update(step, shown)
@@ -214,6 +226,11 @@ def _train(config: ConfigDict, workdir: Path, held: contextlib.ExitStack) -> dic
         checkpoints.close(_PATIENCE_S if sys.exc_info()[0] is not None else None)
 
     # -- Test split ---------------------------------------------------------------------------------------------------
+    if not is_ranked:
+        _say(
+            f"{data.name}: trained to step {last_step}; not ranked, because there are neither query nor gallery images"
+        )
+        return {}
     if settings.evaluation.checkpoint == "best":
         checkpoints = Checkpoints(workdir, create=False)
         first_step, state = restore(settings, net, checkpoints)
@@ -293,17 +310,21 @@ def evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     folder = Path(workdir).expanduser()
     path = results_path(folder, name, of_data(trained.prepared), bool(config.eval.data) or _is_own(trained, folder))
     if is_writer() and path.stem != name:
-        logging.warning("%s.json is of other data and is kept; these results go to %s", folder / name, path)
+        logging.warning("these data are not those of %s.json; their results go to %s", folder / name, path)
     return score_test(trained.settings, trained.net, trained.state, trained.prepared, trained.step, path)
 
 
 def _is_own(trained: Trained, folder: Path) -> bool:
-    """Return False if the network was trained on other data than those of its config."""
+    """Return False if the network was trained on other data than those of its config, or perhaps on others.
+
+    Data without a train split are taken for those of the run unless it has results already.
+    """
     recorded = recorded_data(folder)
     if recorded is None:
         return True
-    has_training_data = len(open_split(trained.prepared, "train")) > 0
-    return has_training_data and recorded == cut_training(trained.settings.data, trained.prepared).train.summary()
+    if not len(open_split(trained.prepared, "train")):
+        return not (folder / "results.json").exists()
+    return recorded == cut_training(trained.settings.data, trained.prepared).train.summary()
 
 
 def _report_validation(writer: MetricWriter | NullWriter, step: int, result: dict[str, Any]) -> None:

@@ -12,14 +12,15 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
+from flax.traverse_util import flatten_dict
 
 from cacenet_jax import losses
 from cacenet_jax.data.augment import Augment, augment
 from cacenet_jax.data.batch import Batch
 from cacenet_jax.distributed.collectives import all_gather, pmean
 from cacenet_jax.losses import LossWeights
-from cacenet_jax.models.cacenet import CACENet
-from cacenet_jax.models.heads import Embedded, normalise
+from cacenet_jax.models.cacenet import INDIVIDUAL_PARAMETERS, CACENet
+from cacenet_jax.models.heads import Embedded, normalise, spread
 
 # Folded into the random key to derive separate keys for dropout and drop connect (skipped backbone blocks).
 _DROPOUT, _DROP_CONNECT = 2**32 - 1, 2**32 - 2
@@ -89,6 +90,31 @@ def loss_terms(
     return {name: getattr(weights, name, 1.0) * mean(row) for name, row in rows.items()}
 
 
+def pair_weights(params: Any) -> dict[str, Any]:
+    """Return the weights of the pair stage by name, without biases and scalars, which may be zero."""
+    stage = {name: tree for name, tree in params.items() if name not in INDIVIDUAL_PARAMETERS}
+    flat = flatten_dict(stage, sep="/")
+    return {name: x for name, x in flat.items() if x.ndim and not name.endswith("bias")}
+
+
+def count_dead(before: Any, after: Any, grads: Any) -> jax.Array:
+    """Count the weights of the pair stage that are all zero after a step.
+
+    A weight that starts at zero and receives a gradient is not dead.
+
+    Args:
+        before: parameters before the step.
+        after: parameters after the step.
+        grads: gradients of the step.
+    """
+    trees = [pair_weights(tree) for tree in (before, after, grads)]
+    dead = [
+        ~(new != 0).any() & ((old != 0).any() | ~(grad != 0).any())
+        for old, new, grad in zip(*(tree.values() for tree in trees), strict=True)
+    ]
+    return jnp.asarray(sum(x.astype(jnp.float32) for x in dead), jnp.float32)
+
+
 def make_train_step(
     model: CACENet,
     optimizer: optax.GradientTransformation,
@@ -110,7 +136,8 @@ def make_train_step(
 
     Returns:
         Pure function from a state and this device's share of the batch to the new state and scalar metrics: `loss`,
-        each weighted loss term by name, `accuracy`, `grad_norm`, `param_norm` and the diagnostics of the pair stage.
+        each weighted loss term by name, `accuracy`, `grad_norm`, `param_norm`, `embedding_spread` (see `heads.spread`)
+        and, with a pair stage, its diagnostics and `dead_weights` (see `count_dead`).
     """
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -145,8 +172,13 @@ def make_train_step(
         metrics["accuracy"] = pmean(hits, axis_name)
         if model.pair_stage is not None:
             metrics |= pmean(dict(model.pair_stage.diagnostics(grid)), axis_name)
+        metrics["embedding_spread"] = spread(
+            jax.nn.relu(individual.embedding) if model.relu else individual.embedding, axis_name
+        )
         params = optax.apply_updates(state.params, updates)
         metrics["param_norm"] = optax.tree.norm(params)  # not finite if the update broke the parameters
+        if model.pair_stage is not None:
+            metrics["dead_weights"] = count_dead(state.params, params, grads)
         return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
 
     return step

@@ -6,13 +6,14 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
+from command import TINY
 
 from cacenet_jax import experiment
 from cacenet_jax.config import paper
 from cacenet_jax.data.builders.prepare import builder_class
 from cacenet_jax.errors import UserError
-from cacenet_jax.run.choices import to_dict, with_eval_dataset
-from cacenet_jax.run.completion import complete
+from cacenet_jax.run.choices import flatten, lookup, override, to_dict, with_eval_dataset
+from cacenet_jax.run.completion import PATHS, complete
 from cacenet_jax.run.records import differences
 from cacenet_jax.run.validation import validate
 from cacenet_jax.run.workdir import write_json
@@ -138,14 +139,35 @@ def test_a_second_stage_needs_its_first(tmp_path):
         complete(config)
 
 
-def test_paths_in_the_home_folder(monkeypatch):
+def test_every_field_that_holds_a_path_is_known():
+    """A field that is empty by default, as a path is, stands in PATHS or here."""
+    empty = {field for field, value in flatten(to_dict(paper())) if value is None}
+    assert empty | {"data.dir"} == {*PATHS, "eval.data"}
+
+
+@pytest.mark.parametrize("field", PATHS)
+def test_a_path_in_the_home_folder(monkeypatch, field):
     monkeypatch.setenv("HOME", "/home/me")
-    config = paper()
-    config.data.root, config.data.dir, config.data.parts = "~/data", "~", "~/parts"
-    config.init_from, config.pretrained = "~/first", "hub:a/b~c"
-    found = complete(config)
-    assert (found.data.root, found.data.dir, found.data.parts) == ("/home/me/data", "/home/me", "/home/me/parts")
-    assert (found.init_from, found.pretrained) == ("/home/me/first", "hub:a/b~c")
+    for path, expected in (("~/x", "/home/me/x"), ("~", "/home/me"), ("a~b/~", "a~b/~"), ("/x", "/x")):
+        assert lookup(complete(override(paper(), {field: path})), field) == expected
+    assert complete(override(paper(), {"pretrained": "hub:a/b~c"})).pretrained == "hub:a/b~c"
+
+
+@pytest.mark.parametrize(
+    "flags,told",
+    [
+        (["--config=~/mine.py", "--workdir=run", "--config.data.root=~/gone"], "error: {home}/gone: no data set found"),
+        (["--config", "~/mine.py", "--workdir=~/mine.py"], "error: --workdir={home}/mine.py: found a file"),
+        (["--mode=evaluate", "--workdir=~/gone"], "error: --workdir: no config.json in {home}/gone"),
+    ],
+)
+def test_flags_with_a_path_in_the_home_folder(command, flags, told):
+    """Bash leaves `~` behind an equals sign as it is."""
+    text = TINY.read_text().replace('data: str = "synthetic_pedestrians"', 'data: str = "reid_folder"')
+    (command.folder / "mine.py").write_text(text)
+    done = command(*flags, env={"HOME": str(command.folder)})
+    assert done.returncode == 2 and done.stderr.startswith(told.format(home=command.folder)), done.stderr
+    assert [path.name for path in command.folder.iterdir()] == ["mine.py"]
 
 
 @pytest.mark.parametrize(

@@ -131,6 +131,31 @@ def test_no_room_on_the_disk_is_known_before_anything_is_computed(tmp_path, monk
         run(tiny_config(tmp_path / "gone", memory_gib=STREAMED))
 
 
+def with_head(**kernel):
+    """The network with another kernel of the individual head."""
+    net, values = state()
+    head = values.params["individual_head"]
+    changed = {**head, "conv": {"kernel": np.full_like(head["conv"]["kernel"], **kernel)}}
+    return net, values.replace(step=np.int32(7), params={**values.params, "individual_head": changed})
+
+
+def test_embeddings_that_are_not_finite_are_named():
+    with pytest.raises(
+        UserError, match=r"evaluation of step 7: found 21 of 21 embeddings.*not finite, first that of 0,"
+    ):
+        score_state(tiny_config(), *with_head(fill_value=np.nan))
+
+
+def test_equal_embeddings_are_named(monkeypatch):
+    caught = []
+    monkeypatch.setattr(evaluate.logging, "warning", lambda text, *words: caught.append(text % words))
+    score_state(tiny_config(), *state())
+    assert not caught
+    score_state(tiny_config(), *with_head(fill_value=0.0))
+    assert len(caught) == 1
+    assert caught[0].startswith("evaluation of step 7: all 50 gallery images have the same embedding")
+
+
 def test_flip_averages_maps_whose_positions_match():
     """A map is the image's pixels: after mirroring back, averaging changes nothing but the product channel's sums."""
     flipped, plain = (run(tiny_config(flip=flip, map_dtype="float32")) for flip in (True, False))

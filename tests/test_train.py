@@ -102,6 +102,8 @@ def test_two_runs_are_equal_to_the_last_bit(whole):
     one, two = saved(whole.folder / "run", STEPS), saved(whole.folder / "again", STEPS)
     assert one.keys() == two.keys() and len(one) > 20
     assert all(np.array_equal(one[name], two[name]) for name in one)
+    results = [json.loads((whole.folder / name / "results.json").read_text()) for name in ("again", "run")]
+    assert {**results[0], "seconds": 0} == {**results[1], "seconds": 0}
 
 
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(whole):

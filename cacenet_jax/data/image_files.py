@@ -7,12 +7,17 @@ Preparation, training and `cacenet_jax.load` share these rules, so a file has th
 - Of 16 bits, the upper 8 are kept. Other depths, such as 32-bit or float TIFF, are refused.
 - The first frame of an animation is used, and the EXIF orientation is applied.
 - Any shape is accepted, from 1 x 1 to 64 megapixels. A larger image is refused by its header, before it is decoded.
-- Empty and truncated files are refused.
+- Empty and truncated files are refused, and so are files above 256 MiB, folders, pipes and devices, without reading them.
 """
 
+import contextlib
 import io
+import os
 import re
-from collections.abc import Mapping
+import stat
+import threading
+import warnings
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import cv2
@@ -27,6 +32,8 @@ OTHER_IMAGE_SUFFIXES = (
     ".jpe", ".jxl", ".nef", ".orf", ".pbm", ".pcx", ".pgm", ".pnm", ".ppm", ".psd", ".rw2", ".tga", ".tif", ".tiff",
 )  # fmt: skip
 MAX_PIXELS = 64_000_000
+MAX_BYTES = 256 << 20  # of a file; images and manifests are far smaller
+_WARNINGS_LOCK = threading.Lock()  # filters of warnings belong to the process, and several threads read images
 _FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM")
 _JPEG = ("JPEG", "MPO")  # MPO is a JPEG followed by previews, as some phones write it
 _KINDS = "JPEG, PNG, BMP, WebP, GIF, TIFF or PPM"
@@ -49,6 +56,25 @@ class ImageError(ValueError):
     """An image that is refused. The message has the form `found X, expected Y; remedy`."""
 
 
+def read_file(path: str | os.PathLike[str]) -> bytes:
+    """Read a file whose size and kind are checked before it is opened.
+
+    Raises:
+        ImageError: it is larger than `MAX_BYTES`, or a folder, a pipe or a device.
+        OSError: it cannot be read.
+    """
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe or a device"
+        raise ImageError(f"found {kind}, expected a file; remove it")
+    if status.st_size > MAX_BYTES:
+        raise ImageError(
+            f"found a file of {status.st_size / 2**20:,.0f} MiB, expected at most {MAX_BYTES >> 20} MiB; scale it down"
+        )
+    with open(path, "rb") as file:
+        return file.read()
+
+
 def convert(encoded: bytes) -> UInt8[np.ndarray, "h w 3"] | None:
     """Check that an image file decodes completely, and convert it to RGB unless OpenCV decodes it by the same rules.
 
@@ -66,8 +92,10 @@ def convert(encoded: bytes) -> UInt8[np.ndarray, "h w 3"] | None:
     if not encoded:
         raise ImageError("found 0 bytes, expected an image; replace it with a complete copy")
     try:
-        with Image.open(io.BytesIO(encoded), formats=_FORMATS) as image:
-            _check_size(image.width * image.height)
+        with _without_warnings():  # about large images, which are refused
+            opened = Image.open(io.BytesIO(encoded), formats=_FORMATS)
+        with opened as image:
+            check_size(image.width * image.height)
             if _is_ordinary_jpeg(image):
                 image.draft("L", (1, 1))  # reads all of the file, but computes few pixels
                 image.load()
@@ -80,9 +108,9 @@ def convert(encoded: bytes) -> UInt8[np.ndarray, "h w 3"] | None:
         return None
     except ImageError:
         raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:  # found by Image.open
+    except Image.DecompressionBombError as error:  # raised by Image.open
         pixels = re.search(r"\d+", str(error))
-        _check_size(int(pixels[0]) if pixels else 2 * MAX_PIXELS)
+        check_size(int(pixels[0]) if pixels else 2 * MAX_PIXELS)
         raise
     except Image.UnidentifiedImageError as error:
         raise ImageError(
@@ -128,7 +156,8 @@ def pil_rgb(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
     return np.array(image.convert("RGB"))
 
 
-def _check_size(pixels: int) -> None:
+def check_size(pixels: int) -> None:
+    """Raise ImageError if an image has too many pixels to be decoded."""
     if pixels > MAX_PIXELS:
         raise ImageError(f"found an image of {pixels:,} pixels, expected at most {MAX_PIXELS:,}; scale it down")
 
@@ -151,6 +180,15 @@ def _is_ordinary(image: Image.Image) -> bool:
 def _orientation(image: Image.Image) -> Any:
     """Return the EXIF orientation, or 1 if there is none that can be read."""
     try:
-        return image.getexif().get(_ORIENTATION, 1)
+        with _without_warnings():  # about damaged EXIF
+            return image.getexif().get(_ORIENTATION, 1)
     except Exception:
         return 1
+
+
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Ignore the warnings of Pillow, one thread at a time."""
+    with _WARNINGS_LOCK, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

@@ -15,8 +15,8 @@ import numpy as np
 from jaxtyping import Int, UInt8
 from PIL import Image
 
-from cacenet_jax.data.image_files import ImageError, convert, pil_rgb
-from cacenet_jax.errors import UserError
+from cacenet_jax.data.image_files import ImageError, check_size, convert, pil_rgb, read_file
+from cacenet_jax.errors import UserError, printable
 
 _READERS = 4  # threads; decoding and resizing release the GIL
 _PIL_LOCK = threading.Lock()  # several batches may contain the same lazily opened image
@@ -80,17 +80,15 @@ def read(image: Any, out_HW3: UInt8[np.ndarray, "H W 3"], name: str) -> None:
         resize(rgb(image, name), out_HW3)
         return
     try:
-        with open(os.path.expanduser(image), "rb") as file:
-            encoded = file.read()
+        encoded = read_file(os.path.expanduser(image))
+        pixels = convert(encoded)
+    except ImageError as error:
+        raise UserError(f"{name}: {error} or leave it out") from error
     except (OSError, ValueError) as error:  # ValueError: a null character in the path
         reason = getattr(error, "strerror", None) or error
         raise UserError(
             f"{name}: found no file that can be read ({reason}), expected a JPEG or PNG; correct the path"
         ) from error
-    try:
-        pixels = convert(encoded)
-    except ImageError as error:
-        raise UserError(f"{name}: {error} or leave it out") from error
     if pixels is not None:
         resize(pixels, out_HW3)
         return
@@ -113,6 +111,7 @@ def rgb(image: Any, name: str) -> UInt8[np.ndarray, "h w 3"]:
     """
     if isinstance(image, Image.Image):
         try:
+            check_size(image.width * image.height)
             with _PIL_LOCK:
                 image.load()
             return pil_rgb(image)
@@ -185,7 +184,7 @@ def batches(listed: ListedImages, image_size: tuple[int, int], batch_size: int) 
         part = slice(start, start + batch_size)
         images, names = listed.images[part], listed.names[part]
         for image, name, out_HW3 in zip(images, names, images_BHW3):
-            read(image, out_HW3, name)
+            read(image, out_HW3, printable(name))
         images_BHW3[len(images) :] = images_BHW3[len(images) - 1]
         return images_BHW3
 

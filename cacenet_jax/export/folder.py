@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from cacenet_jax.data import json_files
 from cacenet_jax.errors import UserError
 
 MANIFEST = "manifest.json"
@@ -54,8 +55,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > _MAX_MANIFEST:
             raise ValueError(f"{path.stat().st_size >> 20} MiB")
-        manifest = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        manifest = json_files.parse(path.read_bytes())
+    except (OSError, ValueError) as error:
         raise UserError(f"{path}: found no manifest ({error}), expected that of a complete export; {again}") from error
     version = manifest.get("format") if isinstance(manifest, dict) else None
     if version != _FORMAT:

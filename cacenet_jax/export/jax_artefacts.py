@@ -12,6 +12,7 @@ import jax.export  # not part of `import jax`
 import jax.numpy as jnp
 import numpy as np
 
+from cacenet_jax.distributed.progress import Progress
 from cacenet_jax.errors import UserError
 from cacenet_jax.export import check
 from cacenet_jax.export.folder import DISTANCE, EXTRACTOR, JAX, PAIR_SCORER
@@ -67,9 +68,23 @@ def write(
         values: check images and the model's outputs for them.
     """
     counts = sorted({1, len(values["images"])})
+    artefacts = 1 if functions.pair_scorer is None else 2
+    with Progress("exporting", artefacts * (1 + len(counts)), "compilations") as bar:
+        return _write_all(folder, functions, platforms, values, counts, bar)
+
+
+def _write_all(
+    folder: Path,
+    functions: Functions,
+    platforms: tuple[str, ...],
+    values: dict[str, np.ndarray],
+    counts: list[int],
+    bar: Progress,
+) -> list[Artefact]:
+    """Write the artefacts and compare them for each number of images."""
     (b,), (c,) = jax.export.symbolic_shape("b"), jax.export.symbolic_shape("c")
     images = jax.ShapeDtypeStruct((b, *functions.image), jnp.uint8)
-    call = _write(folder / (EXTRACTOR + JAX), functions.extractor, (images,), platforms)
+    call = _write(folder / (EXTRACTOR + JAX), functions.extractor, (images,), platforms, bar)
     names = (EMBEDDING, *functions.terms)
     by_count = [
         check.differences(call(values["images"][:n]), check.first(values, names, n), functions.selections) for n in counts
@@ -83,7 +98,7 @@ def write(
         return artefacts
     terms = functions.terms
     others = {name: jax.ShapeDtypeStruct((c, *x.shape), x.dtype) for name, x in terms.items()}
-    call = _write(folder / (PAIR_SCORER + JAX), functions.pair_scorer, (terms, others), platforms)
+    call = _write(folder / (PAIR_SCORER + JAX), functions.pair_scorer, (terms, others), platforms, bar)
     score = lambda n: {DISTANCE: call(check.one(values, terms), check.first(values, terms, n))}
     by_count = [check.differences(score(n), check.first(values, [DISTANCE], n), functions.selections) for n in counts]
     signature = {
@@ -96,11 +111,19 @@ def write(
     return [*artefacts, Artefact(PAIR_SCORER + JAX, signature, check.worst(*by_count))]
 
 
-def _write(path: Path, function: Callable, arguments: tuple, platforms: tuple[str, ...]) -> Callable:
-    """Export a function to a file and return the function loaded from it."""
+def _write(path: Path, function: Callable, arguments: tuple, platforms: tuple[str, ...], bar: Progress) -> Callable:
+    """Export a function to a file and return the function loaded from it, whose calls count as progress too."""
     exported = jax.export.export(jax.jit(function), platforms=platforms)(*arguments)
     path.write_bytes(exported.serialize())
-    return jax.export.deserialize(bytearray(path.read_bytes())).call
+    bar.update()
+    loaded = jax.export.deserialize(bytearray(path.read_bytes()))
+
+    def call(*inputs: Any) -> Any:
+        outputs = loaded.call(*inputs)
+        bar.update()
+        return outputs
+
+    return call
 
 
 def _shape(leading: str | None, shape: tuple[int, ...], dtype: Any) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from flax.traverse_util import unflatten_dict
 from safetensors.numpy import load_file
 
 from cacenet_jax import experiment
+from cacenet_jax.distributed.progress import shown, track
 from cacenet_jax.errors import UserError
 from cacenet_jax.export import check
 from cacenet_jax.export.folder import (
@@ -100,7 +101,7 @@ def convert(folder: Path) -> list[str]:
             others = {f"candidates.{name}": jax.ShapeDtypeStruct(("c", *x.shape), x.dtype) for name, x in terms.items()}
             jobs[PAIR_SCORER + ONNX] = (pair_scorer, query | others, (DISTANCE,))
         files = {}
-        for name, (function, inputs, names) in jobs.items():
+        for name, (function, inputs, names) in track(jobs.items(), "converting", len(jobs), "files"):
             _write(scratch / name, function, inputs, names)
             worst = _differences(scratch / name, _feed(values, terms), values, names, network.selections)
             size = (scratch / name).stat().st_size / 2**20
@@ -190,7 +191,8 @@ def main(arguments: Sequence[str]) -> int:
         if len(words) != 1:
             raise UserError(f"found {len(words)} arguments, expected the folder of an export, WORKDIR/export; name it")
         folder = Path(words[0])
-        files = convert(folder)
+        with shown():
+            files = convert(folder)
     except UserError as error:
         if "--debug" in arguments:
             traceback.print_exc()

@@ -12,11 +12,17 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Shaped
 
 from cacenet_jax.errors import UserError
-from cacenet_jax.models.heads import Embedded, EmbeddingHead, normalise
-from cacenet_jax.models.pair_stages.base import Individual, PairStage, PairView
+from cacenet_jax.models.heads import CONSTANT, Embedded, EmbeddingHead, normalise
+from cacenet_jax.models.pair_stages.base import Alarm, Individual, PairStage, PairView
 from cacenet_jax.models.part_positions import part_positions
 from cacenet_jax.models.pooling import GeneralisedMean, generalised_mean
 
+_CONSTANT_EMBEDDINGS = Alarm(
+    "embedding_spread",
+    "all images of the batch have the same embedding, so the network tells nobody apart",
+    "lower config.optim.learning_rate, set config.optim.clip_norm, or start from pretrained weights (config.pretrained)",
+    CONSTANT,
+)
 INDIVIDUAL_PARAMETERS = ("backbone", "gemp", "individual_head")  # parameters not trained if `frozen`
 
 
@@ -127,6 +133,11 @@ class CACENet(nn.Module):
     def scoring_fields(self) -> frozenset[str]:
         """Names of the pair stage's fields that an evaluation may override."""
         return frozenset() if self.pair_stage is None else self.pair_stage.scoring_fields
+
+    @property
+    def alarms(self) -> tuple[Alarm, ...]:
+        """Values of the training metrics that show a dead part of the network."""
+        return (_CONSTANT_EMBEDDINGS, *(() if self.pair_stage is None else self.pair_stage.alarms))
 
     def astype(self, dtype: Any) -> "CACENet":
         """Return a copy whose head and pair stage use another compute dtype; the backbone keeps its own."""

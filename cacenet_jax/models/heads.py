@@ -11,6 +11,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from cacenet_jax.distributed.collectives import pmean
+
+# Spread up to which embeddings count as constant: the batch norm multiplies rounding errors by up to 1 / sqrt(1e-5), and
+# otherwise scales each channel to a spread of about 1.
+CONSTANT = 1e-3
 _EPSILON = 1e-5  # batch norm
 _LECUN = nn.initializers.lecun_normal()  # flax default
 _KAIMING = nn.initializers.variance_scaling(2.0, "fan_out", "normal")  # shared encoder, as in the authors' release
@@ -126,6 +131,22 @@ class EmbeddingHead(nn.Module):
         statistics, params = self.bn.variables["batch_stats"], self.bn.variables["params"]
         scale_F = params["scale"] / jnp.sqrt(statistics["var"] + _EPSILON)
         return scale_F, params["bias"] - statistics["mean"] * scale_F
+
+
+def spread(x: Float[Array, "*batch F"], axis_name: str | None = None) -> Float[Array, ""]:
+    """Compute the standard deviation over the batch of all devices, as a root mean square over channels.
+
+    The result carries no gradient.
+
+    Args:
+        x: embeddings on this device.
+        axis_name: device axis, or None on a single device.
+    """
+    x = jax.lax.stop_gradient(x)
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    x = x.reshape(-1, x.shape[-1])
+    centred = x - pmean(x.mean(axis=0), axis_name)
+    return jnp.sqrt(pmean((centred * centred).mean(), axis_name))
 
 
 def normalise(x: Float[Array, "*batch F"]) -> Float[Array, "*batch F"]:

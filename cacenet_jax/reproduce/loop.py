@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from cacenet_jax import experiment
 from cacenet_jax.distributed.processes import broadcast_from_writer, check_same, is_writer
+from cacenet_jax.distributed.progress import track
 from cacenet_jax.errors import UserError
 from cacenet_jax.reproduce import plot, report, runs, sweep
 from cacenet_jax.reproduce.report import Cell, Line
@@ -202,7 +203,8 @@ def reproduce(
         raise UserError(next(iter(study.absent.values())))
     study.write()
     order = [(run, seed) for run, seed in runs.training_order(plan, seeds) if run in ready]
-    for number, (run, seed) in enumerate(order, start=1):
+    numbered = track(enumerate(order, start=1), "reproducing", len(order), "runs")
+    for number, (run, seed) in numbered:
         if (run, seed) not in study.outcomes:
             _say(f"\n== {run}, seed {seed}: run {number} of {len(order)}")
         changed = study.train(run, seed)

@@ -13,6 +13,7 @@ import jax
 from ml_collections import ConfigDict
 
 from cacenet_jax import experiment, train
+from cacenet_jax.data import json_files
 from cacenet_jax.data.builders import Prepared
 from cacenet_jax.data.builders.prepare import find_prepared
 from cacenet_jax.distributed.processes import is_writer
@@ -21,7 +22,8 @@ from cacenet_jax.reproduce import variants
 from cacenet_jax.reproduce.tables import SWEEP, table_of
 from cacenet_jax.run.choices import flatten, override, to_dict
 from cacenet_jax.run.completion import complete
-from cacenet_jax.run.fingerprint import SCORED_BY, of_checkpoint, of_data
+from cacenet_jax.run.fingerprint import SCORED_BY, of_checkpoint, of_data, recorded_marks
+from cacenet_jax.run.metric_writer import read_metrics
 from cacenet_jax.run.records import effective
 from cacenet_jax.run.workdir import check_workdir, write_json
 
@@ -195,24 +197,26 @@ def outcome(folder: Path, config: ConfigDict, data: DataState) -> Outcome | None
     for path in (folder / "results.json", *sorted(folder.glob("results_*.json"))):
         results = _read(path)
         if results is not None and _counts(results, folder, config, data):
-            seconds = (_read(folder / "reproduce.json") or {}).get("seconds")
+            seconds = json_files.number((_read(folder / "reproduce.json") or {}).get("seconds"))
             return Outcome(results, health, seconds)
     return None
 
 
 def _counts(results: dict[str, Any], folder: Path, config: ConfigDict, data: DataState) -> bool:
     """Return True if results are of a run's data, network and settings."""
-    marks = results.get("fingerprint")
-    if not marks or marks["data"] != data.scored:
+    marks = recorded_marks(results)
+    step, num_gallery = (json_files.number(results.get(name)) for name in ("step", "num_gallery"))
+    if marks is None or step is None or num_gallery is None or marks["data"] != data.scored:
         return False
-    if of_checkpoint(folder, results["step"]) not in (None, marks["network"]):
+    if of_checkpoint(folder, int(step)) not in (None, marks["network"]):
         return False
     evaluation = config.eval
-    if evaluation.checkpoint == "last" and results["step"] != _last_step(folder, config):
+    if evaluation.checkpoint == "last" and step != _last_step(folder, config):
         return False
-    settings = dict(marks["settings"])
     # A top_k beyond the gallery gives the same ranking as its size.
-    settings["top_k"], top_k = (min(k, results["num_gallery"]) for k in (settings["top_k"], evaluation.top_k))
+    scored = json_files.number(marks["settings"].get("top_k"))
+    settings = marks["settings"] | {"top_k": scored and min(scored, num_gallery)}
+    top_k = min(evaluation.top_k, num_gallery)
     return settings == {**{name: evaluation[name] for name in SCORED_BY}, "top_k": top_k}
 
 
@@ -224,22 +228,17 @@ def _last_step(folder: Path, config: ConfigDict) -> int:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        return json.loads(path.read_text()) if path.exists() else None
-    except ValueError as error:
-        raise UserError(
-            f"{path}: found no JSON ({error}), expected what a run wrote; remove {path.parent} to run it again"
-        ) from error
+    return json_files.read(path, f"remove {path.parent} to run it again")
 
 
 def _health(path: Path) -> dict[str, float]:
     """Return the last training metrics of a run and their step."""
     last: dict[str, float] = {}
-    for line in path.read_text().splitlines() if path.exists() else ():
-        values = json.loads(line)
+    for values in read_metrics(path):
         if "loss" in values:
             last = values
-    return {name: float(last[name]) for name in ("step", *_HEALTH) if name in last}
+    numbers = {name: json_files.number(last.get(name)) for name in ("step", *_HEALTH)}
+    return {name: value for name, value in numbers.items() if value is not None}
 
 
 def run(config: ConfigDict, folder: Path) -> None:

@@ -1,16 +1,18 @@
 """Section 3.5: evaluation of a trained network for increasing numbers of re-scored images. Nothing is trained."""
 
 import dataclasses
-import json
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from cacenet_jax.data import json_files
 from cacenet_jax.data.builders import open_split
 from cacenet_jax.data.subsets import all_records
 from cacenet_jax.distributed.processes import is_writer
+from cacenet_jax.distributed.progress import track
+from cacenet_jax.errors import UserError
 from cacenet_jax.evaluate import describe
 from cacenet_jax.experiment import Evaluation
 from cacenet_jax.reproduce.tables import SWEEP_TOP_K, SWEEP_WHOLE
@@ -44,17 +46,21 @@ def top_ks(num_gallery: int) -> list[int]:
 
 
 def done(folder: Path, evaluation: Evaluation) -> list[dict[str, Any]] | None:
-    """Return the sweep of a run, or None if it is missing or belongs to other settings or other results."""
-    path, results = folder / FILE, folder / "results.json"
-    if not path.exists() or not results.exists():
+    """Return the sweep of a run, or None if it is missing, damaged, or belongs to other settings or other results."""
+    results = folder / "results.json"
+    try:
+        written = json_files.read(folder / FILE, "")
+    except UserError:  # it is made again
         return None
-    written = json.loads(path.read_text())
-    return written["rows"] if written["of"] == _identity(results, evaluation) else None
+    if written is None or not results.exists() or not isinstance(written.get("rows"), list):
+        return None
+    return written["rows"] if written.get("of") == _identity(results, evaluation) else None
 
 
 def _identity(results: Path, evaluation: Evaluation) -> dict[str, Any]:
     """Return the data, network and settings that a sweep depends on, except for top_k."""
-    marks = json.loads(results.read_text()).get("fingerprint", {})
+    marks = (json_files.read(results, f"remove {results.parent} to run it again") or {}).get("fingerprint")
+    marks = marks if isinstance(marks, dict) else {}
     settings = {name: value for name, value in dataclasses.asdict(evaluation).items() if name != "top_k"}
     return {"data": marks.get("data"), "network": marks.get("network"), "eval": settings}
 
@@ -77,7 +83,8 @@ def sweep(trained: Trained, folder: Path) -> list[dict[str, Any]]:
         images = describe(trained.settings, trained.net, trained.state, query, gallery)
         described = time.monotonic() - start
     rows = []
-    for top_k in top_ks(len(gallery.indices)):
+    values = top_ks(len(gallery.indices))
+    for top_k in track(values, "sweeping the top K", len(values), "values"):
         timed = _Timed(images.rescore) if top_k and images.rescore else None
         settings = dataclasses.replace(images.settings, top_k=max(top_k, 1))
         for _ in range(2):

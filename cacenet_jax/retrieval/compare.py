@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Float, Int
 
+from cacenet_jax.distributed.progress import track
 from cacenet_jax.errors import UserError
 from cacenet_jax.retrieval.extract import round_up
 from cacenet_jax.retrieval.rescore import GroupDistance
@@ -111,7 +112,7 @@ class Comparer:
             row = out_QK[q, start : start + self.group]
             row[:] = np.asarray(distance_C)[: len(row)]
 
-        for q, row_K in enumerate(candidates_QK):
+        for q, row_K in enumerate(track(candidates_QK, "re-scoring", len(candidates_QK), "queries")):
             one = query[q]
             for start in range(0, len(row_K), self.group):
                 group_C = np.resize(row_K[start : start + self.group], self.group)  # padded by repetition

@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float, Int
 
+from cacenet_jax.distributed.progress import track
 from cacenet_jax.models.scoring import Described
 
 # (variables, uint8 images on one device, shape (images, H, W, 3)) -> features of these images.
@@ -101,7 +102,7 @@ def extract(
         if store is not None:
             store.put(step, features.terms)
 
-    for step in range(steps):
+    for step in track(range(steps), "extracting features", steps, f"batches of {batch} images"):
         # This process may have no images in the last batch even if other processes do.
         local = next(images, None)
         local = np.zeros((share, *image_shape), np.uint8) if local is None else local

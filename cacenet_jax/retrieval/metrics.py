@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from jaxtyping import Integer, Real
 
+from cacenet_jax.distributed.progress import track
 from cacenet_jax.errors import UserError
 from cacenet_jax.retrieval.match_ranks import QueryStatistics, query_statistics, rank_block
 
@@ -145,7 +146,9 @@ def evaluate_blocks(
         )
 
     with ThreadPoolExecutor(num_threads) as pool:
-        blocks = list(pool.map(block_statistics, range(0, num_query, block_size)))
+        starts = range(0, num_query, block_size)
+        title = "ranking", len(starts), f"blocks of {block_size} queries"
+        blocks = list(track(pool.map(block_statistics, starts), *title))
     statistics = QueryStatistics(*map(np.concatenate, zip(*blocks, strict=True)))
     if not statistics.valid.any():
         raise UserError(_explain_no_match(*labels))

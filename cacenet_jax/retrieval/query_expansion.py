@@ -36,7 +36,7 @@ def query_expansion(
         return query_QF
     query_QF, gallery_GF = l2_normalise(query_QF), l2_normalise(gallery_GF)
     out_QF = np.empty_like(query_QF)
-    for start, stop in row_blocks(len(query_QF), len(gallery_GF)):
+    for start, stop in row_blocks(len(query_QF), len(gallery_GF), "query expansion"):
         similarity_BG = query_QF[start:stop] @ gallery_GF.T
         top_BK = nearest_columns(-similarity_BG, k)
         weight_BK = np.maximum(np.take_along_axis(similarity_BG, top_BK, axis=1), 0) ** alpha

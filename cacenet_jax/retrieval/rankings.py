@@ -22,6 +22,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int
 
+from cacenet_jax.distributed.progress import track
 from cacenet_jax.errors import UserError
 from cacenet_jax.retrieval.distances import DISTANCES, cosine_distance, rerank
 from cacenet_jax.retrieval.match_ranks import (
@@ -130,7 +131,8 @@ def nearest(
     order_QL = np.empty((len(query_QF), count), np.int64)
     distance_QL = np.empty((len(query_QF), count), query_QF.dtype)
     size = _block_size(len(gallery_GF))
-    for start in range(0, len(query_QF), size):
+    starts = range(0, len(query_QF), size)
+    for start in track(starts, "ranking", len(starts), f"blocks of {size} queries"):
         for row, distance_G in enumerate(cosine_distance(query_QF[start : start + size], gallery_GF), start):
             order_QL[row] = nearest_indices(distance_G, count)
             distance_QL[row] = distance_G[order_QL[row]]
@@ -310,7 +312,9 @@ def _rank(
         return list(pool.map(rank_task, range(start, stop, _TASK_QUERIES)))
 
     with ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool:
-        blocks = [block for start in range(local.start, local.stop, size) for block in rank_queries(start, pool)]
+        starts = range(local.start, local.stop, size)
+        tracked = track(starts, "ranking", len(starts), f"blocks of {size} queries")
+        blocks = [block for start in tracked for block in rank_queries(start, pool)]
     empty = [(np.empty((0, top_k), np.int32), np.empty((0, top_k), np.result_type(query.embedding, np.float32)))]
     candidates, nearest_distances = zip(*(empty + [(ranked.candidates_BK, ranked.distance_BK) for ranked in blocks]))
     return _IndividualRanking(

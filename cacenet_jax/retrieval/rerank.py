@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, Real
 
+from cacenet_jax.distributed.progress import Progress, track
 from cacenet_jax.errors import UserError
 from cacenet_jax.retrieval.match_ranks import nearest_indices
 
@@ -158,8 +159,7 @@ def k_reciprocal_features(
     square_A = np.square(all_AF).sum(axis=1)
 
     def block(start: int, stop: int) -> np.ndarray:
-        out_BA = all_AF[start:stop] @ all_AF.T
-        out_BA *= -2
+        out_BA = (-2 * all_AF[start:stop]) @ all_AF.T
         out_BA += square_A[start:stop, None]
         out_BA += square_A
         np.maximum(out_BA, 0, out=out_BA)
@@ -189,7 +189,7 @@ def _re_rank(distances: _Distances, k1: int, k2: int, lambda_value: float | int)
     scale_A = np.empty(num_all, distances.dtype)
     nearest_AK = np.empty((num_all, min(max(k1 + 1, k2), num_all)), np.int32)
     out_QG = np.empty((num_query, num_all - num_query), distances.dtype)
-    for start, stop in row_blocks(num_all, num_all):
+    for start, stop in row_blocks(num_all, num_all, "re-ranking, neighbours"):
         block_BA = distances.block(start, stop)
         largest_B = block_BA.max(axis=1)
         if not np.isfinite(largest_B).all():
@@ -234,9 +234,10 @@ def _encode(distances: _Distances, scale_A: np.ndarray, nearest_AK: np.ndarray, 
     num_all, k = nearest_AK.shape
     half_AH = np.ascontiguousarray(nearest_AK[:, :half])
     width = k * half_AH.shape[1]
-    half_mutual_AH = np.concatenate([_is_mutual(half_AH, *bounds) for bounds in row_blocks(num_all, width)])
+    blocks = row_blocks(num_all, width, "re-ranking, reciprocal neighbours")
+    half_mutual_AH = np.concatenate([_is_mutual(half_AH, *bounds) for bounds in blocks])
     parts = []
-    for start, stop in row_blocks(num_all, width * k):
+    for start, stop in row_blocks(num_all, width * k, "re-ranking, encodings"):
         near_BK, mutual_BK = nearest_AK[start:stop], _is_mutual(nearest_AK, start, stop)
         member_BKH, reciprocal_BKH = half_AH[near_BK], half_mutual_AH[near_BK]
         own_BK = np.where(mutual_BK, near_BK, -1)
@@ -259,7 +260,7 @@ def _average(encoding: _Sparse, nearest_AK: np.ndarray) -> _Sparse:
     num_all, k = nearest_AK.shape
     entries = int(np.diff(encoding.start).max(initial=1)) * k
     parts = []
-    for start, stop in row_blocks(num_all, entries):
+    for start, stop in row_blocks(num_all, entries, "re-ranking, means of encodings"):
         owner_N, entry_N = _entries(encoding.start, nearest_AK[start:stop].ravel())
         key_N = owner_N // k * num_all + encoding.columns[entry_N]
         key_M, inverse_N = np.unique(key_N, return_inverse=True)
@@ -281,7 +282,7 @@ def _mix_with_jaccard(out_QG: np.ndarray, encoding: _Sparse, lambda_value: float
     image_N = np.repeat(np.arange(num_gallery, dtype=np.int32), np.diff(encoding.start[num_query:]))[order]
     value_N = encoding.values[first:][order]
     column_start = np.searchsorted(encoding.columns[first:][order], np.arange(num_all + 1))
-    for query in range(num_query):
+    for query in track(range(num_query), "re-ranking, distances", num_query, "queries"):
         own = slice(encoding.start[query], encoding.start[query + 1])
         owner_M, entry_M = _entries(column_start, encoding.columns[own])
         least_M = np.minimum(encoding.values[own][owner_M], value_N[entry_M])
@@ -304,11 +305,20 @@ def _sparse(parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> _Sparse:
     return _Sparse(np.concatenate([[0], np.cumsum(counts_A)]), columns, values)
 
 
-def row_blocks(num_rows: int, row_elements: int) -> Iterator[tuple[int, int]]:
-    """Yield the bounds (start, stop) of blocks of rows, each with about `_BLOCK_ELEMENTS` elements in total."""
+def row_blocks(num_rows: int, row_elements: int, title: str) -> Iterator[tuple[int, int]]:
+    """Yield the bounds (start, stop) of blocks of rows, and show progress under a title.
+
+    Args:
+        num_rows: number of rows, each of which is an image.
+        row_elements: number of elements of a row; a block has about `_BLOCK_ELEMENTS` of them in total.
+        title: what is done with the rows.
+    """
     size = max(1, _BLOCK_ELEMENTS // max(1, row_elements))
-    for start in range(0, num_rows, size):
-        yield start, min(start + size, num_rows)
+    with Progress(title, num_rows, "images") as bar:
+        for start in range(0, num_rows, size):
+            stop = min(start + size, num_rows)
+            yield start, stop
+            bar.update(stop - start)
 
 
 def checked_features(query_QF: Array, gallery_GF: Array) -> tuple[np.ndarray, np.ndarray]:

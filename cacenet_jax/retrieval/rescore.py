@@ -20,6 +20,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float, Int
 
+from cacenet_jax.distributed.progress import Progress
 from cacenet_jax.errors import UserError
 from cacenet_jax.retrieval.term_store import Plan, Store, gather_all, global_array, unpack
 
@@ -125,6 +126,18 @@ class Rescorer:
         Raises:
             UserError: a distance is not finite.
         """
+        with Progress("re-scoring", candidates_QK.size, "pairs") as bar:
+            score_QK = self._score(candidates_QK, bar)
+        if not np.isfinite(score_QK).all():
+            q, k = np.argwhere(~np.isfinite(score_QK))[0]
+            raise UserError(
+                f"re-scoring: found distance {score_QK[q, k]} between query {q} and gallery image {candidates_QK[q, k]}, "
+                "expected a finite number; check the network's parameters for NaN and inf"
+            )
+        return score_QK
+
+    def _score(self, candidates_QK: np.ndarray, bar: Progress) -> np.ndarray:
+        """Compute the distances of all pairs and report the pairs that are done."""
         mesh, plan = self.gallery.mesh, self.plan
         num_query, top_k = candidates_QK.shape
         shape = choose_shape(candidates_QK.size, top_k, self.gallery, self.query, plan, self.pairs_per_call)
@@ -140,6 +153,7 @@ class Rescorer:
             scores, pair_DRC = waiting.popleft()
             is_pair = pair_DRC >= 0
             out_P[pair_DRC[is_pair]] = np.asarray(scores)[is_pair]
+            bar.update(int(is_pair.sum()))
 
         per_block = plan.block * self.query.batch
         for first in range(0, num_query, per_block):
@@ -161,12 +175,6 @@ class Rescorer:
                 del terms
         while waiting:
             fetch()
-        if not np.isfinite(out_P).all():
-            pair = int(np.argmin(np.isfinite(out_P)))
-            raise UserError(
-                f"re-scoring: found distance {out_P[pair]} between query {query_P[pair]} and gallery image "
-                f"{gallery_P[pair]}, expected a finite number; check the network's parameters for NaN and inf"
-            )
         return out_P.reshape(num_query, top_k)
 
     def _calls(

@@ -90,7 +90,11 @@ class Checkpoints:
         steps = self.steps()
         if not steps:
             raise self._none()
-        return integrity.record(self._directory / str(steps[-1]))["params/individual_head/classifier/kernel"].shape[-1]
+        folder = self._directory / str(steps[-1])
+        kernel = integrity.record(folder).get("params/individual_head/classifier/kernel")
+        if kernel is None or not kernel.shape:
+            raise integrity.damage(folder, "it lists no classifier")
+        return kernel.shape[-1]
 
     def restore(
         self, like: TrainState, sharding: jax.sharding.Sharding, *, best: bool = False

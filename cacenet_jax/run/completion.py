@@ -6,7 +6,6 @@ import jax.
 """
 
 import copy
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from cacenet_jax.config import paper
+from cacenet_jax.data import json_files
 from cacenet_jax.errors import UserError
 from cacenet_jax.run.choices import CHOICES, flatten, lookup, override
 
@@ -76,15 +76,11 @@ def read_config(workdir: Path, field: str) -> ConfigDict:
         UserError: config.json is missing or does not contain a config of this version.
     """
     path = workdir / "config.json"
-    try:
-        recorded = json.loads(path.read_text())
-    except OSError as error:
+    recorded = json_files.read(path, "restore it or choose another workdir")
+    if recorded is None:
         raise UserError(
-            f"{field}: no config.json in {workdir} ({error.strerror}), expected the workdir of a run; train it first, or "
-            "correct the path"
-        ) from error
-    except ValueError as error:
-        raise UserError(f"{path}: no JSON ({error}), expected what a run recorded; choose another workdir") from error
+            f"{field}: no config.json in {workdir}, expected the workdir of a run; train it first, or correct the path"
+        )
     return from_dict(recorded, str(path))
 
 

@@ -30,9 +30,11 @@ def resolve(text: str) -> str:
 
     Returns:
         `text`, with FILE replaced by the path of the packaged config of that name. The suffix .py and the prefix
-        configs/ are optional. If FILE exists or there is no config of that name, `text` is returned unchanged.
+        configs/ are optional. If FILE exists or there is no config of that name, only `~` in it is expanded.
     """
     file, colon, argument = text.partition(":")
+    file = os.path.expanduser(file)
+    text = file + colon + argument
     path = PurePath(file)
     if os.path.isfile(file) or path.parent not in (PurePath(), PurePath("configs")) or path.suffix not in ("", ".py"):
         return text

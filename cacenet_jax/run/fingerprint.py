@@ -8,6 +8,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from absl import logging
+
 from cacenet_jax.data.builders import Prepared, open_split
 from cacenet_jax.errors import UserError
 from cacenet_jax.experiment import Evaluation
@@ -69,25 +71,46 @@ def results_path(folder: Path, name: str, data: str, is_own: bool = True) -> Pat
         is_own: False if the data are known not to be the run's own. Used only if NAME.json has no fingerprint.
     """
     path = folder / f"{name}.json"
-    before = (read_json(path) or {}).get("fingerprint")
+    before = recorded_marks(_readable(path))
     same_data = is_own if before is None else before["data"] == data
     return path if same_data else folder / f"{name}_{data[:8]}.json"
 
 
 def keep_others(path: Path, marks: dict[str, Any]) -> None:
-    """Rename the results in a file if they have another fingerprint, so that new ones do not overwrite them."""
-    before = (read_json(path) or {}).get("fingerprint")
-    if before is not None and before != marks:
+    """Rename the results in a file if they have another fingerprint or are damaged; new ones do not overwrite them."""
+    results = _readable(path)
+    before = recorded_marks(results)
+    if results is None and path.exists():
+        path.rename(path.with_name(f"damaged_{path.name}"))
+    elif before is not None and before != marks:
         path.rename(path.with_name(f"{path.stem}_{_hash(before)[:8]}.json"))
 
 
 def matching_results(folder: Path, data: str, network: str) -> dict[str, Any] | None:
-    """Return the results in a workdir of this data and network, or None if there are none; results.json is preferred."""
+    """Return the results in a workdir of this data and network, or None; results.json is preferred, damaged ones ignored."""
     for path in (folder / "results.json", *sorted(folder.glob("results_*.json"))):
-        results = read_json(path)
-        if results and (marks := results.get("fingerprint")) and (marks["data"], marks["network"]) == (data, network):
+        results = _readable(path)
+        marks = recorded_marks(results)
+        if marks is not None and (marks["data"], marks["network"]) == (data, network):
             return results
     return None
+
+
+def recorded_marks(results: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Return the fingerprint in results, or None if there is none, or one of another form."""
+    marks = (results or {}).get("fingerprint")
+    if not isinstance(marks, dict) or not isinstance(marks.get("settings"), dict):
+        return None
+    return marks if all(isinstance(marks.get(name), str) for name in ("data", "network")) else None
+
+
+def _readable(path: Path) -> dict[str, Any] | None:
+    """Return the results in a file, or None with a warning if it is damaged."""
+    try:
+        return read_json(path)
+    except UserError as error:
+        logging.warning("%s; it is not used", error)
+        return None
 
 
 def _hash(value: Any) -> str:

@@ -5,7 +5,6 @@ The record is part of orbax's metadata file, which is written last.
 
 import contextlib
 import gc
-import json
 import logging as standard_logging
 import sys
 import zlib
@@ -18,11 +17,13 @@ import numpy as np
 from absl import logging
 from orbax.checkpoint import v1 as ocp
 
+from cacenet_jax.data import json_files
 from cacenet_jax.errors import UserError
 from cacenet_jax.train_step import TrainState
 
 METRIC = "mAP"
 ARRAYS = "arrays"
+_MAX_LENGTH = 1 << 31  # of an axis
 _METADATA = "_CHECKPOINT_METADATA"  # written by orbax when a checkpoint is complete; JSON
 
 
@@ -66,8 +67,8 @@ def record(folder: Path) -> dict[str, ArrayRecord]:
         DamagedError: the metadata are missing or cannot be read, or there are no arrays.
     """
     try:
-        metadata = json.loads((folder / _METADATA).read_bytes())
-        arrays = {str(name): ArrayRecord(*values) for name, values in metadata["custom_metadata"][ARRAYS].items()}
+        metadata = json_files.parse((folder / _METADATA).read_bytes())
+        arrays = {name: _array_record(*values) for name, values in metadata["custom_metadata"][ARRAYS].items()}
     except FileNotFoundError as error:
         raise damage(folder, f"{_METADATA} is missing") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -77,6 +78,13 @@ def record(folder: Path) -> dict[str, ArrayRecord]:
     return arrays
 
 
+def _array_record(shape: list[int], dtype: str, checksum: int) -> ArrayRecord:
+    """Return a record read from a file; raise ValueError if its values have other types."""
+    if not isinstance(shape, list) or not all(isinstance(n, int) and 0 <= n < _MAX_LENGTH for n in shape):
+        raise ValueError("no shape")
+    return ArrayRecord(shape, dtype, checksum)
+
+
 def validation_map(folder: Path) -> float | None:
     """Return the validation mAP of a checkpoint, or None if it was not validated.
 
@@ -84,11 +92,14 @@ def validation_map(folder: Path) -> float | None:
         DamagedError: the metrics cannot be read.
     """
     try:
-        return float(json.loads((folder / "metrics" / "metrics").read_bytes())[METRIC])
+        score = json_files.number(json_files.parse((folder / "metrics" / "metrics").read_bytes())[METRIC])
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         raise damage(folder, "its metrics cannot be read") from error
+    if score is None:
+        raise damage(folder, "its metrics cannot be read")
+    return score
 
 
 def misfits(arrays: dict[str, ArrayRecord], like: TrainState) -> str:

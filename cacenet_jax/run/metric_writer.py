@@ -1,16 +1,17 @@
 """Metrics of a run: metrics.jsonl, TensorBoard event files, and progress on the terminal."""
 
 import json
+import math
 import os
-import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from tensorboardX import SummaryWriter
-from tqdm import tqdm
 
-_LINE_INTERVAL_S = 15.0
+from cacenet_jax.data import json_files
+from cacenet_jax.distributed import progress
 
 
 class MetricWriter:
@@ -21,9 +22,9 @@ class MetricWriter:
         workdir.mkdir(parents=True, exist_ok=True)
         self._path = workdir / "metrics.jsonl"
         if self._path.exists():
-            kept_lines = [line for line in self._path.read_text().splitlines() if _step_of(line) <= first_step]
+            kept_lines = [line for line in self._path.read_bytes().splitlines() if _step_of(line) <= first_step]
             scratch = self._path.with_suffix(".tmp")
-            scratch.write_text("".join(line + "\n" for line in kept_lines))
+            scratch.write_bytes(b"".join(line + b"\n" for line in kept_lines))
             os.replace(scratch, self._path)
         self._file = self._path.open("a", buffering=1)
         self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1 if first_step else None)
@@ -54,24 +55,31 @@ class NullWriter:
         """Do nothing."""
 
 
-def _step_of(line: str) -> float:
+def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the lines of a metrics.jsonl that are JSON objects with a step; a killed process leaves others."""
+    for line in path.read_bytes().splitlines() if path.exists() else ():
+        if math.isfinite(_step_of(line)):
+            yield json_files.parse(line)
+
+
+def _step_of(line: bytes) -> float:
+    """Return the step of a line, or infinity if it has none."""
     try:
-        return float(json.loads(line)["step"])
-    except (json.JSONDecodeError, KeyError, TypeError):
-        return float("inf")  # truncated when the process was killed
+        step = json_files.number(json_files.parse(line)["step"])
+    except (ValueError, KeyError, TypeError, IndexError):
+        step = None
+    return math.inf if step is None else step
 
 
 class Progress:
-    """Throughput, losses and remaining time: a progress bar on a terminal, periodic lines otherwise."""
+    """Throughput, losses and remaining time of a training."""
 
     def __init__(self, first_step: int, last_step: int, images_per_step: int):
         """Start at `first_step` of `last_step` steps."""
-        self._first, self._last, self._images = first_step, last_step, images_per_step
-        self._start = self._last_line = time.monotonic()
-        self._compiled = False
-        self._bar = None
-        if sys.stderr.isatty():
-            self._bar = tqdm(total=last_step, initial=first_step, unit="step", dynamic_ncols=True)
+        self._first, self._images = first_step, images_per_step
+        self._step, self._start, self._compiled = first_step, time.monotonic(), False
+        with progress.shown():
+            self._bar = _Steps("training", last_step, "steps", first=first_step, is_prominent=True)
 
     def update(self, step: int, metrics: Mapping[str, float]) -> float:
         """Show the metrics of a step and return the mean rate in images/s, excluding compilation."""
@@ -79,17 +87,20 @@ class Progress:
         rate = (step - self._first) * self._images / max(now - self._start, 1e-9)
         if not self._compiled:  # the first call includes compilation
             self._compiled, self._first, self._start = True, step, now
-        parts = [f"{rate:.0f} img/s"] + [f"{k} {v:.3f}" for k, v in metrics.items()]
-        if self._bar is not None:
-            self._bar.set_postfix_str(", ".join(parts), refresh=False)
-            self._bar.update(step - self._bar.n)
-        elif now - self._last_line > _LINE_INTERVAL_S or step == self._last:
-            self._last_line = now
-            left = (self._last - step) * self._images / max(rate, 1e-9) / 60
-            print(f"step {step}/{self._last}: {', '.join(parts)}, {left:.1f} min left", file=sys.stderr, flush=True)
+        self._bar.update(
+            step - self._step, ", ".join([f"{rate:.0f} img/s", *(f"{k} {v:.3f}" for k, v in metrics.items())])
+        )
+        self._step = step
         return rate
 
     def close(self) -> None:
         """Close the bar, leaving its last state on the terminal."""
-        if self._bar is not None:
-            self._bar.close()
+        self._bar.close()
+
+
+class _Steps(progress.Progress):
+    """Progress whose lines begin with the step."""
+
+    def line(self, elapsed: float, left: float, note: str) -> str:
+        """Return a line of text."""
+        return f"step {self.done}/{self.total}: {note}, {left / 60:.1f} min left"

@@ -32,6 +32,15 @@ def effective(config: dict[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(flat, default=repr))
 
 
+def has_form(config: dict[str, Any]) -> bool:
+    """Return True if a recorded config has dictionaries where a config has groups, and names where it has choices."""
+    groups = [name for name, value in to_dict(paper()).items() if isinstance(value, dict)]
+    if not all(isinstance(config.get(name, {}), dict) for name in groups):
+        return False
+    choices = [choice.partition(".") for choice in CHOICES]
+    return all(isinstance(config.get(group, {}).get(name, ""), str) for group, _, name in choices)
+
+
 def differences(recorded: dict[str, Any], current: dict[str, Any]) -> list[str]:
     """Return `field: recorded -> current` for each field that makes two runs different experiments.
 

@@ -11,9 +11,10 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
+from cacenet_jax.data import json_files
 from cacenet_jax.distributed.processes import barrier, exchange, is_writer
 from cacenet_jax.errors import UserError
-from cacenet_jax.run.records import differences
+from cacenet_jax.run.records import differences, has_form
 
 SHARED_S = 60.0  # maximum delay for a new file to appear on a network file system
 
@@ -140,8 +141,18 @@ def _check_shared(workdir: Path) -> None:
 
 
 def recorded_config(workdir: Path) -> dict[str, Any] | None:
-    """Return the config of the run in a workdir, or None if there is no run."""
-    return read_json(workdir / "config.json")
+    """Return the config of the run in a workdir, or None if there is no run.
+
+    Raises:
+        UserError: config.json contains no config.
+    """
+    config = read_json(workdir / "config.json")
+    if config is not None and not has_form(config):
+        raise UserError(
+            f"{workdir / 'config.json'}: found no config, expected the one that a run recorded; restore it or choose "
+            "another workdir"
+        )
+    return config
 
 
 def recorded_data(workdir: Path) -> dict[str, Any] | None:
@@ -153,14 +164,9 @@ def read_json(path: Path) -> dict[str, Any] | None:
     """Read a JSON file of a run, or return None if it does not exist.
 
     Raises:
-        UserError: the file is not valid JSON.
+        UserError: the file contains no JSON object.
     """
-    try:
-        return json.loads(path.read_text()) if path.exists() else None
-    except ValueError as error:
-        raise UserError(
-            f"{path}: found invalid JSON ({error}), expected the file that a run wrote; restore it or choose a new --workdir"
-        ) from error
+    return json_files.read(path, "restore it or choose a new --workdir")
 
 
 def _check_unchanged(workdir: Path, changed: list[str]) -> None:

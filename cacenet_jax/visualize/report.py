@@ -10,6 +10,7 @@ import jax
 from ml_collections import ConfigDict
 
 from cacenet_jax.config import NO_PAIR_STAGE
+from cacenet_jax.distributed.progress import track
 from cacenet_jax.errors import UserError
 from cacenet_jax.experiment import Experiment
 from cacenet_jax.run.fingerprint import matching_results, of_data, of_network
@@ -58,7 +59,7 @@ def visualize(config: ConfigDict, workdir: str | Path) -> Path:
     chosen, change = changed(before, after, settings.visualization.num_queries)
     variables = jax.device_get({"params": trained.state.params, "batch_stats": trained.state.batch_stats})
     source = Source(settings, trained.net, variables, query, gallery, rankings)
-    cases = [draw(source, q) for q in chosen.tolist()]
+    cases = [draw(source, q) for q in track(chosen.tolist(), "drawing", len(chosen), "queries")]
 
     for old in folder.glob("figure[456]_*.png"):
         old.unlink()

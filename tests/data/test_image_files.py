@@ -1,6 +1,7 @@
 """One set of rules for image files of every kind: the pixels of a prepared record and of a path that is embedded."""
 
 import io
+import os
 import warnings
 import zlib
 
@@ -12,7 +13,9 @@ from PIL import Image
 from cacenet_jax.data import image_files
 from cacenet_jax.data.builders import open_split, prepare
 from cacenet_jax.data.image_files import ImageError, convert, ordinary
-from cacenet_jax.data.images import decode, read
+from cacenet_jax.data.images import ListedImages, batches, decode, read, rgb
+from cacenet_jax.data.pipeline import evaluation_batches
+from cacenet_jax.data.subsets import all_records
 from cacenet_jax.errors import UserError
 
 HEIGHT, WIDTH = 12, 8
@@ -99,7 +102,6 @@ def pixels_of_record(encoded: bytes, shape) -> np.ndarray:
     return decode(ordinary(encoded), *shape[:2], "x")
 
 
-@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_kind_has_its_pixels_in_records_and_when_embedded(tmp_path, kind):
     encoded, expected = KINDS[kind]
@@ -189,21 +191,75 @@ def test_no_cut_or_changed_file_is_accepted_that_training_cannot_decode(suffix, 
     assert suffix == "PNG" or changed > 10  # checksums protect a PNG alone
 
 
-@pytest.mark.parametrize("filters", ["default", "error"])
-@pytest.mark.parametrize("side", [8_001, 10_000, 13_000, 20_000])
-def test_a_huge_image_is_refused_before_it_is_decoded(monkeypatch, side, filters):
-    rows = np.zeros((1, side), np.uint8)
-    encoded = bytearray(saved(rows))  # a row of pixels under the header of a square
+def square(side: int) -> bytes:
+    """Return a row of pixels under the header of a square PNG."""
+    encoded = bytearray(saved(np.zeros((1, side), np.uint8)))
     encoded[20:24] = side.to_bytes(4, "big")
     encoded[29:33] = zlib.crc32(encoded[12:29]).to_bytes(4, "big")
+    return bytes(encoded)
+
+
+@pytest.mark.parametrize("side", [8_001, 10_000, 13_000, 20_000])
+def test_a_huge_image_is_refused_before_it_is_decoded(monkeypatch, recwarn, side):
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", None)
     monkeypatch.setattr(cv2, "imdecode", None)
-    with warnings.catch_warnings():
+    for filters in ("default", "error"):
         warnings.simplefilter(filters)
-        if filters == "default":
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         with pytest.raises(ImageError, match=f"^found an image of {side**2:,} pixels, expected at most 64,000,000"):
-            convert(bytes(encoded))
+            convert(square(side))
+    assert not recwarn.list
+
+
+def test_a_huge_image_that_is_open_is_refused_before_it_is_decoded(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    image = Image.open(io.BytesIO(square(13_000)))
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", None)
+    with pytest.raises(UserError, match=r"^image 0: found an image of 169,000,000 pixels, expected at most 64,000,000"):
+        rgb(image, "image 0")
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(
+    "kind,message",
+    [
+        ("pipe", "found a pipe or a device, expected a file; remove it"),
+        ("device", "found a pipe or a device, expected a file; remove it"),
+        ("folder", "found a folder, expected a file; remove it"),
+        ("5 GiB", "found a file of 5,120 MiB, expected at most 256 MiB; scale it down"),
+    ],
+)
+def test_what_is_no_file_of_an_image_is_not_opened(tmp_path, kind, message):
+    root = tmp_path / "mine"
+    for name in ("train/0001_c1.png", "train/0002_c1.png", "query/0007_c1.png", "gallery/0007_c2.png"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(saved(PIXELS))
+    path = root / "train/0003_c1.png"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        with path.open("wb") as file:
+            file.truncate(5 << 30)
+    with pytest.raises(UserError, match=f"^x: {message} or leave it out"):
+        read(path, np.zeros((4, 2, 3), np.uint8), "x")
+    fields = {"root": str(root), "data_dir": str(tmp_path / "out"), "progress": False}
+    if kind != "folder":  # which is searched for images
+        with pytest.raises(UserError, match=r"0003_c1\.png: (listed, but no such file|found a file of 5,120 MiB)"):
+            prepare("reid_folder", **fields)
+        reason = f"{message}".split(",")[0]
+        ((name, told),) = prepare("reid_folder", on_error="skip", **fields).skipped
+        assert name == "train/0003_c1.png" and told.startswith(reason)
+    assert len(open_split(prepare("reid_folder", on_error="skip", **fields), "train")) == 2
+
+
+def test_a_name_of_two_lines_is_told_in_one(tmp_path):
+    path = tmp_path / "a\nb\udcff.png"
+    path.write_bytes(b"")
+    with pytest.raises(UserError, match=r"a\\nb\\xff\.png: found 0 bytes"):
+        list(batches(ListedImages.of([path], "image"), (4, 2), 1))
 
 
 def test_the_largest_image_is_read(monkeypatch):
@@ -224,16 +280,29 @@ def test_a_path_may_start_with_the_home_folder(tmp_path, monkeypatch):
         read("x\0.png", image, "x")
 
 
-@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
-def test_a_data_set_of_every_kind_is_prepared(tmp_path):
-    root = tmp_path / "mine"
-    for number, (encoded, _) in enumerate(KINDS.values()):
+JPEGS = {
+    "JPEG": saved(PIXELS, "JPEG"), "grey JPEG": saved(GREY, "JPEG"),
+    "CMYK JPEG": saved(Image.fromarray(CMYK, "CMYK"), "JPEG"), "progressive JPEG": saved(PIXELS, "JPEG", progressive=True),
+    "JPEG of 4:2:0": saved(PIXELS, "JPEG", subsampling=2),
+    **{f"JPEG, EXIF {turn}": saved(PIXELS, "JPEG", exif=turned(turn)) for turn in TURNS},
+}  # fmt: skip
+
+
+def test_a_data_set_of_every_kind_has_the_pixels_that_are_embedded(tmp_path):
+    """Through both ways as a whole: prepared, read and batched, and listed by path and batched."""
+    root, files = tmp_path / "mine", [*(encoded for encoded, _ in KINDS.values()), *JPEGS.values()]
+    for number, encoded in enumerate(files):
         for name in (f"train/{number + 1:04d}_c1.png", f"query/{900 + number:04d}_c1.png", "gallery/0900_c2.png"):
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             (root / name).write_bytes(encoded)
     prepared = prepare("reid_folder", root=str(root), data_dir=str(tmp_path / "out"), progress=False)
     split = open_split(prepared, "train")
-    assert len(split) == len(KINDS)
-    for record, (encoded, _) in zip(split.records, KINDS.values(), strict=True):
+    for record, encoded in zip(split.records, files, strict=True):
         assert record["image"] == ordinary(encoded)
         assert (record["image"] == encoded) == (convert(encoded) is None)
+    for height, width in ((HEIGHT, WIDTH), (7, 5)):
+        evaluated = evaluation_batches(all_records(split), height=height, width=width, batch_size=len(files))
+        embedded = batches(ListedImages.of(sorted((root / "train").iterdir()), "image"), (height, width), len(files))
+        (images, _), other = next(evaluated), next(embedded)
+        assert len(np.unique(images.reshape(len(files), -1), axis=0)) > 15
+        np.testing.assert_array_equal(images, other)

@@ -176,6 +176,22 @@ def test_identities_and_cameras_of_twenty_digits_are_numbered_in_order(tmp_path,
     assert [row[1] for split in SPLITS for row in splits[split]] == [0, 1, 2, 3]
 
 
+@pytest.mark.parametrize("column", ["pid", "camid"])
+def test_a_number_without_end_is_told(tmp_path, column):
+    rows = [
+        (*ROWS[0][:2], "9" * 5000, "train") if column == "camid" else (ROWS[0][0], "9" * 5000, "1", "train"),
+        *ROWS[1:],
+    ]
+    text = mistake(manifest(tmp_path / "mine", rows), tmp_path)
+    assert f"line 2: found a {column} of 5,000 characters, expected at most 1,000" in text and len(text) < 400
+
+
+def test_a_zip_with_a_name_without_end_is_told(tmp_path):
+    with zipfile.ZipFile(tmp_path / "mine.zip", "w") as archive:
+        archive.writestr(f"train/{'9' * 5000}_c1.png", picture("x"))
+    assert "found a member whose name has 5,013 characters" in mistake(tmp_path / "mine.zip", tmp_path)
+
+
 def test_numbers_that_fit_stay(tmp_path):
     pids = (2**63 - 1, 2**63 - 2)
     names = [f"{split}/{pid}_c1.png" for split in SPLITS for pid in pids]
@@ -203,6 +219,38 @@ def test_an_evaluation_set_needs_no_train_split(tmp_path, layout):
     shutil.rmtree(root)
     assert load(None, tmp_path, needs=TEST_SPLITS, name=name, **options) == splits
     assert "split train of" in mistake(None, tmp_path, name=name, **options)
+
+
+@pytest.mark.parametrize("layout", ["plain", "market", "benchmark", "manifest"])
+def test_training_needs_train_alone(tmp_path, layout):
+    folder_of = {"plain": str, "manifest": str}.get(layout, MARKET.get)
+    root = plain(tmp_path / "mine", ["train"], folder_of)
+    if layout == "manifest":
+        (root / "manifest.csv").write_text("path,pid\ntrain/0001_c1.png,1\ntrain/0002_c1.png,2\n")
+    name, options = ("market1501", {"check_counts": False}) if layout == "benchmark" else ("reid_folder", {})
+    for where in (root, None):
+        splits = load(where, tmp_path, needs=["train"], name=name, **options)
+        assert [len(splits[split]) for split in SPLITS] == [2, 0, 0]
+        assert "split query and split gallery of" in mistake(where, tmp_path, needs=TEST_SPLITS, name=name, **options)
+
+
+def test_msmt17_without_its_test_split(tmp_path):
+    names = ["0000/0000_000_01_x.png", "0001/0001_000_02_x.png"]
+    root = images(tmp_path / "MSMT17", [f"train/{name}" for name in names])
+    (root / "list_train.txt").write_text("".join(f"{name} {pid}\n" for pid, name in enumerate(names)))
+    (root / "list_val.txt").write_text("")
+    splits = load(root, tmp_path, needs=["train"], name="msmt17", check_counts=False)
+    assert [len(splits[split]) for split in SPLITS] == [2, 0, 0]
+    (root / "list_query.txt").write_text("")  # of an incomplete copy
+    assert "no data set found" in mistake(root, tmp_path, needs=["train"], name="msmt17", check_counts=False)
+
+
+def test_a_test_split_beside_train_is_complete_or_told(tmp_path):
+    rows = [row for row in ROWS if row[3] != "gallery"]
+    text = mistake(manifest(tmp_path / "mine", rows), tmp_path, needs=["train"])
+    assert "split gallery of" in text and "has no images" in text
+    market = plain(tmp_path / "market", SPLITS, MARKET.get)
+    assert "split query has 1 images, expected 3,368" in mistake(market, tmp_path, needs=["train"], name="market1501")
 
 
 def test_msmt17_without_its_train_split(tmp_path):
@@ -256,6 +304,9 @@ def test_paths_from_the_home_folder(tmp_path, monkeypatch):
     rows = [(f"~/mine/{split}/{name}", name[:4], split) for split in SPLITS for name in PLAIN[split]]
     (tmp_path / "list.csv").write_text("\n".join(",".join(row) for row in [("path", "pid", "split"), *rows]))
     assert [row[1] for row in load("~/list.csv", tmp_path)["train"]] == [1, 2]
+    text = (tmp_path / "list.csv").read_text().replace("~/mine/", "")
+    (tmp_path / "mine" / "list.csv").write_text(text)
+    assert [row[1] for row in load("~/mine", tmp_path, manifest="~/mine/list.csv")["train"]] == [1, 2]
     prepared = prepare("reid_folder", root="~/mine", data_dir="~/kept", progress=False)
     assert prepared.directory.startswith(str(tmp_path / "kept"))
 

@@ -1,6 +1,7 @@
 """Rankings and metrics of small random features, against a literal loop over queries and ranks."""
 
 import logging
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -190,3 +191,17 @@ def test_distances_do_not_depend_on_the_block(chunk, monkeypatch):
     for size in (1, 7, 33):
         blocks = [cosine_distance(query[i : i + size], gallery.astype(np.float64)) for i in range(0, 64, size)]
         np.testing.assert_array_equal(np.concatenate(blocks), whole)
+
+
+def test_memory_grows_with_neither_queries_nor_cores(monkeypatch):
+    """One block of distances at a time: all distances would take 67 MB, a block for each core 34 MB."""
+    monkeypatch.setattr(rankings, "_BLOCK_ELEMENTS", 2**18)
+    monkeypatch.setattr(rankings, "_MIN_QUERIES", 4)
+    monkeypatch.setattr(rankings.os, "cpu_count", lambda: 16)
+    query, gallery = images(256, 0), images(2**16, 1)
+    gallery.pids[100:] = 9  # distractors
+    tracemalloc.start()
+    evaluate(query, gallery, None, Settings(top_k=100))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8e6

@@ -1,3 +1,5 @@
+import tracemalloc
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -121,6 +123,17 @@ def test_lambda_one_is_the_original_ranking():
     distance_QG, *others = matrices(query, gallery)
     result = k_reciprocal(distance_QG, *others, lambda_value=1)
     np.testing.assert_array_equal(np.argsort(result, axis=1), np.argsort(distance_QG, axis=1))
+
+
+def test_distances_among_all_images_are_never_stored(monkeypatch):
+    """Of 4,050 images they would take 66 MB; every other array grows with the images, not with their square."""
+    monkeypatch.setattr(rerank, "_BLOCK_ELEMENTS", 2**19)
+    query, gallery, _ = features(10, 50, 4000, np.float32, groups=200)
+    tracemalloc.start()
+    k_reciprocal_features(query, gallery)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 33e6
 
 
 def test_invariant_to_scale_and_gallery_order():

@@ -104,10 +104,16 @@ class ReidBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
     def check_counts(
         cls, counts: Mapping[str, int], options: Mapping[str, Any], origin: str, needs: Sequence[str] = SPLITS
     ) -> None:
-        """Raise UserError if a split in `needs` is empty or its number of images differs from the published one."""
+        """Raise UserError if a split in `needs` is empty or its number of images differs from the published one.
+
+        Where only train is needed, a test split is checked if there is one.
+        """
+        if "train" in needs and any(counts[split] for split in TEST_SPLITS):
+            needs = SPLITS
         if empty := [split for split in needs if not counts[split]]:
             listed = "split " + " and split ".join(empty)
-            raise UserError(f"{cls.name}: {listed} of {origin} has no images, expected at least one; add images")
+            have = "has" if len(empty) == 1 else "have"
+            raise UserError(f"{cls.name}: {listed} of {origin} {have} no images, expected at least one; add images")
         expected = cls.expected_counts(options) or {}
         if wrong := [split for split in needs if counts[split] != expected.get(split, counts[split])]:
             listed = ", ".join(f"split {s} has {counts[s]:,} images, expected {expected[s]:,}" for s in wrong)

@@ -15,6 +15,7 @@ from cacenet_jax.errors import UserError
 
 _SPLIT_OF_FOLDER = {split: split for split in SPLITS} | {folder: split for split, folder in FOLDERS.items()}
 _SEPARATORS = (",", ";", "\t", "|")
+_MAX_LABEL = 1000  # characters
 _INTEGER = re.compile(r"[+-]?\d+(?:\.0*)?")  # pandas writes 1.0 in a column of integers with an empty cell
 
 
@@ -137,8 +138,15 @@ def parse_column(values: Sequence[str], column: str, lines: Sequence[str]) -> li
         lines: file and line of each value, for error messages.
 
     Raises:
-        UserError: the column mixes integers and names.
+        UserError: the column mixes integers and names, or a value is very long.
     """
+    raise_together(
+        [
+            f"{line}: found a {column} of {len(value):,} characters, expected at most {_MAX_LABEL:,}; correct it"
+            for line, value in zip(lines, values)
+            if len(value) > _MAX_LABEL
+        ]
+    )
     is_integer = [_INTEGER.fullmatch(value) is not None for value in values]
     is_name = [bool(value) and not integer for value, integer in zip(values, is_integer)]
     if not any(is_name):

@@ -12,7 +12,7 @@ from cacenet_jax.errors import UserError
 
 _LISTS = ("list_train.txt", "list_val.txt", "list_query.txt", "list_gallery.txt")
 _FOLDERS = {"v1": ("train", "test"), "v2": ("mask_train_v2", "mask_test_v2")}
-_NAME = re.compile(r"-?\d+_\d+_(\d+)_")  # the third field is the camera
+_NAME = re.compile(r"-?\d+_\d+_(\d{1,9})_")  # the third field is the camera
 
 
 class Msmt17(ReidBuilder, skip_registration=True):
@@ -28,7 +28,7 @@ class Msmt17(ReidBuilder, skip_registration=True):
 
     @classmethod
     def scan(cls, root: str, options: Mapping[str, Any]) -> Scan:
-        """Scan the lists of images, or those of the test set alone.
+        """Scan the lists of images, or those of the training or the test set alone.
 
         Raises:
             UserError: a file is missing or a line does not parse.
@@ -36,7 +36,9 @@ class Msmt17(ReidBuilder, skip_registration=True):
         source = open_source(root)
         layouts = {layout: (*folders, *_LISTS) for layout, folders in _FOLDERS.items()}
         test_lists = ("list_query.txt", "list_gallery.txt")
+        train_lists = ("list_train.txt", "list_val.txt")
         partial = {f"{layout} test": (test, *test_lists) for layout, (_, test) in _FOLDERS.items()}
+        partial |= {f"{layout} train": (train, *train_lists) for layout, (train, _) in _FOLDERS.items()}
         location = locate(source, layouts, ("MSMT17_V1", "MSMT17_V2", "MSMT17"), cls.HOME, partial)
         train, test = _FOLDERS[location.layout.split()[0]]
 
@@ -69,7 +71,7 @@ def _read_list(source: Source, path: str, folder: str) -> list[Entry]:
             continue
         name, _, pid = line.strip().rpartition(" ")
         match = _NAME.match(posixpath.basename(name))
-        if match is None or not re.fullmatch(r"\d+", pid):
+        if match is None or not re.fullmatch(r"\d{1,9}", pid):
             raise UserError(
                 f"{source.display_path(path)} line {number}: {line.strip()!r} does not parse; expected "
                 "'0000/0000_000_01_0303morning_0008_0.jpg 0' (file whose third field is the camera, then "

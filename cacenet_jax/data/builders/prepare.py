@@ -7,20 +7,18 @@ import os
 import shutil
 import sys
 import tempfile
-import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from absl import logging
-from tqdm import tqdm
 
 from cacenet_jax.data.builders.base import ReidBuilder, ReidConfig
 from cacenet_jax.data.builders.scan import ON_ERROR, SPLITS, Scan
-from cacenet_jax.data.builders.source import printable
 from cacenet_jax.data.builders.split import Prepared, read_metadata, split_counts
-from cacenet_jax.errors import UserError
+from cacenet_jax.distributed.progress import Progress, shown
+from cacenet_jax.errors import UserError, printable
 
 _BUILDERS = {  # data set name -> class in the module of that name
     "dukemtmc_reid": "DukemtmcReid",
@@ -31,7 +29,6 @@ _BUILDERS = {  # data set name -> class in the module of that name
     "synthetic_pedestrians": "SyntheticPedestrians",
 }
 _CHECK_OPTIONS = ("check_counts",)  # options that do not affect the records
-_LINE_INTERVAL_S = 10.0
 
 
 def available() -> tuple[str, ...]:
@@ -63,7 +60,8 @@ def prepare(
         data_dir: folder for prepared data.
         options: options of the builder; see its OPTIONS.
         progress: if True, report progress and notes on stderr, as a bar on a terminal and as lines of text otherwise.
-        needs: splits that must have images: all three to train, query and gallery to evaluate.
+        needs: splits that must have images: train to train, query and gallery to evaluate. A data set to train on may lack
+            query and gallery together, but not one of them.
         on_error: "raise" to stop at a broken image, "skip" to leave it out. With "skip", the copy is stored
             separately, and its metadata.json lists the omitted images.
 
@@ -202,14 +200,15 @@ def _write(
     data_dir, name = os.path.dirname(os.path.dirname(copy)), os.path.basename(copy)
     try:
         with (
-            _reporter(builder.name, sum(scan.counts().values()), progress) as on_image,
+            shown(progress),
+            Progress(f"preparing {builder.name}", sum(scan.counts().values()), "images", is_prominent=True) as bar,
             tempfile.TemporaryDirectory() as unused,
             _quiet_tfds(),
             warnings.catch_warnings(),
         ):
             # About large images, which are refused, and about damaged EXIF, which is not used.
             warnings.filterwarnings("ignore", module=r"PIL\.")
-            config = ReidConfig(name=name, scan=scan, options=options, on_error=on_error, on_image=on_image)
+            config = ReidConfig(name=name, scan=scan, options=options, on_error=on_error, on_image=bar.update)
             writer = builder(data_dir=data_dir, config=config, file_format="array_record")
             writer.download_and_prepare(download_dir=unused)
     finally:
@@ -259,40 +258,3 @@ def _quiet_tfds() -> Iterator[None]:
         yield
     finally:
         logging.set_verbosity(before)
-
-
-@contextlib.contextmanager
-def _reporter(name: str, total: int, progress: bool) -> Iterator[Callable[[], None]]:
-    """Yield a per-image callback that updates a progress bar, prints periodic lines, or does nothing."""
-    if not progress:
-        yield lambda: None
-    elif sys.stderr.isatty():
-        with tqdm(total=total, desc=f"preparing {name}", unit=" images") as bar:
-            yield lambda: bar.update() and None
-    else:
-        yield (lines := _ProgressLines(name, total)).step
-        lines.print()
-
-
-class _ProgressLines:
-    """Progress reporter that prints lines of text."""
-
-    def __init__(self, name: str, total: int):
-        self._name, self._total, self._done = name, total, 0
-        self._start = self._last = time.monotonic()
-
-    def step(self) -> None:
-        """Count an image, and print a line every `_LINE_INTERVAL_S` seconds."""
-        self._done += 1
-        if time.monotonic() - self._last > _LINE_INTERVAL_S:
-            self.print()
-
-    def print(self) -> None:
-        """Print the current progress."""
-        self._last = time.monotonic()
-        elapsed = self._last - self._start
-        print(
-            f"preparing {self._name}: {self._done:,} of {self._total:,} images, {elapsed:.1f} s",
-            file=sys.stderr,
-            flush=True,
-        )

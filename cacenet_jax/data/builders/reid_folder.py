@@ -58,7 +58,7 @@ class ReidFolder(ReidBuilder, skip_registration=True):
         Raises:
             UserError: files are missing, or lines or file names do not parse.
         """
-        manifest, test_ids = options["manifest"], options["test_ids"]
+        manifest, test_ids = os.path.expanduser(options["manifest"]), options["test_ids"]
         root = os.path.expanduser(root)
         if root.lower().endswith(".csv") and not os.path.isdir(root):
             root, manifest = os.path.split(os.path.abspath(root))

@@ -13,9 +13,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from cacenet_jax.data.builders.source import Source, fingerprint, printable, raise_together
+from cacenet_jax.data.builders.source import Source, fingerprint, raise_together
 from cacenet_jax.data.image_files import IMAGE_SUFFIXES, ImageError, ordinary
-from cacenet_jax.errors import UserError
+from cacenet_jax.distributed.progress import track
+from cacenet_jax.errors import UserError, printable
 
 SPLITS = ("train", "query", "gallery")
 TEST_SPLITS = ("query", "gallery")
@@ -106,7 +107,9 @@ class FileScan(Scan):
         self._skipped: list[tuple[str, str]] = []
         self._copies: list[tuple[str, str]] = []
         self.report = {**(report or {}), "skipped": self._skipped, "copies": self._copies}
-        self._stamps = {entry.path: source.stamp(entry.path) for _, entry in self._labelled()}
+        total = sum(map(len, self._splits.values()))
+        entries = track(self._labelled(), f"looking at {self.origin}", total, "files")
+        self._stamps = {entry.path: source.stamp(entry.path) for _, entry in entries}
         self.fingerprint = fingerprint(
             (split, *entry[1:], *(self._stamps[entry.path] or ()))
             for split, entry in self._labelled()  # all fields except the path

@@ -9,11 +9,11 @@ import stat
 import zipfile
 from collections.abc import Iterable, Sequence
 
-from cacenet_jax.data.image_files import IMAGE_SUFFIXES, OTHER_IMAGE_SUFFIXES
-from cacenet_jax.errors import UserError
+from cacenet_jax.data.image_files import IMAGE_SUFFIXES, MAX_BYTES, OTHER_IMAGE_SUFFIXES, ImageError, read_file
+from cacenet_jax.errors import UserError, printable
 
 _MAX_MISTAKES = 10
-_MAX_BYTES = 256 << 20  # of one member of a zip; images and manifests are far smaller
+_MAX_NAME = 4096  # characters of a member of a zip, as in a path on disk
 
 
 class Source(abc.ABC):
@@ -140,8 +140,9 @@ class FolderSource(Source):
             UserError: the file cannot be read.
         """
         try:
-            with open(self._full(path), "rb") as file:
-                return file.read()
+            return read_file(self._full(path))
+        except ImageError as error:
+            raise UserError(f"{self.display_path(path)}: {error}") from error
         except OSError as error:
             raise UserError(
                 f"{self.display_path(path)}: cannot be read ({error.strerror}); check that it exists and its permissions"
@@ -238,14 +239,6 @@ def fingerprint(parts: Iterable[object]) -> str:
     return digest.hexdigest()[:16]
 
 
-def printable(text: str) -> str:
-    """Return a file name in one line that any terminal shows; bytes that are not UTF-8 and control characters escaped."""
-    if text.isprintable():
-        return text
-    text = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
-
-
 def raise_together(mistakes: Sequence[str]) -> None:
     """If there are any mistakes, raise UserError with one line for each of the first ten."""
     if mistakes:
@@ -265,6 +258,10 @@ def _file_id(path: str) -> object:
 def _inside(name: str, root: str) -> str:
     """Return the path of a member of a zip, and raise UserError for one outside the archive."""
     path = posixpath.normpath(name.replace("\\", "/"))
+    if len(name) > _MAX_NAME:
+        raise UserError(
+            f"{root}: found a member whose name has {len(name):,} characters, expected at most {_MAX_NAME:,}; rename it"
+        )
     if path.startswith("/") or path.split("/")[0] in ("..", ".") or path[1:2] == ":":
         raise UserError(
             f"{root}: found the member {name[:120]!r}, expected names inside the archive; zip the data set's folder again"
@@ -276,9 +273,9 @@ def _check_member(info: zipfile.ZipInfo, where: str) -> None:
     """Raise UserError for a member that is a link, or too large for an image or a manifest."""
     if stat.S_ISLNK(info.external_attr >> 16):
         raise UserError(f"{where}: found a symbolic link, expected a file; zip the files that the links name")
-    if info.file_size > _MAX_BYTES:
+    if info.file_size > MAX_BYTES:
         size = f"{info.file_size / 2**20:,.0f} MiB"
-        raise UserError(f"{where}: found a member of {size}, expected at most {_MAX_BYTES >> 20} MiB; leave it out")
+        raise UserError(f"{where}: found a member of {size}, expected at most {MAX_BYTES >> 20} MiB; leave it out")
 
 
 def _visible(path: str) -> bool:

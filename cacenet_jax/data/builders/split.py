@@ -4,21 +4,23 @@ import contextlib
 import dataclasses
 import hashlib
 import io
-import json
 import os
 import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
 from jaxtyping import Int
 
+from cacenet_jax.data import json_files
 from cacenet_jax.data.builders.scan import SPLITS
 from cacenet_jax.errors import UserError
 
+_REMEDY = "remove this directory and prepare again"
 _INDEX_KEYS = ("pids", "camids", "names", "checksums", "num_bytes")
 
 
@@ -106,7 +108,7 @@ def open_split(prepared: Prepared, split: str) -> Split:
     """
     if split not in SPLITS:
         raise UserError(f"split {split!r} does not exist; expected one of {', '.join(SPLITS)}; correct it")
-    builder = tfds.builder_from_directory(prepared.directory)
+    builder = _builder(prepared.directory)
     if split not in builder.info.splits:
         return Split(Records([]), np.zeros(0, np.int64), np.zeros(0, np.int64), [])
     info = builder.info.splits[split]
@@ -140,14 +142,38 @@ def _checksum(record: dict[str, Any]) -> int:
 
 def split_counts(directory: str) -> dict[str, int]:
     """Return the number of records in each split of a prepared directory."""
-    splits = tfds.builder_from_directory(directory).info.splits
+    splits = _builder(directory).info.splits
     return {split: int(splits[split].num_examples) if split in splits else 0 for split in SPLITS}
 
 
 def read_metadata(directory: str) -> dict[str, Any]:
-    """Return the metadata of a prepared directory, including its origin and options."""
-    with open(os.path.join(directory, "metadata.json"), encoding="utf-8") as file:
-        return json.load(file)
+    """Return the metadata of a prepared directory, including its origin and options.
+
+    Raises:
+        UserError: they are missing or damaged.
+    """
+    path = Path(directory) / "metadata.json"
+    metadata = json_files.read(path, _REMEDY) or {}
+    is_whole = isinstance(metadata.get("options"), dict) and isinstance(metadata.get("origin"), str)
+    if not is_whole or not all(_are_pairs(metadata.get(name, [])) for name in ("skipped", "copies")):
+        raise UserError(f"{path}: found no options and origin of a prepared data set, expected both; {_REMEDY}")
+    return metadata
+
+
+def _are_pairs(values: Any) -> bool:
+    """Return True for a list of pairs of strings."""
+    return isinstance(values, list) and all(
+        isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) for text in pair) for pair in values
+    )
+
+
+def _builder(directory: str) -> Any:
+    """Return TFDS's builder of a prepared directory."""
+    try:
+        return tfds.builder_from_directory(directory)
+    except Exception as error:  # whatever a damaged file makes TFDS and protobuf raise
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        raise UserError(f"{directory}: found no prepared data set ({reason}), expected one; {_REMEDY}") from error
 
 
 def _load_index(path: str, length: int, num_bytes: int) -> dict[str, np.ndarray] | None:

@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from cacenet_jax.errors import UserError
-from cacenet_jax.models.pair_stages.base import Individual, PairStage, PairView
+from cacenet_jax.models.pair_stages.base import Alarm, Individual, PairStage, PairView
 from cacenet_jax.models.registry import Registry
 
-__all__ = ["STAGES", "Individual", "PairStage", "PairView", "build", "check", "fields"]
+__all__ = ["STAGES", "Alarm", "Individual", "PairStage", "PairView", "build", "check", "fields"]
 
 STAGES: Registry[type[PairStage]] = Registry(
     "config.model.pair_stage",

@@ -15,11 +15,12 @@ from jaxtyping import Array, Float
 
 from cacenet_jax.errors import UserError
 from cacenet_jax.models.heads import normalise
-from cacenet_jax.models.pair_stages.base import PairStage
+from cacenet_jax.models.pair_stages.base import UNCONNECTED, Alarm, PairStage
 
 Keys = Literal["raw", "l2", "standardised", "correlation"]
 KEYS: tuple[str, ...] = ("raw", "l2", "standardised", "correlation")
 Block = Literal["intra", "cross"]
+_REMEDY = "lower config.optim.learning_rate or config.optim.attention_scale, or try config.model.pair.keys=correlation"
 
 
 class AffinityStage(PairStage, kw_only=True):
@@ -60,6 +61,11 @@ class AffinityStage(PairStage, kw_only=True):
         """Names of the affinity weights and thresholds; the normalised graph is invariant to their joint scale."""
         weights = {f"{block}_weight" for block in self.learned_blocks}
         return frozenset(weights | {f"{block}_threshold" for block in self.learned_blocks if self.has_threshold})
+
+    @property
+    def alarms(self) -> tuple[Alarm, ...]:
+        """Learned blocks without a positive affinity."""
+        return (*super().alarms, *(UNCONNECTED[block]._replace(remedy=_REMEDY) for block in self.learned_blocks))
 
     def setup(self) -> None:
         """Create the weights, the thresholds and the batch norm for the keys."""

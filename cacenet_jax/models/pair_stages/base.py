@@ -52,6 +52,33 @@ class PairView(NamedTuple):
     norm_N: Array | None
 
 
+class Alarm(NamedTuple):
+    """A value of a training metric that shows a dead part of the network.
+
+    Attributes:
+        metric: name of the metric, a diagnostic of the stage.
+        meaning: what the value means, as a clause.
+        remedy: what to try, as an imperative.
+        at_most: largest value that raises the alarm.
+    """
+
+    metric: str
+    meaning: str
+    remedy: str
+    at_most: float = 0.0
+
+
+# Alarms of graphs of two images, whose affinities are learned.
+_REMEDY = "lower config.optim.learning_rate, or start from other weights"
+UNCONNECTED = {
+    "intra": Alarm("positive_intra", "no two positions of an image are connected", _REMEDY),
+    "cross": Alarm(
+        "positive_cross", "no position is connected to one of another image, so a pair adds nothing", _REMEDY
+    ),
+}
+ISOLATED = Alarm("degree", "every node is isolated, so a conditional embedding depends on one image alone", _REMEDY)
+
+
 class PairStage(nn.Module, kw_only=True):
     """Base class of all pair stages.
 
@@ -127,6 +154,11 @@ class PairStage(nn.Module, kw_only=True):
     def selection_terms(self) -> frozenset[str]:
         """Names of stored terms that depend on a top-K selection, in which rounding may break ties differently."""
         return frozenset()
+
+    @property
+    def alarms(self) -> tuple[Alarm, ...]:
+        """Values of `diagnostics` that show a dead stage. Each is reported once in a run, with its step."""
+        return ()
 
     # -- One image -----------------------------------------------------------------------------------------------------
 
@@ -221,7 +253,7 @@ class PairStage(nn.Module, kw_only=True):
         return {"pair_triplet": batch_hard_rows(grid, *labels, weights.margin)}
 
     def diagnostics(self, grid: Any) -> Mapping[str, Array]:
-        """Return scalar diagnostics of a training grid, which are only logged."""
+        """Return scalar diagnostics of a training grid, which are logged and compared with `alarms`."""
         del grid
         return {}
 

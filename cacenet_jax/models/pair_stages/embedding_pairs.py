@@ -11,8 +11,15 @@ from jaxtyping import Array, Float
 from cacenet_jax.distributed.collectives import transpose_grid
 from cacenet_jax.losses import GridLabels, LossWeights, RowLosses, batch_hard_rows, every_row, mixup_rows, safe_sqrt
 from cacenet_jax.models.embedding_distance import DISTANCES
-from cacenet_jax.models.heads import Embedded, normalise
-from cacenet_jax.models.pair_stages.base import PairStage
+from cacenet_jax.models.heads import CONSTANT, Embedded, normalise, spread
+from cacenet_jax.models.pair_stages.base import Alarm, PairStage
+
+_CONSTANT_PAIRS = Alarm(
+    "pair_spread",
+    "all pairs of the batch have the same conditional embedding, so re-scoring cannot order them",
+    "lower config.optim.learning_rate, or change the fields of config.model.pair",
+    CONSTANT,
+)
 
 
 class EmbeddingPairStage(PairStage, kw_only=True):
@@ -28,6 +35,16 @@ class EmbeddingPairStage(PairStage, kw_only=True):
     def validate(self) -> None:
         """Validate the field values."""
         DISTANCES.resolve(self.embedding_distance)
+
+    @property
+    def alarms(self) -> tuple[Alarm, ...]:
+        """Equal conditional embeddings of all pairs."""
+        return (*super().alarms, _CONSTANT_PAIRS)
+
+    def embedding_diagnostics(self, conditional: Embedded) -> dict[str, Array]:
+        """Return the spread of f(u|v) over the pairs of all devices."""
+        embedding_RCF = nn.relu(conditional.embedding) if self.relu else conditional.embedding
+        return {"pair_spread": spread(embedding_RCF, self.axis_name)}
 
     def between(self, left: Float[Array, "*batch F"], right: Float[Array, "*batch F"]) -> Float[Array, "*batch"]:
         """Normalise two batches of embeddings and compute their distances."""

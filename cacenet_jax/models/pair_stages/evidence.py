@@ -27,14 +27,18 @@ from jaxtyping import Array, Float, Int
 from cacenet_jax.distributed.collectives import transpose_grid
 from cacenet_jax.errors import UserError
 from cacenet_jax.losses import GridLabels, LossWeights, RowLosses, list_rows
-from cacenet_jax.models.heads import normalise
-from cacenet_jax.models.pair_stages.base import Individual, PairStage, PairView
+from cacenet_jax.models.heads import normalise, spread
+from cacenet_jax.models.pair_stages.base import Alarm, Individual, PairStage, PairView
 from cacenet_jax.models.pair_stages.grids import distance_grid
 
 HIDDEN = 32  # hidden units of the comparison MLP
 CHOOSING = 16  # hidden units of the region weighting
 SHARPNESS = 8.0  # initial tau
 _NATS = 8.0  # nats of score per unit of distance; makes eval.mix = 0.5 optimal on held-out synthetic identities
+_CONSTANT_EVIDENCE = Alarm(
+    "evidence_spread", "all pairs have the same evidence, so re-scoring cannot order them",
+    "lower config.optim.learning_rate, or raise config.model.pair.features", at_most=1e-6,
+)  # fmt: skip
 
 
 class Regions(NamedTuple):
@@ -157,6 +161,11 @@ class EvidenceStage(PairStage, kw_only=True):
                 f"config.model.pair.features: found {self.features}, expected 1 or more channels of a region; raise it"
             )
 
+    @property
+    def alarms(self) -> tuple[Alarm, ...]:
+        """Equal evidence for all pairs."""
+        return (_CONSTANT_EVIDENCE,)
+
     def setup(self) -> None:
         """Create the layers."""
         self.local_evidence = LocalEvidence(self.features, self.axis_name)
@@ -213,3 +222,7 @@ class EvidenceStage(PairStage, kw_only=True):
         del weights
         score_RC = grid + transpose_grid(grid, self.axis_name)
         return {"evidence": list_rows(score_RC, *labels)}
+
+    def diagnostics(self, grid: Float[Array, "R C"]) -> dict[str, Array]:
+        """Return the spread of the evidence over the pairs of all devices."""
+        return {"evidence_spread": spread(grid[..., None], self.axis_name)}

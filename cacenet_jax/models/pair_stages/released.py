@@ -20,18 +20,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
-from numpy import ndarray
 
 from cacenet_jax.distributed.collectives import all_gather
 from cacenet_jax.losses import GridLabels, LossWeights, RowLosses
 from cacenet_jax.models.backbones.non_local import REDUCTION, torch_uniform
 from cacenet_jax.models.heads import Embedded, EmbeddingHead
-from cacenet_jax.models.pair_stages.base import Individual, PairView
+from cacenet_jax.models.pair_stages.base import ISOLATED, UNCONNECTED, Alarm, Individual, PairView
 from cacenet_jax.models.pair_stages.embedding_pairs import EmbeddingPairStage
 from cacenet_jax.models.pair_stages.grids import map_grid
 from cacenet_jax.models.pooling import generalised_mean
-
-AnyArray = Array | ndarray
 
 _NORM = 1e-12  # added to norms
 _ISOLATED = 1e-3  # smaller or equal degrees are treated as 1
@@ -266,6 +263,11 @@ class ReleasedStage(EmbeddingPairStage, kw_only=True):
         """True if the individual head also encodes pairs."""
         return self.shared_encoder
 
+    @property
+    def alarms(self) -> tuple[Alarm, ...]:
+        """Graphs without edges and equal embeddings."""
+        return (*super().alarms, *UNCONNECTED.values(), ISOLATED)
+
     def _head(self, individual: Individual) -> EmbeddingHead:
         return individual.head if self.shared_encoder else self.conditional_head
 
@@ -342,5 +344,6 @@ class ReleasedStage(EmbeddingPairStage, kw_only=True):
         return self.embedding_losses(grid.conditional, labels, weights)
 
     def diagnostics(self, grid: ReleasedGrid) -> dict[str, Array]:
-        """Return the graph diagnostics."""
-        return {name: getattr(grid, name) for name in ("positive_intra", "positive_cross", "degree")}
+        """Return the graph diagnostics and the spread of the embeddings."""
+        graph = {name: getattr(grid, name) for name in ("positive_intra", "positive_cross", "degree")}
+        return graph | self.embedding_diagnostics(grid.conditional)

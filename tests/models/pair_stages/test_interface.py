@@ -120,7 +120,8 @@ def test_a_stage_of_two_methods_trains():
     net, batch = tiny_training.network(config, one_block=True), tiny_training.batch_of("float64")
     state = tiny_training.state_of(net, optax.sgd(1.0), "float64")
     after, metrics = jax.jit(tiny_training.step_of(config, one_block=True))(state, batch)
-    assert set(metrics) == {*("loss", "identity", "triplet", "pair_triplet"), *("accuracy", "grad_norm", "param_norm")}
+    losses, health = ("loss", "identity", "triplet", "pair_triplet"), ("accuracy", "embedding_spread", "dead_weights")
+    assert set(metrics) == {*losses, *health, "grad_norm", "param_norm"}
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     maps, _ = applied(net, variables, batch.images, train=True, mutable=["batch_stats"], method="maps")
     means = np.asarray(maps).reshape(8, -1, maps.shape[-1]).mean(axis=1) * state.params["colour_weight"]

@@ -16,7 +16,7 @@ from cacenet_jax.models.attention import affinity_scores
 from cacenet_jax.models.graph import Kind
 from cacenet_jax.models.heads import Embedded
 from cacenet_jax.models.pair_stages.affinities import AffinityStage, Block
-from cacenet_jax.models.pair_stages.base import Individual, PairView
+from cacenet_jax.models.pair_stages.base import ISOLATED, Alarm, Individual, PairView
 from cacenet_jax.models.pair_stages.conditional import stored
 from cacenet_jax.models.pair_stages.conditional.alignment import STRATEGIES, Strategy, connect
 from cacenet_jax.models.pair_stages.conditional.batch_grid import coefficients, encoded_grid
@@ -148,6 +148,11 @@ class ConditionalStage(EmbeddingPairStage, AffinityStage, kw_only=True):
         return self.strategy.learned
 
     @property
+    def alarms(self) -> tuple[Alarm, ...]:
+        """Dead blocks, isolated nodes and equal embeddings."""
+        return (*super().alarms, ISOLATED) if self.learned_blocks else super().alarms
+
+    @property
     def selection_terms(self) -> frozenset[str]:
         """Names of the intra-image affinities and their row sums if the alignment is top-K, otherwise empty."""
         return frozenset({"intra_NN", "degree_N"}) if self.nearest else frozenset()
@@ -264,5 +269,6 @@ class ConditionalStage(EmbeddingPairStage, AffinityStage, kw_only=True):
         return self.embedding_losses(grid.conditional, labels, weights, combine)
 
     def diagnostics(self, grid: ConditionalGrid) -> dict[str, Array]:
-        """Return the graph diagnostics: the fractions of positive affinities and the mean degree."""
-        return {name: getattr(grid, name) for name in ("positive_intra", "positive_cross", "degree")}
+        """Return the fractions of positive affinities, the mean degree and the spread of the embeddings."""
+        graph = {name: getattr(grid, name) for name in ("positive_intra", "positive_cross", "degree")}
+        return graph | self.embedding_diagnostics(grid.conditional)
