@@ -35,6 +35,9 @@ def load(source: str, backbone: Backbone, like: Mapping[str, Any], name: str) ->
         UserError: the source is missing or broken, or its arrays do not match. All mismatches are listed.
     """
     arrays = read(locate(source))
+    if hasattr(backbone, "current_names"):
+        names = backbone.current_names(arrays)
+        arrays = {names[name]: x for name, x in arrays.items()}
     unused = getattr(backbone, "unused_weights", ())
     try:
         return match_weights(

@@ -15,7 +15,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from cacenet_jax.errors import UserError
-from cacenet_jax.models.backbones import efficientnet_lite, resnet
+from cacenet_jax.models.backbones import efficientnet_lite, mobilenet_v2, osnet, resnet
 from cacenet_jax.models.registry import import_named
 
 
@@ -25,7 +25,9 @@ class Backbone(Protocol):
 
     It must have the fields `dtype` (compute dtype) and `axis_name` (device axis for batch norm statistics, or None),
     which are set by the package. Any other field can be set by `config.model.backbone_fields` or `build`. An optional
-    property `unused_weights` lists prefixes of published weights to ignore, such as those of a classifier.
+    property `unused_weights` lists prefixes of published weights to ignore, such as those of a classifier. An optional
+    method `current_names` maps the names of arrays in a file, which may be those of an earlier implementation, to the
+    names that `torch_name` uses.
     """
 
     @property
@@ -162,3 +164,7 @@ for _name in resnet.STAGES:
     register(_name, resnet.ResNet, partial(resnet.build, _name))
 for _name in efficientnet_lite.STAGES:
     register(_name, efficientnet_lite.EfficientNetLite, partial(efficientnet_lite.build, _name))
+for _name in osnet.STAGES:
+    register(_name, osnet.OSNet, partial(osnet.build, _name))
+for _name in mobilenet_v2.STAGES:
+    register(_name, mobilenet_v2.MobileNetV2, partial(mobilenet_v2.build, _name))

@@ -1,4 +1,4 @@
-"""Depthwise convolution with TensorFlow's "SAME" padding, with one implementation for accelerators and one for CPUs.
+"""Depthwise convolution, with one implementation for accelerators and one for CPUs.
 
 Axes: B images, H x W positions, C channels, h x w positions of the output, K x K taps of the kernel.
 
@@ -27,7 +27,9 @@ def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
     return total // 2, total - total // 2
 
 
-def _paddings(shape: tuple[int, ...], kernel: int, stride: int) -> list[tuple[int, int]]:
+def _paddings(shape: tuple[int, ...], kernel: int, stride: int, symmetric: bool) -> list[tuple[int, int]]:
+    if symmetric:
+        return [(kernel // 2, kernel // 2)] * 2
     return [same_padding(size, kernel, stride) for size in shape[1:3]]
 
 
@@ -40,34 +42,34 @@ def _taps(x_BHWC: Array, kernel: int, stride: int, height: int, width: int) -> I
             yield i, j, x_BHWC[:, rows, columns]
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def by_slices(
-    x_BHWC: Float[Array, "B H W C"], kernel_KKC: Float[Array, "K K C"], stride: int
+    x_BHWC: Float[Array, "B H W C"], kernel_KKC: Float[Array, "K K C"], stride: int, symmetric: bool
 ) -> Float[Array, "B h w C"]:
     """Compute the convolution as a sum of shifted products, accumulated in at least float32.
 
-    Only reverse-mode differentiation is supported.
+    Padding is as in `DepthwiseConv`. Only reverse-mode differentiation is supported.
     """
     size = kernel_KKC.shape[0]
     wide = jnp.promote_types(x_BHWC.dtype, jnp.float32)
     height, width = (-(-n // stride) for n in x_BHWC.shape[1:3])
-    padded_BHWC = jnp.pad(x_BHWC, ((0, 0), *_paddings(x_BHWC.shape, size, stride), (0, 0)))
+    padded_BHWC = jnp.pad(x_BHWC, ((0, 0), *_paddings(x_BHWC.shape, size, stride, symmetric), (0, 0)))
     taps = _taps(padded_BHWC, size, stride, height, width)
     products = (tap.astype(wide) * kernel_KKC[i, j].astype(wide) for i, j, tap in taps)
     return reduce(operator.add, products).astype(x_BHWC.dtype)
 
 
-def _forward(x_BHWC: Array, kernel_KKC: Array, stride: int) -> tuple[Array, tuple[Array, Array]]:
-    return by_slices(x_BHWC, kernel_KKC, stride), (x_BHWC, kernel_KKC)
+def _forward(x_BHWC: Array, kernel_KKC: Array, stride: int, symmetric: bool) -> tuple[Array, tuple[Array, Array]]:
+    return by_slices(x_BHWC, kernel_KKC, stride, symmetric), (x_BHWC, kernel_KKC)
 
 
-def _backward(stride: int, saved: tuple[Array, Array], grad_BHWC: Array) -> tuple[Array, Array]:
+def _backward(stride: int, symmetric: bool, saved: tuple[Array, Array], grad_BHWC: Array) -> tuple[Array, Array]:
     x_BHWC, kernel_KKC = saved
-    grad_x_BHWC = _input_gradient(x_BHWC.shape, kernel_KKC, grad_BHWC, stride)
-    return grad_x_BHWC, _kernel_gradient(x_BHWC, kernel_KKC, grad_BHWC, stride)
+    grad_x_BHWC = _input_gradient(x_BHWC.shape, kernel_KKC, grad_BHWC, stride, symmetric)
+    return grad_x_BHWC, _kernel_gradient(x_BHWC, kernel_KKC, grad_BHWC, stride, symmetric)
 
 
-def _input_gradient(shape: tuple[int, ...], kernel_KKC: Array, grad_BHWC: Array, stride: int) -> Array:
+def _input_gradient(shape: tuple[int, ...], kernel_KKC: Array, grad_BHWC: Array, stride: int, symmetric: bool) -> Array:
     """Compute the gradient of the input.
 
     This is the sum of `by_slices` with the kernel rotated by 180 degrees, applied to the output gradient with zeros
@@ -76,7 +78,8 @@ def _input_gradient(shape: tuple[int, ...], kernel_KKC: Array, grad_BHWC: Array,
     size = kernel_KKC.shape[0]
     wide = jnp.promote_types(grad_BHWC.dtype, jnp.float32)
     padding = [(0, 0, 0)]
-    for n, out, (before, _) in zip(shape[1:3], grad_BHWC.shape[1:3], _paddings(shape, size, stride), strict=True):
+    paddings = _paddings(shape, size, stride, symmetric)
+    for n, out, (before, _) in zip(shape[1:3], grad_BHWC.shape[1:3], paddings, strict=True):
         padding.append((size - 1 - before, n - 1 - (out - 1) * stride + before, stride - 1))
     spread_BHWC = lax.pad(grad_BHWC, jnp.zeros((), grad_BHWC.dtype), (*padding, (0, 0, 0)))
     taps = _taps(spread_BHWC, size, 1, *shape[1:3])
@@ -84,7 +87,7 @@ def _input_gradient(shape: tuple[int, ...], kernel_KKC: Array, grad_BHWC: Array,
     return reduce(operator.add, products).astype(grad_BHWC.dtype)
 
 
-def _kernel_gradient(x_BHWC: Array, kernel_KKC: Array, grad_BHWC: Array, stride: int) -> Array:
+def _kernel_gradient(x_BHWC: Array, kernel_KKC: Array, grad_BHWC: Array, stride: int, symmetric: bool) -> Array:
     """Compute the gradient of the kernel.
 
     Products are first summed over images at each position, so that the loops run over whole rows that stay in the
@@ -92,7 +95,7 @@ def _kernel_gradient(x_BHWC: Array, kernel_KKC: Array, grad_BHWC: Array, stride:
     """
     size = kernel_KKC.shape[0]
     wide = jnp.promote_types(x_BHWC.dtype, jnp.float32)
-    padded_BHWC = jnp.pad(x_BHWC, ((0, 0), *_paddings(x_BHWC.shape, size, stride), (0, 0)))
+    padded_BHWC = jnp.pad(x_BHWC, ((0, 0), *_paddings(x_BHWC.shape, size, stride, symmetric), (0, 0)))
 
     def add(sums: list[Array], image: tuple[Array, Array]) -> tuple[list[Array], None]:
         x_HWC, grad_HWC = image
@@ -116,26 +119,31 @@ class DepthwiseConv(nn.Module):
         stride: stride in both directions; the output has ceil(H / stride) x ceil(W / stride) positions.
         slices: use `by_slices`, which computes the same result many times faster on a CPU.
         dtype: compute dtype; the parameter is float32.
+        symmetric: pad by K // 2 zeros on all four sides, as is usual in torch, instead of TensorFlow's "SAME". They
+            differ for strided convolutions of an even number of positions.
+        kernel_init: initialiser of the kernel.
     """
 
     kernel_size: int
     stride: int = 1
     slices: bool = False
     dtype: Any = jnp.float32
+    symmetric: bool = False
+    kernel_init: nn.initializers.Initializer = depthwise_init
 
     @nn.compact
     def __call__(self, x_BHWC: Float[Array, "B H W C"]) -> Float[Array, "B h w C"]:
         """Convolve every channel with its own kernel."""
         size, channels = self.kernel_size, x_BHWC.shape[-1]
-        kernel_KK1C = self.param("kernel", depthwise_init, (size, size, 1, channels), jnp.float32)
+        kernel_KK1C = self.param("kernel", self.kernel_init, (size, size, 1, channels), jnp.float32)
         x_BHWC, kernel_KK1C = x_BHWC.astype(self.dtype), kernel_KK1C.astype(self.dtype)
         if self.slices:
-            return by_slices(x_BHWC, kernel_KK1C[:, :, 0], self.stride)
+            return by_slices(x_BHWC, kernel_KK1C[:, :, 0], self.stride, self.symmetric)
         return lax.conv_general_dilated(
             x_BHWC,
             kernel_KK1C,
             (self.stride, self.stride),
-            _paddings(x_BHWC.shape, size, self.stride),
+            _paddings(x_BHWC.shape, size, self.stride, self.symmetric),
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
             feature_group_count=channels,
         )
