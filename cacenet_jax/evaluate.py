@@ -21,8 +21,9 @@ from cacenet_jax.models.scoring import scoring
 from cacenet_jax.retrieval.distances import DISTANCES
 from cacenet_jax.retrieval.extract import extract, image_shapes, process_rows, round_up
 from cacenet_jax.retrieval.metrics import check_rankable
-from cacenet_jax.retrieval.rankings import LabelledSet, Rescore, Settings, check_sizes, evaluate, table
+from cacenet_jax.retrieval.rankings import LabelledSet, Rescore, Settings, check_sizes, evaluate
 from cacenet_jax.retrieval.rescore import Rescorer
+from cacenet_jax.retrieval.results_table import table
 from cacenet_jax.retrieval.term_store import Store, make_plan, memory_budget, replicate, tree_bytes
 from cacenet_jax.retrieval.verification import line, verification
 from cacenet_jax.run.fingerprint import fingerprint, keep_others

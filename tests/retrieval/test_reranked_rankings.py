@@ -6,8 +6,9 @@ import pytest
 from cacenet_jax.retrieval.distances import cosine_distance, euclidean_distance
 from cacenet_jax.retrieval.metrics import evaluate_ranking
 from cacenet_jax.retrieval.query_expansion import query_expansion
-from cacenet_jax.retrieval.rankings import METRICS, LabelledSet, Settings, evaluate, table
+from cacenet_jax.retrieval.rankings import METRICS, LabelledSet, Settings, evaluate
 from cacenet_jax.retrieval.rerank import k_reciprocal
+from cacenet_jax.retrieval.results_table import table
 
 RNG = np.random.default_rng(3)
 CENTRES = RNG.standard_normal((8, 6))
