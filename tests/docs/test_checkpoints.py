@@ -33,6 +33,7 @@ NETWORKS = {
     "evidence": ({"features": EVIDENCE}, {"every", "evidence"}),
     "released": ({}, {"every", "released", "pooling=gem"}),
     "none": ({}, {"every"}),
+    "head_bias": ({}, {"every", "head_bias"}),
 }
 LETTERS = {"D": CHANNELS, "D/16": CHANNELS // 16, "F": EMBED_DIM, "I": IDENTITIES, "E": EVIDENCE, "2E": 2 * EVIDENCE}
 
@@ -60,7 +61,8 @@ def variables(name: str) -> dict[str, tuple]:
     config = apply(paper(), "released") if name == "released" else paper()
     config.model.backbone, config.model.embed_dim = "resnet_tiny", EMBED_DIM
     config.model.backbone_fields = ConfigDict()
-    config.model.pair_stage = "conditional" if name == "untied" else name
+    config.model.pair_stage = {"untied": "conditional", "head_bias": "none"}.get(name, name)
+    config.model.head_bias = name == "head_bias"
     config.model.pair = ConfigDict(NETWORKS[name][0])
     net = experiment.read(config).network.build(IDENTITIES)
     images = jnp.zeros((2, 32, 16, net.image_channels))

@@ -7,8 +7,10 @@ import shlex
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from documents import PAGES, ROOT, prose
+from safetensors.numpy import save_file
 
 from cacenet_jax.config import paper
 from cacenet_jax.data.builders import available
@@ -77,11 +79,15 @@ def commands() -> list[tuple[str, list[str]]]:
 @pytest.fixture
 def folder(tmp_path):
     """Where the workdirs that the commands read are those of their configs, and what users write can be imported."""
-    for workdir in ("W", "W2", "W/S", "W/market", "workdirs/synthetic", "workdirs/released", "W/released"):
+    for workdir in ("W", "W2", "W/S", "W/market", "workdirs/synthetic", "workdirs/osnet"):
         (tmp_path / workdir).mkdir(parents=True, exist_ok=True)
         config = to_dict(paper())
         config["data"]["name"], config["model"]["backbone"] = "synthetic_pedestrians", "resnet_small"
         (tmp_path / workdir / "config.json").write_text(json.dumps(config))
+    published = {"conv1.conv.weight": (16, 3, 7, 7), "conv1.bn.running_mean": (16,), "fc.0.weight": (512, 128)}
+    published["classifier.weight"] = (751, 512)
+    weights = {name: np.zeros(shape, np.float32) for name, shape in published.items()}
+    save_file(weights, tmp_path / "osnet_x0_25_market1501.pth")
     for name, text in _OF_USERS.items():
         (tmp_path / name).write_text(text)
     return tmp_path

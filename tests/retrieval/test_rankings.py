@@ -15,8 +15,8 @@ from cacenet_jax.retrieval.rankings import (
     Settings,
     evaluate,
     ranked_lists,
-    table,
 )
+from cacenet_jax.retrieval.results_table import table
 
 
 def images(count, seed):
