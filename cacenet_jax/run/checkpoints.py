@@ -5,6 +5,7 @@ A checkpoint is a folder workdir/checkpoints/STEP. Its metadata hold the shape, 
 """
 
 import contextlib
+import logging as standard_logging
 import os
 import shutil
 import threading
@@ -18,7 +19,7 @@ from absl import logging
 from orbax.checkpoint import v1 as ocp
 
 from cacenet_jax.distributed.processes import barrier, broadcast_from_writer, exchange, is_writer
-from cacenet_jax.errors import UserError
+from cacenet_jax.errors import UserError, cannot_write, refusal
 from cacenet_jax.run import integrity
 from cacenet_jax.run.integrity import DamagedError
 from cacenet_jax.run.workdir import SHARED_S
@@ -212,6 +213,11 @@ class Checkpoints:
             "--workdir"
         )
 
+    def kept(self) -> str:
+        """Return a clause on the newest complete checkpoint, for error messages."""
+        steps = self.steps()
+        return f"step {steps[-1]} is the newest complete checkpoint" if steps else "no checkpoint is complete"
+
     # -- Saving -----------------------------------------------------------------------------------------------------------
 
     def save(self, step: int, state: TrainState, validation_map: float | None = None) -> None:
@@ -267,6 +273,7 @@ class Checkpoints:
                     _put_aside(self._directory / str(step), self._workdir / "damaged_checkpoints")
             barrier("damaged checkpoints")
             self._damaged.clear()
+            _hide_errors_of_threads()
             policies = ocp.training.preservation_policies
             best = policies.BestN(
                 get_metric_fn=lambda m: m[integrity.METRIC], n=1, keep_checkpoints_without_metrics=False
@@ -286,12 +293,25 @@ class Checkpoints:
         except UserError:
             raise
         except Exception as error:
-            steps = self.steps()
-            kept = f"step {steps[-1]} is the newest complete checkpoint" if steps else "no checkpoint is complete"
+            number = refusal(error)
+            if number is not None:
+                raise cannot_write(self._directory, number, self.kept()) from error
             raise UserError(
-                f"{self._directory}: a checkpoint could not be written ({_line(error)}), expected a folder with room; "
-                f"{kept}; free some space or correct its permissions, then start the same command again"
+                f"{self._directory}: a checkpoint could not be written ({_line(error)}), expected a complete one; "
+                f"{self.kept()}; start the same command again"
             ) from error
+
+
+def _hide_errors_of_threads() -> None:
+    """Hide what orbax's threads log about a failed save, which is raised too, and its advice for slow disks."""
+    logging.get_absl_logger().addFilter(_is_of_interest)  # added once, however often it is called
+
+
+def _is_of_interest(record: standard_logging.LogRecord) -> bool:
+    is_of_orbax = f"{os.sep}orbax{os.sep}" in record.pathname
+    return not is_of_orbax or (
+        record.levelno < standard_logging.ERROR and "Waiting for previous save" not in record.getMessage()
+    )
 
 
 def _put_aside(folder: Path, where: Path) -> None:
@@ -305,7 +325,4 @@ def _put_aside(folder: Path, where: Path) -> None:
 def _line(error: BaseException) -> str:
     """Return the first line of an error that says something, without the specification that TensorStore adds."""
     text = " ".join(str(error).split()) or type(error).__name__
-    for marker in ("No space left on device", "Read-only file system", "Permission denied", "Disk quota exceeded"):
-        if marker in text:
-            return marker.lower()
     return text.split(" [source locations")[0][:160]
