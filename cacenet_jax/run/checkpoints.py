@@ -5,7 +5,7 @@ A checkpoint is a folder workdir/checkpoints/STEP. Its metadata hold the shape, 
 """
 
 import contextlib
-import logging as standard_logging
+import functools
 import os
 import shutil
 import threading
@@ -20,7 +20,7 @@ from orbax.checkpoint import v1 as ocp
 
 from cacenet_jax.distributed.processes import barrier, broadcast_from_writer, exchange, is_writer
 from cacenet_jax.errors import UserError, cannot_write, refusal
-from cacenet_jax.run import integrity
+from cacenet_jax.run import integrity, orbax_errors
 from cacenet_jax.run.integrity import DamagedError
 from cacenet_jax.run.workdir import SHARED_S
 from cacenet_jax.train_step import TrainState
@@ -234,9 +234,11 @@ class Checkpoints:
         metrics = None if validation_map is None else {integrity.METRIC: validation_map}
         arrays = {name: list(integrity.describe(x)) for name, x in integrity.flatten(state).items()}
         with self._writing():
-            self._open().save_checkpointables_async(
-                step, {"state": state}, metrics=metrics, custom_metadata={integrity.ARRAYS: arrays}, force=True
-            )
+            save = functools.partial(
+                self._open().save_checkpointables_async, step, {"state": state}, metrics=metrics,
+                custom_metadata={integrity.ARRAYS: arrays}, force=True,
+            )  # fmt: skip
+            orbax_errors.attended(save)
 
     def close(self, seconds: float | None = None) -> None:
         """Finish pending saves and release the folder.
@@ -252,7 +254,7 @@ class Checkpoints:
             return
         if seconds is None:
             with self._writing():
-                checkpointer.close()
+                orbax_errors.attended(checkpointer.close)
             return
 
         def close() -> None:
@@ -273,7 +275,7 @@ class Checkpoints:
                     _put_aside(self._directory / str(step), self._workdir / "damaged_checkpoints")
             barrier("damaged checkpoints")
             self._damaged.clear()
-            _hide_errors_of_threads()
+            orbax_errors.collect()
             policies = ocp.training.preservation_policies
             best = policies.BestN(
                 get_metric_fn=lambda m: m[integrity.METRIC], n=1, keep_checkpoints_without_metrics=False
@@ -300,18 +302,6 @@ class Checkpoints:
                 f"{self._directory}: a checkpoint could not be written ({_line(error)}), expected a complete one; "
                 f"{self.kept()}; start the same command again"
             ) from error
-
-
-def _hide_errors_of_threads() -> None:
-    """Hide what orbax's threads log about a failed save, which is raised too, and its advice for slow disks."""
-    logging.get_absl_logger().addFilter(_is_of_interest)  # added once, however often it is called
-
-
-def _is_of_interest(record: standard_logging.LogRecord) -> bool:
-    is_of_orbax = f"{os.sep}orbax{os.sep}" in record.pathname
-    return not is_of_orbax or (
-        record.levelno < standard_logging.ERROR and "Waiting for previous save" not in record.getMessage()
-    )
 
 
 def _put_aside(folder: Path, where: Path) -> None:
