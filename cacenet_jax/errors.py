@@ -1,4 +1,14 @@
-"""Error type for mistakes that the user can correct, and file names in its messages."""
+"""Error types for mistakes and obstacles that the user can correct, and file names in their messages."""
+
+import contextlib
+import errno
+import os
+from collections.abc import Callable, Iterator
+
+# Refusals of the file system, by any library. Other OSErrors, such as lost connections, are not about a folder.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+_REFUSALS = (*_FULL, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ESTALE)
+_NAMED = {os.strerror(number): number for number in (*_FULL, errno.EACCES, errno.EIO)}
 
 
 class UserError(ValueError):
@@ -15,3 +25,59 @@ def printable(text: str) -> str:
         return text
     text = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
+class WriteError(UserError):
+    """Error for a folder whose file system refuses to write, such as a full disk."""
+
+
+def refusal(error: BaseException) -> int | None:
+    """Return the errno with which a file system refused a file, or None for any other error.
+
+    Libraries in C++ raise errors of their own, with the text of the errno in the message.
+    """
+    if isinstance(error, OSError):
+        return error.errno if error.errno in _REFUSALS else None
+    text = str(error)
+    return next((number for name, number in _NAMED.items() if name in text), None)
+
+
+def cannot_write(folder: str | os.PathLike[str], number: int, kept: str = "") -> WriteError:
+    """Return the error for a folder that cannot be written.
+
+    Args:
+        folder: the folder.
+        number: errno.
+        kept: clause on what is intact.
+    """
+    verb = "written" if number in _FULL else "read or written"
+    kept = f"{kept}; " if kept else ""
+    return WriteError(
+        f"{os.fspath(folder)}: files cannot be {verb} ({os.strerror(number).lower()}), expected a folder with free space "
+        f"and write permission; {kept}correct that, then start the same command again"
+    )
+
+
+@contextlib.contextmanager
+def writing(folder: str | os.PathLike[str], kept: Callable[[], str] = str) -> Iterator[None]:
+    """Turn a refusal of the file system into a WriteError.
+
+    Args:
+        folder: folder that the block writes to, for an error that does not name its file.
+        kept: function that returns a clause on what is intact.
+
+    Raises:
+        WriteError: a file could not be read or written.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        number = refusal(error)
+        if number is None:
+            raise
+        file = getattr(error, "filename", None)
+        raise cannot_write(
+            os.path.dirname(file) or folder if isinstance(file, str) else folder, number, kept()
+        ) from error

@@ -28,7 +28,7 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from cacenet_jax.errors import UserError
+from cacenet_jax.errors import UserError, writing
 from cacenet_jax.reproduce.tables import check_rows_are_free, parse_seeds, parse_tables
 from cacenet_jax.run import stopping
 from cacenet_jax.run.command_line import (
@@ -99,8 +99,9 @@ def run(command: CommandLine) -> None:
         "reproduce": functools.partial(_reproduce, command),
         "import": _import,
     }  # fmt: skip
-    with progress.shown():
-        modes[mode](command.config, os.path.expanduser(_WORKDIR.value))
+    workdir = os.path.expanduser(_WORKDIR.value)
+    with progress.shown(), writing(workdir):
+        modes[mode](command.config, workdir)
 
 
 def _import(config: ConfigDict, workdir: str) -> None:
@@ -164,8 +165,6 @@ def main() -> None:
     logging.use_absl_handler()
     logging.set_verbosity(logging.WARNING)
     logging.get_absl_handler().setFormatter(standard_logging.Formatter("%(levelname)s: %(message)s"))
-    # Hide orbax's advice to save less often on slow disks, since the user did nothing wrong.
-    logging.get_absl_logger().addFilter(lambda record: "Waiting for previous save" not in record.getMessage())
     app.define_help_flags()
     show_help_of(__name__, __doc__)
     stopping.listen()

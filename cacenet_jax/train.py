@@ -26,7 +26,7 @@ from cacenet_jax.distributed.device_map import (
     replicated_sharding,
 )
 from cacenet_jax.distributed.processes import broadcast_from_writer, check_same, is_writer, writer_first
-from cacenet_jax.errors import UserError
+from cacenet_jax.errors import UserError, writing
 from cacenet_jax.evaluate import MIXES, check_splits, has_test_split, score, score_test, write_skipped
 from cacenet_jax.experiment import Data, Experiment
 from cacenet_jax.models.cacenet import CACENet
@@ -37,7 +37,7 @@ from cacenet_jax.run.completion import complete
 from cacenet_jax.run.fingerprint import of_data, results_path
 from cacenet_jax.run.metric_writer import MetricWriter, NullWriter, Progress
 from cacenet_jax.run.validation import validate
-from cacenet_jax.run.workdir import check_network, check_workdir, claim_workdir, locked, recorded_data
+from cacenet_jax.run.workdir import check_network, check_workdir, check_writable, claim_workdir, locked, recorded_data
 from cacenet_jax.train_step import TrainState, create_state, make_train_step
 
 # Data fields that may differ between the processes of a run: where each machine stores the data and how it reads them.
@@ -107,7 +107,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     validate(config)
     check_same_config(config)
     check_workdir(workdir, to_dict(config))
-    with contextlib.ExitStack() as held:
+    with contextlib.ExitStack() as held, writing(workdir, Checkpoints(workdir).kept):
         return _train(config, workdir, held)
 
 
@@ -219,11 +219,12 @@ def _train(config: ConfigDict, workdir: Path, held: contextlib.ExitStack) -> dic
                     break
             checkpoints.close()
     finally:
-        progress.close()
-        writer.close()
-        batches.close()
         # After an error, other processes may have exited or be waiting, so a shared save may never complete.
-        checkpoints.close(_PATIENCE_S if sys.exc_info()[0] is not None else None)
+        patience = _PATIENCE_S if sys.exc_info()[0] is not None else None
+        with contextlib.ExitStack() as stack:  # all of them, also if the metrics cannot be written
+            stack.callback(checkpoints.close, patience)
+            for part in (batches, writer, progress):
+                stack.callback(part.close)
 
     # -- Test split ---------------------------------------------------------------------------------------------------
     if not is_ranked:
@@ -306,8 +307,9 @@ def evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
         UserError: there is no checkpoint, it does not match the config, or the data are broken.
     """
     name = f"results_{config.eval.data}" if config.eval.data else "results"
-    trained = load(with_eval_dataset(config), workdir)
     folder = Path(workdir).expanduser()
+    check_writable(folder)
+    trained = load(with_eval_dataset(config), folder)
     path = results_path(folder, name, of_data(trained.prepared), bool(config.eval.data) or _is_own(trained, folder))
     if is_writer() and path.stem != name:
         logging.warning("these data are not those of %s.json; their results go to %s", folder / name, path)

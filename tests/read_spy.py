@@ -29,7 +29,7 @@ class _Spy(pipeline._ReadBatch):
 
 
 if __name__ == "__main__":
-    process = next(word.split("=")[1] for word in sys.argv if word.startswith("--process_id="))
+    process = next((word.split("=")[1] for word in sys.argv if word.startswith("--process_id=")), "0")
     pipeline._ReadBatch = _Spy
     options = pipeline.grain.ReadOptions
     pipeline.grain.ReadOptions = lambda **given: options(**{**given, "num_threads": 1})  # one step after the other

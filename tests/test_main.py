@@ -5,6 +5,7 @@ import os
 import pty
 import re
 import signal
+import sys
 import termios
 import time
 from pathlib import Path
@@ -357,6 +358,16 @@ def test_a_signal_ends_with_one_line_and_keeps_the_checkpoint(command, how, code
     assert text.strip().splitlines()[-1] == f"{word}; the same command continues from step {saved}"
     logged = [json.loads(line)["step"] for line in (command.folder / "run/metrics.jsonl").read_text().splitlines()]
     assert saved == max(logged)  # nothing that was trained is lost
+
+
+@pytest.mark.parametrize("place", ["destructor", "gc callback", "jax callback"])
+def test_ctrl_c_is_heard_where_python_swallows_exceptions(command, place):
+    program = (sys.executable, str(ROOT / "tests/faults/interrupted_in.py"), place)
+    (done,) = command.together((*program, *SYNTHETIC, "--config.epochs=5000"))
+    assert done.returncode == 130, done.stderr
+    saved = max(int(path.name) for path in (command.folder / "run/checkpoints").iterdir() if path.name.isdigit())
+    assert done.stderr.splitlines()[-1] == f"interrupted; the same command continues from step {saved}"
+    assert 3 <= saved < 100 and "Traceback" not in done.stderr
 
 
 def read(terminal: int) -> bytes:

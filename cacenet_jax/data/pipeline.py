@@ -129,11 +129,24 @@ def _closing(batches: Any, copied: bool) -> Generator[Batch]:
         batch = next(iterator, None)
     try:
         while batch is not None:
-            yield Batch(*map(np.array, batch)) if copied else batch
+            yield Batch(*map(_copied, batch)) if copied else batch
             batch = next(iterator, None)
     finally:
         del batch
         iterator.close()
+
+
+def _copied(array: np.ndarray) -> np.ndarray:
+    """Copy an array out of shared memory and remove its name.
+
+    grain removes it when the array is deleted, but keeps the last arrays in reference cycles until the process ends, which
+    reports them as leaked.
+    """
+    copy = np.array(array)
+    if memory := getattr(array, "shm", None):
+        array._unlink_on_del = False  # type: ignore[attr-defined]
+        memory.unlink()
+    return copy
 
 
 @contextlib.contextmanager

@@ -124,10 +124,10 @@ def place(scratch: Path, folder: Path, names: Sequence[str], manifest: dict[str,
         manifest: manifest, written last.
         replaced: files of an earlier export to delete unless they are overwritten.
     """
+    write_manifest(scratch / MANIFEST, manifest)  # takes the space that it needs before anything is replaced
     (folder / MANIFEST).unlink(missing_ok=True)
     for name in replaced:
         if name not in names:
             (folder / name).unlink(missing_ok=True)
-    for name in names:
+    for name in (*names, MANIFEST):
         os.replace(scratch / name, folder / name)
-    write_manifest(folder / MANIFEST, manifest)

@@ -1,6 +1,5 @@
 """--mode=reproduce: training of the missing runs of a table, which is rewritten after each run."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from ml_collections import ConfigDict
 from cacenet_jax import experiment
 from cacenet_jax.distributed.processes import broadcast_from_writer, check_same, is_writer
 from cacenet_jax.distributed.progress import track
-from cacenet_jax.errors import UserError
+from cacenet_jax.errors import UserError, WriteError
 from cacenet_jax.reproduce import plot, report, runs, sweep
 from cacenet_jax.reproduce.report import Cell, Line
 from cacenet_jax.reproduce.runs import FULL, Plan
@@ -19,6 +18,7 @@ from cacenet_jax.reproduce.tables import SWEEP, table_of
 from cacenet_jax.run.choices import to_dict
 from cacenet_jax.run.completion import complete
 from cacenet_jax.run.validation import validate
+from cacenet_jax.run.workdir import write_file
 from cacenet_jax.train import load
 
 # Errors that abort one run but not the others: invalid input, or too little device memory.
@@ -87,6 +87,8 @@ class Study:
         try:
             validate(config)
             runs.run(config, self.folder(run, seed))
+        except WriteError:  # the next run would meet the same disk
+            raise
         except _OF_ONE_RUN as error:
             self._keep(run, seed, error)
             return True
@@ -105,6 +107,8 @@ class Study:
             try:
                 trained = load(runs.with_seed(self.plan.configs[FULL], seed), self.folder(FULL, seed))
                 self.sweeps[seed] = sweep.sweep(trained, self.folder(FULL, seed))
+            except WriteError:
+                raise
             except _OF_ONE_RUN as error:
                 self._keep(SWEEP, seed, error)
         return todo
@@ -141,8 +145,8 @@ class Study:
                 network = report.describe_network(to_dict(self.plan.full)["model"])
                 table = table_of(number)
                 name = table.name
-                _write(self.workdir / f"{name}.md", report.markdown(table, lines, len(self.seeds), network))
-                _write(self.workdir / f"{name}.csv", report.csv_text(table, lines))
+                write_file(self.workdir / f"{name}.md", report.markdown(table, lines, len(self.seeds), network))
+                write_file(self.workdir / f"{name}.csv", report.csv_text(table, lines))
                 plot.plot_table(table, lines, self.workdir / f"{name}.png")
 
     def _runs_of(self, number: str) -> list[str]:
@@ -161,8 +165,8 @@ class Study:
         failed = [f"seed {seed} failed: {text}" for (name, seed), text in self.failed.items() if name == SWEEP]
         full = full._replace(missing="; ".join([full.missing, *failed]).removeprefix("; "))
         name = f"table_{SWEEP}"
-        _write(self.workdir / f"{name}.md", report.sweep_markdown(self.sweeps, full, len(self.seeds)))
-        _write(self.workdir / f"{name}.csv", report.sweep_csv(self.sweeps))
+        write_file(self.workdir / f"{name}.md", report.sweep_markdown(self.sweeps, full, len(self.seeds)))
+        write_file(self.workdir / f"{name}.csv", report.sweep_csv(self.sweeps))
         plot.plot_sweep(self.sweeps, self.workdir / f"{name}.png")
 
 
@@ -235,13 +239,6 @@ def _tell(study: Study, count: int) -> None:
         raise UserError(
             f"{len(study.failed)} of {count} runs failed, the others are in the tables: {run}, seed {seed}: {text}{others}"
         )
-
-
-def _write(path: Path, text: str) -> None:
-    """Write text to a file atomically."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    scratch.write_text(text, encoding="utf-8")
-    os.replace(scratch, path)
 
 
 def _say(text: str) -> None:

@@ -1,6 +1,6 @@
 """Plots of the tables, with a point per seed, a marker for the mean, and the paper's numbers for comparison."""
 
-import os
+import io
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from cacenet_jax.reproduce.report import Line, Sweep, by_top_k, compared, gains, scores
 from cacenet_jax.reproduce.tables import RANKINGS, SWEEP_TITLE, Table
+from cacenet_jax.run.workdir import write_file
 
 # Okabe and Ito's colour-blind-safe palette; the markers differ as well.
 _LOOK: dict[str, dict[str, Any]] = {
@@ -120,6 +121,6 @@ def _legend(figure: Figure, panels: Sequence[Axes]) -> None:
 
 def _save(figure: Figure, path: Path) -> None:
     """Write a figure to a file atomically."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    figure.savefig(scratch, format="png", dpi=_DPI)
-    os.replace(scratch, path)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=_DPI)
+    write_file(path, buffer.getvalue())

@@ -5,6 +5,7 @@ A checkpoint is a folder workdir/checkpoints/STEP. Its metadata hold the shape, 
 """
 
 import contextlib
+import functools
 import os
 import shutil
 import threading
@@ -18,8 +19,8 @@ from absl import logging
 from orbax.checkpoint import v1 as ocp
 
 from cacenet_jax.distributed.processes import barrier, broadcast_from_writer, exchange, is_writer
-from cacenet_jax.errors import UserError
-from cacenet_jax.run import integrity
+from cacenet_jax.errors import UserError, cannot_write, refusal
+from cacenet_jax.run import integrity, orbax_errors
 from cacenet_jax.run.integrity import DamagedError
 from cacenet_jax.run.workdir import SHARED_S
 from cacenet_jax.train_step import TrainState
@@ -216,6 +217,11 @@ class Checkpoints:
             "--workdir"
         )
 
+    def kept(self) -> str:
+        """Return a clause on the newest complete checkpoint, for error messages."""
+        steps = self.steps()
+        return f"step {steps[-1]} is the newest complete checkpoint" if steps else "no checkpoint is complete"
+
     # -- Saving -----------------------------------------------------------------------------------------------------------
 
     def save(self, step: int, state: TrainState, validation_map: float | None = None) -> None:
@@ -232,9 +238,11 @@ class Checkpoints:
         metrics = None if validation_map is None else {integrity.METRIC: validation_map}
         arrays = {name: list(integrity.describe(x)) for name, x in integrity.flatten(state).items()}
         with self._writing():
-            self._open().save_checkpointables_async(
-                step, {"state": state}, metrics=metrics, custom_metadata={integrity.ARRAYS: arrays}, force=True
-            )
+            save = functools.partial(
+                self._open().save_checkpointables_async, step, {"state": state}, metrics=metrics,
+                custom_metadata={integrity.ARRAYS: arrays}, force=True,
+            )  # fmt: skip
+            orbax_errors.attended(save)
 
     def close(self, seconds: float | None = None) -> None:
         """Finish pending saves and release the folder.
@@ -250,7 +258,7 @@ class Checkpoints:
             return
         if seconds is None:
             with self._writing():
-                checkpointer.close()
+                orbax_errors.attended(checkpointer.close)
             return
 
         def close() -> None:
@@ -271,6 +279,7 @@ class Checkpoints:
                     _put_aside(self._directory / str(step), self._workdir / "damaged_checkpoints")
             barrier("damaged checkpoints")
             self._damaged.clear()
+            orbax_errors.collect()
             policies = ocp.training.preservation_policies
             best = policies.BestN(
                 get_metric_fn=lambda m: m[integrity.METRIC], n=1, keep_checkpoints_without_metrics=False
@@ -290,11 +299,12 @@ class Checkpoints:
         except UserError:
             raise
         except Exception as error:
-            steps = self.steps()
-            kept = f"step {steps[-1]} is the newest complete checkpoint" if steps else "no checkpoint is complete"
+            number = refusal(error)
+            if number is not None:
+                raise cannot_write(self._directory, number, self.kept()) from error
             raise UserError(
-                f"{self._directory}: a checkpoint could not be written ({_line(error)}), expected a folder with room; "
-                f"{kept}; free some space or correct its permissions, then start the same command again"
+                f"{self._directory}: a checkpoint could not be written ({_line(error)}), expected a complete one; "
+                f"{self.kept()}; start the same command again"
             ) from error
 
 
@@ -309,7 +319,4 @@ def _put_aside(folder: Path, where: Path) -> None:
 def _line(error: BaseException) -> str:
     """Return a one-line summary of an error, without the source locations that TensorStore adds."""
     text = " ".join(str(error).split()) or type(error).__name__
-    for marker in ("No space left on device", "Read-only file system", "Permission denied", "Disk quota exceeded"):
-        if marker in text:
-            return marker.lower()
     return text.split(" [source locations")[0][:160]

@@ -1,17 +1,22 @@
 """Metrics of a run: metrics.jsonl, TensorBoard event files, and progress on the terminal."""
 
+import contextlib
 import json
 import math
-import os
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
 
 from cacenet_jax.data import json_files
 from cacenet_jax.distributed import progress
+from cacenet_jax.run.workdir import write_file
+
+_FLUSH_INTERVAL_S = 60.0
 
 
 class MetricWriter:
@@ -23,22 +28,49 @@ class MetricWriter:
         self._path = workdir / "metrics.jsonl"
         if self._path.exists():
             kept_lines = [line for line in self._path.read_bytes().splitlines() if _step_of(line) <= first_step]
-            scratch = self._path.with_suffix(".tmp")
-            scratch.write_bytes(b"".join(line + b"\n" for line in kept_lines))
-            os.replace(scratch, self._path)
+            write_file(self._path, b"".join(line + b"\n" for line in kept_lines))
         self._file = self._path.open("a", buffering=1)
-        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1 if first_step else None)
+        self._board = _Board(workdir / "tensorboard", first_step)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Append the line {"step": step, name: value, ...}. A slash in a name creates a group in TensorBoard."""
         self._file.write(json.dumps({"step": step, **metrics}) + "\n")
         for name, value in metrics.items():
-            self._board.add_scalar(name, value, step)
+            self._board.write(name, value, step)
 
     def close(self) -> None:
         """Flush and close the files."""
+        with contextlib.ExitStack() as stack:  # both, also if one fails
+            stack.callback(self._board.close)
+            stack.callback(self._file.close)
+
+
+class _Board:
+    """Event file of TensorBoard.
+
+    It is written by the thread that trains. tensorboardX's SummaryWriter has a thread of its own, which dies on a full
+    disk; its queue then blocks the training for ever.
+    """
+
+    def __init__(self, folder: Path, first_step: int):
+        folder.mkdir(exist_ok=True)
+        self._file = EventsWriter(str(folder / "events"))
+        self._flushed = -math.inf
+        if first_step:  # TensorBoard hides what an interrupted run has written for later steps
+            self._write(Event(step=first_step + 1, session_log=SessionLog(status=SessionLog.START)))
+
+    def write(self, name: str, value: float, step: int) -> None:
+        self._write(Event(step=step, summary=scalar(name, value)))
+        if time.monotonic() - self._flushed > _FLUSH_INTERVAL_S:
+            self._flushed = time.monotonic()
+            self._file.flush()
+
+    def _write(self, event: Event) -> None:
+        event.wall_time = time.time()
+        self._file.write_event(event)
+
+    def close(self) -> None:
         self._file.close()
-        self._board.close()
 
 
 class NullWriter:

@@ -29,17 +29,22 @@ def check_workdir(workdir: Path, config: dict[str, Any]) -> None:
         UserError: the folder is not writable, contains checkpoints without a config, or belongs to a run with another
             config; in the last case the differing fields are listed.
     """
+    check_writable(workdir)
+    recorded = recorded_config(workdir)
+    if recorded is not None:
+        _check_unchanged(workdir, differences(recorded, config))
+    elif (workdir / "checkpoints").exists():
+        raise UserError(f"{workdir}: found checkpoints without config.json, expected both; choose a new --workdir")
+
+
+def check_writable(workdir: Path) -> None:
+    """Raise UserError if nothing can be written to a folder, or to the folder that it would be created in."""
     existing = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         obstacle = "a folder that cannot be written" if existing.is_dir() else "a file"
         raise UserError(
             f"--workdir={workdir}: found {obstacle}, {existing}, expected a folder; choose another --workdir"
         )
-    recorded = recorded_config(workdir)
-    if recorded is not None:
-        _check_unchanged(workdir, differences(recorded, config))
-    elif (workdir / "checkpoints").exists():
-        raise UserError(f"{workdir}: found checkpoints without config.json, expected both; choose a new --workdir")
 
 
 @contextlib.contextmanager
@@ -181,7 +186,17 @@ def _check_unchanged(workdir: Path, changed: list[str]) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file atomically."""
+    write_file(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_file(path: Path, content: str | bytes) -> None:
+    """Write a file atomically; a failed write leaves the old file and nothing else."""
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    scratch.write_text(json.dumps(value, indent=2) + "\n")
-    os.replace(scratch, path)
+    try:
+        scratch.write_bytes(content.encode() if isinstance(content, str) else content)
+        os.replace(scratch, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            scratch.unlink()
+        raise

@@ -14,6 +14,7 @@ from cacenet_jax.distributed.progress import track
 from cacenet_jax.errors import UserError
 from cacenet_jax.experiment import Experiment
 from cacenet_jax.run.fingerprint import matching_results, of_data, of_network
+from cacenet_jax.run.workdir import write_file
 from cacenet_jax.train import load
 from cacenet_jax.visualize import page
 from cacenet_jax.visualize.browse import rank
@@ -70,11 +71,11 @@ def visualize(config: ConfigDict, workdir: str | Path) -> Path:
         if data is not None
     }
     for picture, data in pictures.items():
-        (folder / picture).write_bytes(data)
+        write_file(folder / picture, data)
     path = folder / "report.html"
     results = matching_results(workdir, of_data(trained.prepared), of_network(trained.state))
     facts = _facts(settings, trained.step, name, len(gallery.indices), trained.net.pair_title)
-    path.write_text(page.html(cases, change, facts, results), "utf-8")
+    write_file(path, page.html(cases, change, facts, results))
     size = path.stat().st_size / 1024
     print(f"{path}: {size:.0f} KiB, self-contained; beside it {len(pictures)} figures as PNG", flush=True)
     return path

@@ -164,7 +164,7 @@ def test_a_save_that_cannot_be_written_names_the_folder_and_the_last_good_step(f
 
     monkeypatch.setattr(checkpoints._checkpointer, "save_checkpointables_async", full)
     message = (
-        r"checkpoints: a checkpoint could not be written \(no space left on device\).*step 3 is the newest complete"
+        r"checkpoints: files cannot be written \(no space left on device\).*step 3 is the newest complete checkpoint"
     )
     with pytest.raises(UserError, match=message):
         checkpoints.save(4, state_at(4))

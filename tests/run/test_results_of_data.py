@@ -130,7 +130,7 @@ def test_an_evaluation_on_other_data_leaves_the_results_of_the_run(study):
     other = write(folder, "others.csv", rows(test=range(21, 26)))
     done = run_main(folder, "--mode=evaluate", f"--workdir={RUN}", other)
     assert done.returncode == 0 and (folder / RUN / "results.json").read_text() == results, done.stderr
-    assert "results.json is of other data and is kept" in done.stderr
+    assert "results.json; their results go to" in done.stderr
     (path,) = (folder / RUN).glob("results_*.json")
     assert json.loads(path.read_text())["num_gallery"] == 5
     done = run_main(folder, *TOP_K, root)

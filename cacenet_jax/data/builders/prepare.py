@@ -18,7 +18,7 @@ from cacenet_jax.data.builders.base import ReidBuilder, ReidConfig
 from cacenet_jax.data.builders.scan import ON_ERROR, SPLITS, Scan
 from cacenet_jax.data.builders.split import Prepared, read_metadata, split_counts
 from cacenet_jax.distributed.progress import Progress, shown
-from cacenet_jax.errors import UserError, printable
+from cacenet_jax.errors import UserError, printable, writing
 
 _BUILDERS = {  # data set name -> class in the module of that name
     "dukemtmc_reid": "DukemtmcReid",
@@ -79,7 +79,7 @@ def prepare(
     directory, scan = _resolve(builder, chosen, home, root, needs, on_error)
     is_new = not os.path.isdir(directory)
     if scan is not None and is_new:
-        with _locked(home, progress):
+        with _locked(home, progress), writing(home):
             if not os.path.isdir(directory):  # another process may have prepared it in the meantime
                 _remove_leftovers(home)
                 _write(builder, scan, _content_options(chosen), directory, progress, on_error)
