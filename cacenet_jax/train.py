@@ -319,10 +319,11 @@ def evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
 def _is_own(trained: Trained, folder: Path) -> bool:
     """Return False if the network was trained on other data than those of its config, or perhaps on others.
 
-    Data without a train split are taken for those of the run unless it has results already.
+    Data without a train split are taken for those of the run unless it has results already. An imported network has no
+    data of its own.
     """
     recorded = recorded_data(folder)
-    if recorded is None:
+    if recorded is None or "imported" in recorded:
         return True
     if not len(open_split(trained.prepared, "train")):
         return not (folder / "results.json").exists()
