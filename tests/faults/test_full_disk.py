@@ -10,14 +10,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from command import TINY, Command
+from command import TINY, Command, free_address
 from faults.full_disk import file_size_limit, small_disk
+from released import golden_config, golden_network, state_dict
+from safetensors.numpy import save_file
 
+from cacenet_jax import experiment
 from cacenet_jax.data.builders import open_split, prepare
 from cacenet_jax.distributed.device_map import global_mesh, replicated_sharding
 from cacenet_jax.errors import UserError, WriteError, refusal, writing
 from cacenet_jax.export.folder import MANIFEST, place
 from cacenet_jax.run.checkpoints import Checkpoints
+from cacenet_jax.run.import_checkpoint import import_checkpoint
 from cacenet_jax.run.metric_writer import MetricWriter
 from cacenet_jax.run.workdir import check_writable, write_file
 from cacenet_jax.train_step import TrainState
@@ -185,6 +189,32 @@ def test_other_modes_on_a_full_disk(trained, mode):
         assert f"error: run: files cannot be written ({FULL})" in line and MODES[mode] in line
         assert {path: path.read_bytes() for path in (disk.folder / "run").rglob("*.json")} == before
         assert not list((disk.folder / "run").glob("*/manifest.json")) + list((disk.folder / "run").glob("*/*.html"))
+
+
+@pytest.mark.slow
+def test_two_processes_end_together_on_a_full_disk(trained):
+    with small_disk(trained.folder.parent / "disk_two") as disk:
+        command = Command(disk.folder, trained.cache)
+        disk.leave(1500)
+        where = ("--distributed", f"--coordinator={free_address()}", "--num_processes=2")
+        both = [command.line(*TRAIN, *where, f"--process_id={i}") for i in range(2)]
+        done = command.together(*both, seconds=300)
+        assert all(f"checkpoints: files cannot be written ({FULL})" in error_of(process) for process in done)
+
+
+@pytest.mark.slow
+def test_importing_on_a_full_disk(disk, tmp_path, monkeypatch):
+    net = golden_network()
+    monkeypatch.setattr(experiment.Network, "build", lambda network, num_identities: net)  # stages that no name has
+    save_file({name: x.astype(np.float32) for name, x in state_dict().items()}, tmp_path / "net.safetensors")
+    config = golden_config()
+    config.pretrained, config.devices = str(tmp_path / "net.safetensors"), 1
+    disk.leave(60)
+    with pytest.raises(WriteError, match=f"checkpoints: files cannot be written .{FULL}.*no checkpoint is complete"):
+        import_checkpoint(config, disk.folder / "run")
+    disk.clear()
+    import_checkpoint(config, disk.folder / "run")
+    assert Checkpoints(disk.folder / "run", create=False).steps() == [1]
 
 
 @pytest.mark.slow
