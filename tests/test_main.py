@@ -81,7 +81,7 @@ FLAGS = {
     "a mode of later": ((*SYNTHETIC, "--mode=search"), ("--mode", "'search'", "expected one of train, import")),
     "no workdir to read": (("--mode=evaluate",), ("--workdir: not given",)),
     "no run to read": (("--mode=evaluate", "--workdir=run"), ("--workdir: no config.json in run", "train it first")),
-    "import without config": (("--mode=import", "--workdir=run"), ("--config: not given",)),
+    "import without config": (("--mode=import", "--workdir=run"), ("config.pretrained: not given",)),
     "no value": ((*SYNTHETIC, "--config.model.pair.kind"), ("--config.model.pair.kind: no value",)),
     "no first stage": (
         (f"--config={ROOT}/configs/second_stage.py", "--workdir=run"), ("config.init_from: not given",),

@@ -216,7 +216,7 @@ def test_many_images_compile_nothing_new(trained, reid):
     ("image", "message"),
     [
         ("nowhere.jpg", r"^nowhere.jpg: found no file that can be read \(No such file.*; correct the path"),
-        (os.curdir, r"^\.: found no file that can be read \(Is a directory"),
+        (os.curdir, r"^\.: found a folder, expected a file"),
         (__file__, r"found .* bytes that are not an image .*, expected JPEG, PNG, .*; convert it or leave it out"),
         (np.zeros((4, 4, 3), np.float32), r"^image 1: found values of type float32, expected uint8 pixels"),
         (
@@ -247,7 +247,7 @@ def test_impossible_requests_are_one_line(trained, reid):
 
 def test_places_that_hold_no_network_are_one_line(trained, tmp_path):
     with pytest.raises(
-        UserError, match=r"nowhere: found no folder, expected the workdir of a run or the folder of an exp"
+        UserError, match=r"nowhere: found no folder, expected the workdir of a run, the folder of an exp"
     ):
         cace.load(tmp_path / "nowhere")
     with pytest.raises(UserError, match=r"found a folder without config.json or manifest.json"):

@@ -8,7 +8,7 @@ from command import TINY
 from matplotlib.colors import to_hex
 
 from cacenet_jax import experiment
-from cacenet_jax.data.builders import open_split
+from cacenet_jax.data.builders import TEST_SPLITS, open_split
 from cacenet_jax.data.subsets import all_records
 from cacenet_jax.errors import UserError
 from cacenet_jax.evaluate import Rankable
@@ -24,7 +24,7 @@ def ranked(tmp_path_factory):
     config = run_path(str(TINY))["get_config"]()
     config.data.dir = str(tmp_path_factory.mktemp("prepared"))
     settings = experiment.read(config)
-    prepared = prepare_data(settings.data)
+    prepared = prepare_data(settings.data, TEST_SPLITS)
     rng = np.random.default_rng(0)
 
     def labelled(name):

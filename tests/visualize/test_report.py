@@ -13,7 +13,7 @@ from command import TINY
 
 from cacenet_jax import experiment
 from cacenet_jax.config import paper
-from cacenet_jax.data.builders import open_split
+from cacenet_jax.data.builders import TEST_SPLITS, open_split
 from cacenet_jax.data.subsets import all_records
 from cacenet_jax.errors import UserError
 from cacenet_jax.evaluate import score
@@ -46,7 +46,7 @@ def untrained(tmp_path, data_dir, monkeypatch):
         settings = experiment.read(config)
         net = settings.network.build(8)
         state = create_state(net, optax.sgd(1.0), jax.random.key(0), (config.data.height, config.data.width))
-        trained = Trained(settings, net, 12, state, prepare_data(settings.data))
+        trained = Trained(settings, net, 12, state, prepare_data(settings.data, TEST_SPLITS))
         load = lambda config, workdir: trained._replace(settings=experiment.read(config))
         monkeypatch.setattr(report, "load", load)
         splits = (all_records(open_split(trained.prepared, split)) for split in ("query", "gallery"))
