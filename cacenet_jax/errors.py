@@ -19,8 +19,14 @@ class UserError(ValueError):
     """
 
 
-def printable(text: str) -> str:
-    """Return a file name in one line that any terminal shows; bytes that are not UTF-8 and control characters escaped."""
+def printable(text: str, length: int = 0) -> str:
+    """Return a name as one line that any terminal shows.
+
+    Args:
+        text: name of a file or in a file. Bytes that are not UTF-8 and control characters are escaped.
+        length: number of characters to which the name is shortened, 0 for all.
+    """
+    text = text if not length or len(text) <= length else text[: length - 1] + "\u2026"
     if text.isprintable():
         return text
     text = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

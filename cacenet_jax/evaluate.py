@@ -9,12 +9,11 @@ import numpy as np
 from absl import logging
 
 from cacenet_jax.data.builders import SPLITS, TEST_SPLITS, Prepared, open_split
-from cacenet_jax.data.builders.source import printable
 from cacenet_jax.data.pipeline import evaluation_batches
 from cacenet_jax.data.subsets import Subset, TrainVal, all_records
 from cacenet_jax.distributed.device_map import global_mesh
 from cacenet_jax.distributed.processes import broadcast_from_writer, is_writer
-from cacenet_jax.errors import UserError
+from cacenet_jax.errors import UserError, printable
 from cacenet_jax.experiment import Experiment
 from cacenet_jax.models.cacenet import CACENet
 from cacenet_jax.models.scoring import scoring
@@ -74,7 +73,7 @@ def score(
     """
     rankable = describe(settings, net, state, query, gallery)
     result = evaluate(*rankable, mixes)
-    if settings.evaluation.verification:
+    if settings.evaluation.verification and not mixes:
         result["verification"] = _verification(rankable)
     return result
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from flax import traverse_util
 
-from cacenet_jax.errors import UserError
+from cacenet_jax.errors import UserError, printable
 
 # Prefixes that training scripts and compilers add to the parameter names of a backbone; they may be nested.
 _PREFIXES = ("module.", "_orig_mod.", "backbone.", "base.", "model.", "resnet.")
@@ -14,6 +14,7 @@ _PREFIXES = ("module.", "_orig_mod.", "backbone.", "base.", "model.", "resnet.")
 _CLASSIFIERS = ("fc.", "classifier.", "head.")
 _COUNTER = "num_batches_tracked"
 _SHOWN = 8  # maximum number of names per kind in a message
+NAME_LENGTH = 120  # characters of a name in a message
 _MAX_PARTS = 32  # of a name, between dots
 
 
@@ -66,16 +67,10 @@ class MatchedWeights(NamedTuple):
     added: list[str]
 
 
-def printable(text: str, length: int = 120) -> str:
-    """Return text of a file as it may be printed on one line: shortened, and without control characters."""
-    text = text if len(text) <= length else text[: length - 1] + "\u2026"
-    return text if text.isprintable() else ascii(text)[1:-1]
-
-
 def listed(names: Sequence[str]) -> str:
     """Format the first few names and the number of remaining ones."""
     more = f", and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(map(printable, names[:_SHOWN])) + more
+    return ", ".join(printable(name, NAME_LENGTH) for name in names[:_SHOWN]) + more
 
 
 def match_weights(

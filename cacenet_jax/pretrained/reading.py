@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
-from cacenet_jax.errors import UserError
+from cacenet_jax.errors import UserError, printable
 from cacenet_jax.pretrained import torch_file
-from cacenet_jax.pretrained.matching import printable
+from cacenet_jax.pretrained.matching import NAME_LENGTH
 
 # First bytes of files that are often saved or downloaded in place of weights.
 _OTHERS = {
@@ -60,9 +60,10 @@ def _safetensors(path: Path) -> dict[str, np.ndarray]:
             for name in file.keys():
                 dtype = file.get_slice(name).get_dtype()
                 if dtype not in _SAFETENSORS_TYPES:
+                    shown = printable(name, NAME_LENGTH)
                     raise UserError(
-                        f"{path}: found {printable(name)} of type {dtype}, expected floats of 16 bits or more; save the "
-                        "state dict after .float()"
+                        f"{path}: found {shown} of type {dtype}, expected floats of 16 bits or more; save the state dict "
+                        "after .float()"
                     )
             return file.get_tensors()
     except SafetensorError as error:

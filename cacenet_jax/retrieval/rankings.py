@@ -167,7 +167,8 @@ def evaluate(
         gallery: gallery images.
         rescore: function from candidates to pair distances; None ranks by individual distance only.
         settings: ranking options.
-        mixes: additional weights of the pair distance to evaluate, for choosing settings.mix on validation data.
+        mixes: additional weights of the pair distance to evaluate, for choosing settings.mix on validation data, which
+            is not re-ranked.
 
     Returns:
         Dictionary with the metrics, as fractions of 1, under "individual" and, given `rescore`, "conditional" and
@@ -189,7 +190,7 @@ def evaluate(
             order_QK = _mixed_order(pair_QK, ranking.distance_QK, weight)
             summaries[name] = _summarise_all(_reorder_all(ranking.matches, order_QK), num_query)
     result: dict[str, Any] = {}
-    if settings.rerank != NO_RERANKING:
+    if settings.rerank != NO_RERANKING and not mixes:
         reranked_QG, cost = rerank(settings.rerank, query.embedding, gallery.embedding)
         result |= cost
         ranking = _rank(query, gallery, settings, top_k, lambda start, stop: reranked_QG[start:stop])

@@ -83,6 +83,7 @@ def test_reranked_rows_equal_the_method_and_the_loop(method):
     assert result[f"mixed, {method}"] == pytest.approx(by_matrix(mixed_QG), rel=1e-6)
     plain = evaluate(query, gallery, rescore, Settings(top_k=12, mix=0.3))
     assert {name: result[name] for name in plain} == plain
+    assert "rerank_seconds" not in evaluate(query, gallery, rescore, settings, mixes=(0.3,))  # validation
     assert result["rerank_seconds"] > 0 and 0.01 < result["peak_gib"] < 100
 
 
