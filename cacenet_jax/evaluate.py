@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from absl import logging
+from jaxtyping import Float
 
 from cacenet_jax.data.builders import SPLITS, TEST_SPLITS, Prepared, open_split
 from cacenet_jax.data.pipeline import evaluation_batches
@@ -137,6 +138,33 @@ def describe(settings: Experiment, net: CACENet, state: TrainState, query: Subse
         rerank=evaluation.rerank,
     )
     return Rankable(query_set, gallery_set, rescore, ranking)
+
+
+def mean_embeddings(settings: Experiment, net: CACENet, state: TrainState, subset: Subset) -> Float[np.ndarray, "F I"]:
+    """Compute the mean of the L2-normalised embeddings of each identity, one column per class.
+
+    This is a collective operation: every process must call it with the same arguments, and all get the same result.
+
+    Raises:
+        UserError: an embedding is not finite.
+    """
+    evaluation, data = settings.evaluation, settings.data
+    mesh = global_mesh(settings.devices)
+    batch = round_up(evaluation.batch_size, mesh)
+    functions = scoring(net, evaluation.flip, evaluation.map_dtype)
+    variables = replicate({"params": state.params, "batch_stats": state.batch_stats}, mesh)
+    given = (variables, functions.compose(variables) if functions.compose else None)
+    mine = subset._replace(indices=subset.indices[process_rows(len(subset.indices), batch, mesh)])
+    size = {"height": data.height, "width": data.width, "parts": settings.part_labels()}
+    size["batch_size"] = batch // mesh.size * len(mesh.local_devices)
+    embedding_nF = extract(
+        functions.describe, given, (images for images, _ in evaluation_batches(mine, **size)), len(subset.indices),
+        image_shape=(*data.image_size, net.image_channels), batch=batch, mesh=mesh, store=None,
+    )  # fmt: skip
+    _check_embeddings(embedding_nF, subset, "mean embeddings of the training identities")
+    sums_IF = np.zeros((subset.num_identities, embedding_nF.shape[1]))
+    np.add.at(sums_IF, subset.labels, embedding_nF)
+    return (sums_IF / np.bincount(subset.labels)[:, None]).T
 
 
 def _check_embeddings(embedding_nF: np.ndarray, subset: Subset, where: str) -> None:

@@ -1,6 +1,7 @@
 """Training loop. The maths is in train_step.py, the model in models/ and the ranking in retrieval/."""
 
 import contextlib
+import functools
 import math
 import sys
 from collections.abc import Sequence
@@ -27,7 +28,7 @@ from cacenet_jax.distributed.device_map import (
 )
 from cacenet_jax.distributed.processes import broadcast_from_writer, check_same, is_writer, writer_first
 from cacenet_jax.errors import UserError, writing
-from cacenet_jax.evaluate import MIXES, check_splits, has_test_split, score, score_test, write_skipped
+from cacenet_jax.evaluate import MIXES, check_splits, has_test_split, mean_embeddings, score, score_test, write_skipped
 from cacenet_jax.experiment import Data, Experiment
 from cacenet_jax.models.cacenet import CACENet
 from cacenet_jax.run import alarms, compilation, initialisation, stopping
@@ -145,8 +146,9 @@ def _train(config: ConfigDict, workdir: Path, held: contextlib.ExitStack) -> dic
     state = create_state(net, optimizer, init_key, data.image_size)
 
     # -- Initialisation or resumption ---------------------------------------------------------------------------------
+    class_means = functools.partial(mean_embeddings, settings, net, subset=cut.train)
     if is_new:  # before the workdir is claimed, which would make a wrong config.init_from permanent
-        state = initialisation.initialise(config, state, cut.train.summary())
+        state = initialisation.initialise(config, state, cut.train.summary(), class_means)
     held.enter_context(locked(workdir))
     claim_workdir(workdir, to_dict(config), cut.train.summary())
     checkpoints = Checkpoints(workdir, keep=settings.checkpoints_kept)
@@ -155,7 +157,7 @@ def _train(config: ConfigDict, workdir: Path, held: contextlib.ExitStack) -> dic
         first_step, state = checkpoints.restore(state, replicated_sharding(device_map.mesh))
         _say(f"continuing {workdir} from step {first_step} of {last_step}")
     elif not is_new:  # interrupted before the first checkpoint
-        state = initialisation.initialise(config, state, cut.train.summary())
+        state = initialisation.initialise(config, state, cut.train.summary(), class_means)
     state = device_map.replicate(state)
     if data.hard_pool:  # from frozen parameters, so that a resumed run draws the same batches
         classifier = state.params["individual_head"]["classifier"]["kernel"].addressable_data(0)

@@ -9,14 +9,20 @@ import jax
 import numpy as np
 import pytest
 
+import cacenet_jax
+from cacenet_jax import experiment
+from cacenet_jax.data.builders import open_split
+from cacenet_jax.data.pipeline import evaluation_batches
+from cacenet_jax.data.subsets import all_records
 from cacenet_jax.distributed.device_map import global_mesh, replicated_sharding
 from cacenet_jax.errors import UserError
 from cacenet_jax.models.cacenet import INDIVIDUAL_PARAMETERS
 from cacenet_jax.run.checkpoints import Checkpoints
 from cacenet_jax.run.choices import override, to_dict
+from cacenet_jax.run.completion import complete
 from cacenet_jax.run.initialisation import check_source
 from cacenet_jax.run.validation import validate
-from cacenet_jax.train import train
+from cacenet_jax.train import prepare_data, train
 
 SPEC = importlib.util.spec_from_file_location("tiny", Path(__file__).parent / "configs" / "tiny.py")
 TINY = importlib.util.module_from_spec(SPEC)
@@ -94,7 +100,7 @@ def test_a_network_of_another_shape_is_refused(folder):
     folder, _, _ = folder
     config = second_config(folder)
     config.model.embed_dim = 8
-    told = r"not fit this network \(6 of .*model.embed_dim: 16 -> 8(.|\n)*head/conv/kernel \(64, 16\) ag"
+    told = r"not fit this network \(5 of .*model.embed_dim: 16 -> 8(.|\n)*head/conv/kernel \(64, 16\) ag"
     with pytest.raises(UserError, match=told):
         train(config, folder / "other")
     config = second_config(folder)
@@ -115,14 +121,44 @@ def test_a_network_of_other_maps_is_refused_before_the_workdir_is_claimed(folder
 def test_a_network_that_knows_the_validation_identities_is_refused(folder):
     first, config = folder[0] / "first", second_config(folder[0])
     data = json.loads((first / "data.json").read_text())
+    check_source(first, to_dict(config), {**data, "sha256": "others"})  # nobody is held out
+    config.data.val_share = 0.25
     check_source(first, to_dict(config), data)
     config.data.options.check_counts = True  # changes no record
     check_source(first, to_dict(config), data)
-    with pytest.raises(UserError, match=r"another kind \(training data: .*'sha256': 'others'"):
+    with pytest.raises(
+        UserError, match=r"other people of synthetic_pedestrians \(training data: .*'sha256': 'others'"
+    ):
         check_source(first, to_dict(config), {**data, "sha256": "others"})  # another cut of as many identities
     config.data.options.seed = 5
-    with pytest.raises(UserError, match=r"another kind \(data.options.seed: None -> 5\)"):
+    with pytest.raises(
+        UserError, match=r"other people of synthetic_pedestrians \(data.options.seed: None -> 5\)"
+    ):
         check_source(first, to_dict(config), data)
+
+
+def test_a_frozen_network_of_other_people_finds_look_alikes_by_mean_embeddings(folder, capsys):
+    folder, _, _ = folder
+    config = second_config(folder)
+    config.data.options.update({"seed": 5, "num_train_ids": 12})
+    config.data.hard_pool = 3
+    train(config, folder / "others")
+    assert "trained on other identities; its classifier is their mean embeddings" in capsys.readouterr().out
+    first, second = arrays(folder / "first"), arrays(folder / "others")
+    classifier = second["params"]["individual_head"].pop("classifier")["kernel"]
+    first["params"]["individual_head"].pop("classifier")
+    for name in ("backbone", "individual_head"):
+        jax.tree.map(np.testing.assert_array_equal, first["params"][name], second["params"][name])
+    # Literal: images of the training split, embedded by the loaded network, averaged by identity.
+    recorded = json.loads((folder / "others" / "config.json").read_text())
+    split = open_split(prepare_data(experiment.read(complete(config)).data, ("train",)), "train")
+    subset = all_records(split)
+    images = np.concatenate([x for x, _ in evaluation_batches(
+        subset, height=recorded["data"]["height"], width=recorded["data"]["width"], batch_size=1, parts=None
+    )])  # fmt: skip
+    embedding = cacenet_jax.load(folder / "first").embed(images)
+    means = np.stack([embedding[subset.labels == label].mean(axis=0) for label in range(subset.num_identities)], axis=1)
+    np.testing.assert_allclose(classifier, means, atol=1e-5)
 
 
 @pytest.mark.parametrize(

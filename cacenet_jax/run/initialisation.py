@@ -1,12 +1,13 @@
 """Initialisation of a run from published backbone weights or from the network of another workdir."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import traverse_util
 from ml_collections import ConfigDict
 
@@ -46,19 +47,23 @@ def check(config: ConfigDict) -> None:
         _read_weights(config, like)
 
 
-def initialise(config: ConfigDict, state: TrainState, data: dict[str, Any]) -> TrainState:
+def initialise(
+    config: ConfigDict, state: TrainState, data: dict[str, Any], class_means: Callable[[TrainState], np.ndarray]
+) -> TrainState:
     """Return a state with parameters loaded from config.init_from or config.pretrained, if either is set.
 
     Args:
         config: config of this run.
         state: randomly initialised state.
         data: summary of the training data (`Subset.summary`).
+        class_means: function from a state to the mean embeddings of the training identities, (F, I). They become the
+            classifier of a frozen network that was trained on other identities, whose own classifier is of no use here.
 
     Raises:
         UserError: the source is missing, does not match, or was trained on this run's validation identities.
     """
     if config.init_from:
-        return _from_run(config, state, data)
+        return _from_run(config, state, data, class_means)
     if config.pretrained:
         return _from_weights(config, state)
     return state
@@ -96,9 +101,9 @@ def _grouped(names: list[str]) -> list[str]:
 def check_source(workdir: Path, config: dict[str, Any], data: dict[str, Any]) -> None:
     """Check that a run with this config and training data may start from the network in a workdir.
 
-    A frozen network must have this run's backbone and pooling, and must have been trained on the same identities. If
-    the network is not frozen and this run holds out validation identities, then neither that network nor the networks
-    that it was initialised from may have been trained on other identities of the same data set.
+    A frozen network must have this run's backbone and pooling. If this run holds out validation identities, then neither
+    that network nor the networks that it was initialised from may have been trained on other identities of the same data
+    set.
 
     Args:
         workdir: workdir of the network.
@@ -110,16 +115,14 @@ def check_source(workdir: Path, config: dict[str, Any], data: dict[str, Any]) ->
     """
     _need_checkpoints(workdir)
     if config["model"]["frozen"]:
-        other = _other_data(workdir, config, data)
         changed = differences(recorded_config(workdir) or {}, config)
-        other = [d for d in changed if d.split(":")[0].startswith(_OF_WHAT_IS_KEPT)] + other
+        other = [d for d in changed if d.split(":")[0].startswith(_OF_WHAT_IS_KEPT)]
         if other:
             raise UserError(
                 f"config.init_from: found {workdir}, a network of another kind ({'; '.join(other)}), expected this run's "
-                "backbone, pooling and training identities; name another workdir, or take its config.data and config.model "
-                "fields"
+                "backbone and pooling; name another workdir, or take its config.model fields"
             )
-    elif config["data"]["val_share"] > 0:
+    if config["data"]["val_share"] > 0:
         for folder in _lineage(workdir):
             name = _fields(folder)["data.name"]
             other = _other_data(folder, config, data)
@@ -186,7 +189,7 @@ def _take(ours: Any, theirs: Any, same_people: bool, frozen: bool) -> _Taken:
     tree = dict(ours_flat)
     for path, x in ours_flat.items():
         name = "/".join(path)
-        is_classifier = ("classifier" in path or _PAIR_CLASSIFIER in path) and not frozen
+        is_classifier = "classifier" in path or _PAIR_CLASSIFIER in path
         if path[0] not in theirs:
             if path[0] in (INDIVIDUAL_PARAMETERS if frozen else ("backbone",)):
                 misfits.missing.append(name)
@@ -213,7 +216,9 @@ def _take(ours: Any, theirs: Any, same_people: bool, frozen: bool) -> _Taken:
     return _Taken(traverse_util.unflatten_dict(tree), parts, new, unused, misfits)
 
 
-def _from_run(config: ConfigDict, state: TrainState, data: dict[str, Any]) -> TrainState:
+def _from_run(
+    config: ConfigDict, state: TrainState, data: dict[str, Any], class_means: Callable[[TrainState], np.ndarray]
+) -> TrainState:
     folder, plain = Path(config.init_from), to_dict(config)
     check_source(folder, plain, data)
     checkpoints = Checkpoints(folder, create=False)
@@ -239,7 +244,14 @@ def _from_run(config: ConfigDict, state: TrainState, data: dict[str, Any]) -> Tr
     new = f"; new: {', '.join(taken.new)}" if taken.new else ""
     unused = f"; not used: {', '.join(taken.unused)}" if taken.unused else ""
     _say(f"starting from {folder}, step {step}: {', '.join(taken.parts)}{new}{unused}")
-    return dataclasses.replace(state, params=taken.tree, batch_stats=statistics.tree)
+    state = dataclasses.replace(state, params=taken.tree, batch_stats=statistics.tree)
+    if config.model.frozen and not same_people:
+        head = state.params["individual_head"]
+        means_FI = jnp.asarray(class_means(state), head["classifier"]["kernel"].dtype)
+        head = head | {"classifier": head["classifier"] | {"kernel": means_FI}}
+        state = dataclasses.replace(state, params=state.params | {"individual_head": head})
+        _say("the frozen network was trained on other identities; its classifier is their mean embeddings here")
+    return state
 
 
 def _say(text: str) -> None:

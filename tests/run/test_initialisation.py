@@ -58,6 +58,10 @@ def assert_equal(actual, expected):
     jax.tree.map(np.testing.assert_array_equal, actual, expected)
 
 
+def unused(state):
+    raise AssertionError("no network here is frozen")
+
+
 # -- Published weights --------------------------------------------------------------------------------------------------
 
 
@@ -80,7 +84,7 @@ def test_a_backbone_starts_from_published_weights_and_the_rest_as_without_them(w
     source, variables = weights
     config = config_of(pretrained=source)
     net, state = state_of(config, 8)
-    begun = initialisation.initialise(config, state, EIGHT)
+    begun = initialisation.initialise(config, state, EIGHT, unused)
     images = jax.random.normal(jax.random.key(1), (2, 32, 16, 3))
     maps = jax.jit(lambda v: net.apply(v, images, train=False, method="maps"))
     alone = jax.jit(lambda v: resnet.build("resnet_tiny").apply(v, images, train=False))(variables)
@@ -132,7 +136,7 @@ def test_fine_tuning_with_other_identities_starts_their_classifiers_anew(tmp_pat
         2,
     )  # what has no parameter may differ
     _, state = state_of(config, 6)
-    begun = initialisation.initialise(config, state, SIX)
+    begun = initialisation.initialise(config, state, SIX, unused)
     assert_equal(begun.params["backbone"], theirs.params["backbone"])
     assert_equal(begun.batch_stats["backbone"], theirs.batch_stats["backbone"])
     head, fresh = begun.params["individual_head"], state.params["individual_head"]
@@ -149,7 +153,7 @@ def test_a_classifier_is_taken_only_if_its_classes_are_the_same_people(tmp_path,
     theirs = workdir_of(tmp_path / "first", config_of(), EIGHT)
     config = config_of(init_from=str(tmp_path / "first"))
     _, state = state_of(config, 8)
-    begun = initialisation.initialise(config, state, EIGHT if same else EIGHT | {"sha256": "others"})
+    begun = initialisation.initialise(config, state, EIGHT if same else EIGHT | {"sha256": "others"}, unused)
     expected = theirs if same else state
     classifier = lambda state: state.params["individual_head"]["classifier"]
     assert_equal(classifier(begun), classifier(expected))
@@ -165,7 +169,7 @@ def test_the_pair_classifier_of_a_shared_encoder_comes_and_goes_with_the_pair_st
     theirs = workdir_of(tmp_path / "first", config_of(**(without if adds else both)), EIGHT)
     config = config_of(init_from=str(tmp_path / "first"), **(both if adds else without))
     _, state = state_of(config, 8)
-    begun = initialisation.initialise(config, state, EIGHT)
+    begun = initialisation.initialise(config, state, EIGHT, unused)
     head = begun.params["individual_head"]
     for layer in ("conv", "bn", "classifier"):
         assert_equal(head[layer], theirs.params["individual_head"][layer])
@@ -180,7 +184,7 @@ def test_everything_that_does_not_fit_is_told_at_once(tmp_path):
     config = config_of(init_from=str(tmp_path / "first"))
     config.model.backbone, config.model.embed_dim = "resnet_small", 8
     with pytest.raises(UserError) as caught:
-        initialisation.initialise(config, state_of(config, 6)[1], SIX)
+        initialisation.initialise(config, state_of(config, 6)[1], SIX, unused)
     first, *lines = str(caught.value).splitlines()
     assert "; its config differs in model.backbone: 'resnet_tiny' -> 'resnet_small'; model.embed_dim: 16 -> 8)" in first
     assert len(lines) == 1 and ": backbone/" in lines[0]

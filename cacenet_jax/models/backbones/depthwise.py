@@ -90,12 +90,16 @@ def _input_gradient(shape: tuple[int, ...], kernel_KKC: Array, grad_BHWC: Array,
 def _kernel_gradient(x_BHWC: Array, kernel_KKC: Array, grad_BHWC: Array, stride: int, symmetric: bool) -> Array:
     """Compute the gradient of the kernel.
 
-    Products are first summed over images at each position, so that the loops run over whole rows that stay in the
-    cache.
+    On a CPU, products are first summed over images at each position, so that the loops run over whole rows that stay in
+    the cache. Elsewhere, a loop over images would be a sequence of small kernels.
     """
     size = kernel_KKC.shape[0]
     wide = jnp.promote_types(x_BHWC.dtype, jnp.float32)
     padded_BHWC = jnp.pad(x_BHWC, ((0, 0), *_paddings(x_BHWC.shape, size, stride, symmetric), (0, 0)))
+    if jax.default_backend() != "cpu":
+        taps = _taps(padded_BHWC, size, stride, *grad_BHWC.shape[1:3])
+        sums = [(tap.astype(wide) * grad_BHWC.astype(wide)).sum(axis=(0, 1, 2)) for _, _, tap in taps]
+        return jnp.stack(sums).reshape(kernel_KKC.shape).astype(kernel_KKC.dtype)
 
     def add(sums: list[Array], image: tuple[Array, Array]) -> tuple[list[Array], None]:
         x_HWC, grad_HWC = image
