@@ -24,11 +24,13 @@ def test_same_padding_is_tensorflows(size, kernel, stride, expected):
     assert same_padding(size, kernel, stride) == expected
 
 
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
 @pytest.mark.parametrize("shape", [(6, 4), (7, 5), (1, 3)])
 @pytest.mark.parametrize(
     ("kernel", "stride", "symmetric"), [(3, 1, False), (3, 2, False), (5, 1, False), (5, 2, False), (3, 2, True)]
 )
-def test_forms_agree_in_value_and_gradients(shape, kernel, stride, symmetric, x64):
+def test_forms_agree_in_value_and_gradients(shape, kernel, stride, symmetric, backend, x64, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)  # each has its own gradient of the kernel
     rng = np.random.default_rng(0)
     x_BHWC = jnp.asarray(rng.standard_normal((2, *shape, 3)))
     params = {"params": {"kernel": jnp.asarray(rng.standard_normal((kernel, kernel, 1, 3)))}}
