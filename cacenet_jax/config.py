@@ -91,7 +91,7 @@ def paper() -> ml_collections.ConfigDict:
     config.eval.mix = 0.5  # weight of the pair distance in the mixed ranking
     config.eval.distance = "cosine"  # or euclidean, of embeddings that are not normalised
     config.eval.rerank = "none"  # or k_reciprocal, query_expansion: further rows of the table
-    config.eval.verification = False  # also compute the ROC curve's area and TPR at fixed FPR
+    config.eval.verification = False  # also the ROC curve's area, TPR at fixed FPR and trapezoid mAP
     config.eval.flip = True  # average the maps of an image and its mirror image
     config.eval.batch_size = 64
     config.eval.pairs_per_call = 512  # per device

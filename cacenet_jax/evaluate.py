@@ -20,7 +20,7 @@ from cacenet_jax.models.cacenet import CACENet
 from cacenet_jax.models.scoring import scoring
 from cacenet_jax.retrieval.distances import DISTANCES
 from cacenet_jax.retrieval.extract import extract, image_shapes, process_rows, round_up
-from cacenet_jax.retrieval.metrics import check_rankable
+from cacenet_jax.retrieval.metrics import MEAN_NAMES, check_rankable, evaluate_blocks
 from cacenet_jax.retrieval.rankings import LabelledSet, Rescore, Settings, check_sizes, evaluate
 from cacenet_jax.retrieval.rescore import Rescorer
 from cacenet_jax.retrieval.results_table import table
@@ -80,13 +80,18 @@ def score(
 
 
 def _verification(rankable: Rankable) -> dict[str, float]:
-    """Compute the verification metrics of the individual distance."""
+    """Compute the verification metrics and the trapezoid form of mAP, both of the individual distance."""
     query, gallery, _, settings = rankable
     distance = DISTANCES[settings.distance]
-    return verification(
-        lambda start, stop: distance(query.embedding[start:stop], gallery.embedding),
-        query.pids, gallery.pids, query.camids, gallery.camids, camera_filter=settings.camera_filter,
-    )  # fmt: skip
+
+    def rows(start: int, stop: int) -> np.ndarray:
+        return distance(query.embedding[start:stop], gallery.embedding)
+
+    labels = (query.pids, gallery.pids, query.camids, gallery.camids)
+    result = verification(rows, *labels, camera_filter=settings.camera_filter)
+    name = MEAN_NAMES["trapezoid"]
+    metrics = evaluate_blocks(rows, *labels, camera_filter=settings.camera_filter, ap="trapezoid")
+    return {**result, name: float(metrics[name])}
 
 
 def describe(settings: Experiment, net: CACENet, state: TrainState, query: Subset, gallery: Subset) -> Rankable:

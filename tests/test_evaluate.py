@@ -21,8 +21,10 @@ from cacenet_jax.models.pixels import normalise_images
 from cacenet_jax.models.scoring import scoring
 from cacenet_jax.retrieval import extract, rescore
 from cacenet_jax.retrieval import rankings as evaluation
+from cacenet_jax.retrieval.metrics import evaluate_ranking
 from cacenet_jax.retrieval.rescore import Rescorer
 from cacenet_jax.retrieval.term_store import Store, storage_dtype
+from cacenet_jax.retrieval.verification import line, verification
 
 STREAMED = 1e-5  # GiB, about ten images
 
@@ -207,3 +209,22 @@ def test_lowers_for_accelerators_from_a_cpu(platform):
     score = rescore._compile_step(functions.distance, types, mesh, True).trace(constants, terms, terms, *indices)
     for traced in (describe, score):
         assert "stablehlo" in traced.lower(lowering_platforms=(platform,)).as_text()
+
+
+def test_verification_and_the_trapezoid_form_are_of_the_individual_distance():
+    result = run(tiny_config(flip=False, verification=True), mixes=())["verification"]
+    net, values = state()
+    variables = {"params": values.params, "batch_stats": values.batch_stats}
+    parts = split(NUM_QUERY, 1), split(NUM_GALLERY, 2)
+    embedded = []
+    for part in parts:
+        images, _ = next(evaluation_batches(part, height=6, width=4, batch_size=len(part.indices)))
+        maps = applied(net, variables, normalise_images(jax.numpy.asarray(images)), train=False, method="maps")
+        embedded.append(np.asarray(applied(net, variables, maps, method="describe").embedding))
+    labels = (parts[0].pids, parts[1].pids, parts[0].camids, parts[1].camids)
+    cosine = 1 - embedded[0] @ embedded[1].T
+    expected = evaluate_ranking(cosine, *labels, ap="trapezoid")["mAP_trapezoid"]
+    assert result["mAP_trapezoid"] == pytest.approx(expected, abs=1e-6)
+    assert expected < evaluate_ranking(cosine, *labels)["mAP"]
+    assert f"mAP of the trapezoid form {100 * expected:.2f}" in line(result)
+    assert result["roc_auc"] == pytest.approx(verification(lambda a, b: cosine[a:b], *labels)["roc_auc"], abs=1e-6)

@@ -126,14 +126,10 @@ def test_a_network_that_knows_the_validation_identities_is_refused(folder):
     check_source(first, to_dict(config), data)
     config.data.options.check_counts = True  # changes no record
     check_source(first, to_dict(config), data)
-    with pytest.raises(
-        UserError, match=r"other people of synthetic_pedestrians \(training data: .*'sha256': 'others'"
-    ):
+    with pytest.raises(UserError, match=r"other people of synthetic_pedestrians \(training data: .*'sha256': 'others'"):
         check_source(first, to_dict(config), {**data, "sha256": "others"})  # another cut of as many identities
     config.data.options.seed = 5
-    with pytest.raises(
-        UserError, match=r"other people of synthetic_pedestrians \(data.options.seed: None -> 5\)"
-    ):
+    with pytest.raises(UserError, match=r"other people of synthetic_pedestrians \(data.options.seed: None -> 5\)"):
         check_source(first, to_dict(config), data)
 
 

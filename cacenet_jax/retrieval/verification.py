@@ -106,13 +106,14 @@ def verification(
 
 
 def line(result: Mapping[str, float]) -> str:
-    """Format the output of `verification` as one line, in per cent."""
+    """Format the output of `verification`, and mAP_trapezoid if it is there, as one line, in per cent."""
     rates = [
         f"{100 * value:.2f} at FPR {name.removeprefix('tpr_at_fpr_')}"
         for name, value in result.items()
         if "fpr" in name
     ]
-    return f"area under the ROC curve {100 * result['roc_auc']:.2f}; TPR {', '.join(rates)}"
+    trapezoid = f"; mAP of the trapezoid form {100 * result['mAP_trapezoid']:.2f}" if "mAP_trapezoid" in result else ""
+    return f"area under the ROC curve {100 * result['roc_auc']:.2f}; TPR {', '.join(rates)}{trapezoid}"
 
 
 def _negatives(query_pids: np.ndarray, gallery_pids: np.ndarray) -> Iterator[int]:
