@@ -131,8 +131,7 @@ def _closing(batches: Any, copied: bool) -> Generator[Batch]:
     try:
         with _stops_blocked():  # workers start here and inherit the mask; a stop may signal the whole process group
             iterator = iter(batches)
-            # Without this, multiprocessing would send SIGTERM, which workers ignore, and wait for them.
-            atexit.register(iterator.close)
+            atexit.register(iterator.close)  # batches that are left open would leave shared memory behind
             batch = next(iterator, None)
         while batch is not None:
             yield Batch(*map(_copied, batch)) if copied else batch

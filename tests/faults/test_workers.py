@@ -51,8 +51,7 @@ def test_a_run_that_comes_to_its_end_leaves_no_shared_memory(command):
     assert done.returncode == 0 and "leaked" not in done.stderr and "Traceback" not in done.stderr, done.stderr
 
 
-def test_batches_that_are_left_open_do_not_keep_the_process(command):
-    """Python's own end of worker processes is a SIGTERM, which they ignore."""
+def test_batches_that_are_left_open_leave_no_shared_memory_and_do_not_keep_the_process(command):
     command(*WORDS, "--config.epochs=1", "--config.optim.warmup_epochs=0")
     code = (
         "from absl import flags\n"
