@@ -25,14 +25,17 @@ def passes(backbone: Any, images_BHWC: np.ndarray) -> dict[str, Callable[[], Any
     x_BHWC = jnp.asarray(images_BHWC)
     variables = jax.jit(backbone.init)(jax.random.key(0), x_BHWC[:1])
 
-    def loss(params: Any) -> jax.Array:
-        given = {**variables, "params": params}
+    def loss(params: Any, others: Any, x_BHWC: jax.Array) -> jax.Array:
+        given = {**others, "params": params}
         maps_BHWD, _ = backbone.apply(given, x_BHWC, train=True, mutable=["batch_stats"])
         return (maps_BHWD * jnp.linspace(-1, 1, maps_BHWD.shape[-1])).mean()
 
-    forward = jax.jit(lambda variables: backbone.apply(variables, x_BHWC)).lower(variables).compile()
-    step = jax.jit(jax.grad(loss)).lower(variables["params"]).compile()
-    return {"forward": lambda: forward(variables), "forward and backward": lambda: step(variables["params"])}
+    # Images and variables are arguments: XLA would compute what depends on constants alone while it compiles.
+    others = {name: tree for name, tree in variables.items() if name != "params"}
+    forward_args, step_args = (variables, x_BHWC), (variables["params"], others, x_BHWC)
+    forward = jax.jit(backbone.apply).lower(*forward_args).compile()
+    step = jax.jit(jax.grad(loss)).lower(*step_args).compile()
+    return {"forward": lambda: forward(*forward_args), "forward and backward": lambda: step(*step_args)}
 
 
 def measure(size: problem.Size, repeats: int, plain: bool) -> dict[str, timing.Timed]:

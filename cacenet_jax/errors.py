@@ -1,8 +1,9 @@
-"""Error types for mistakes and obstacles that the user can correct, and file names in their messages."""
+"""Error types for mistakes and obstacles that the user can correct, file names in messages, and lines on stderr."""
 
 import contextlib
 import errno
 import os
+import sys
 from collections.abc import Callable, Iterator
 
 # Refusals of the file system, by any library. Other OSErrors, such as lost connections, are not about a folder.
@@ -31,6 +32,11 @@ def printable(text: str, length: int = 0) -> str:
         return text
     text = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
+def print_line(line: object) -> None:
+    """Print a line to stderr with its end in one write, because the thread that obeys signals prints too."""
+    print(f"{line}\n", end="", file=sys.stderr, flush=True)
 
 
 class WriteError(UserError):

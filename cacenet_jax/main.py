@@ -28,7 +28,7 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from cacenet_jax.errors import UserError, writing
+from cacenet_jax.errors import UserError, print_line, writing
 from cacenet_jax.reproduce.tables import check_rows_are_free, parse_seeds, parse_tables
 from cacenet_jax.run import stopping
 from cacenet_jax.run.command_line import (
@@ -148,12 +148,12 @@ def _joined() -> bool:
 def _end_stopped(error: stopping.StoppedError) -> None:
     """End after a stop request, in every process at once."""
     if not _joined():
-        print(error, file=sys.stderr, flush=True)
+        print_line(error)
         os._exit(error.exit_code)  # a signal that comes now would interrupt the interpreter's exit
     from cacenet_jax.distributed import processes
 
     if processes.is_writer():
-        print(error, file=sys.stderr, flush=True)
+        print_line(error)
     processes.end_together(error.exit_code)
 
 
@@ -177,12 +177,12 @@ def main() -> None:
         if "--debug" in sys.argv:
             traceback.print_exc()
         if not _joined():
-            print(f"error: {error}", file=sys.stderr, flush=True)
+            print_line(f"error: {error}")
             sys.exit(code)
         from cacenet_jax.distributed import processes
 
         if not processes.reported_by_writer(code, str(error)):
-            print(f"error: {error}", file=sys.stderr, flush=True)
+            print_line(f"error: {error}")
         processes.shut_down(code, str(error))
     except Exception as error:
         if not _joined():

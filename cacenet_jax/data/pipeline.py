@@ -4,6 +4,7 @@ Each element of the grain MapDataset is a whole training batch (step -> record i
 therefore never split over worker processes, and training resumes exactly from any step.
 """
 
+import atexit
 import contextlib
 import multiprocessing
 import os
@@ -22,6 +23,8 @@ from cacenet_jax.data.images import decode
 from cacenet_jax.data.part_labels import PartLabels
 from cacenet_jax.data.sampler import PKSampler
 from cacenet_jax.data.subsets import Subset
+
+_STOPS = (signal.SIGINT, signal.SIGTERM)  # signals after which the run still needs its workers
 
 
 def _decode_rows(
@@ -124,16 +127,20 @@ def _closing(batches: Any, copied: bool) -> Generator[Batch]:
         batches: a grain IterDataset.
         copied: copy each batch out of the shared memory of the workers, because that memory is released when they end.
     """
-    with _interrupts_blocked():  # workers start here and inherit the mask; Ctrl-C signals the whole process group
-        iterator = iter(batches)
-        batch = next(iterator, None)
+    batch = iterator = None
     try:
+        with _stops_blocked():  # workers start here and inherit the mask; a stop may signal the whole process group
+            iterator = iter(batches)
+            atexit.register(iterator.close)  # batches that are left open would leave shared memory behind
+            batch = next(iterator, None)
         while batch is not None:
             yield Batch(*map(_copied, batch)) if copied else batch
             batch = next(iterator, None)
     finally:
         del batch
-        iterator.close()
+        if iterator is not None:
+            iterator.close()
+            atexit.unregister(iterator.close)
 
 
 def _copied(array: np.ndarray) -> np.ndarray:
@@ -150,8 +157,8 @@ def _copied(array: np.ndarray) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def _interrupts_blocked() -> Iterator[None]:
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+def _stops_blocked() -> Iterator[None]:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
     try:
         yield
     finally:
@@ -159,8 +166,9 @@ def _interrupts_blocked() -> Iterator[None]:
 
 
 def _end_with_parent(index: int, count: int) -> None:
-    """Make a worker process exit as soon as its parent exits for any reason."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # in addition to the mask, which other threads of the worker may lack
+    """Make a worker process exit as soon as its parent exits for any reason, and at no signal that stops the run."""
+    for number in _STOPS:  # in addition to the mask, which other threads of the worker may lack
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_exit_after_parent, daemon=True).start()
 
 

@@ -21,7 +21,7 @@ from typing import Any
 import jax
 from flax.traverse_util import flatten_dict
 
-from cacenet_jax.errors import UserError
+from cacenet_jax.errors import UserError, print_line
 
 _NAMESPACE = "cacenet_jax"  # prefix of our keys in the coordination service
 _POLL_S = 0.5
@@ -277,7 +277,7 @@ def shut_down_on_error(error: Exception, *, debug: bool = False) -> None:
         )
         if debug:
             traceback.print_exception(error)
-        print(f"error: {message}", file=sys.stderr)
+        print_line(f"error: {message}")
         shut_down(code, message)
     traceback.print_exception(error)
     shut_down(1, f"{type(error).__name__}: {text[:500]}")
@@ -314,7 +314,7 @@ def _watch(stop: threading.Event) -> None:
         if failure and _ending.is_set():
             return
         if failure:
-            print(f"error: {failure[1]}", file=sys.stderr, flush=True)
+            print_line(f"error: {failure[1]}")
             _delay_coordinator_exit()
             _exit(failure[0])
 

@@ -18,6 +18,8 @@ from typing import TypeVar
 import jax
 from tqdm import tqdm
 
+from cacenet_jax.errors import print_line
+
 T = TypeVar("T")
 
 DELAY_S = 5.0  # loops that end sooner show nothing
@@ -81,7 +83,7 @@ class Progress:
         is_over = self.done == self.total
         if self._has_line or self._is_prominent if is_over else now >= self._next_line:
             self._next_line, self._has_line = now + INTERVAL_S, True
-            print(self.line(now - self._start, self._left(now), note), file=sys.stderr, flush=True)
+            print_line(self.line(now - self._start, self._left(now), note))
         if self._warm_first == self._first:  # the first things include compilation
             self._warm_first, self._warm_start = self.done, now
 

@@ -4,13 +4,17 @@ The manifest is written last and records the SHA-256 of each file. A folder with
 and a file with a different hash belongs to another export.
 """
 
+import contextlib
+import fcntl
 import hashlib
 import io
 import json
 import math
 import os
+import shutil
+import tempfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +30,7 @@ WEIGHTS, CHECK = "weights.safetensors", "check.npz"
 DISTANCE = "distance"  # name of the pair scorer's output
 # All files that an export may write; any other files in the folder belong to the user.
 OURS = (EXTRACTOR + JAX, PAIR_SCORER + JAX, EXTRACTOR + ONNX, PAIR_SCORER + ONNX, WEIGHTS, CHECK, MANIFEST)
+_SCRATCH = ".scratch."
 _FORMAT = 1
 _MAX_MANIFEST = 16 << 20  # bytes; a manifest has some kilobytes
 
@@ -112,6 +117,54 @@ def _array(data: bytes) -> np.ndarray:
     if dtype.hasobject or math.prod(shape) * dtype.itemsize != len(data) - file.tell():
         raise ValueError(f"{dtype} of shape {shape} in {len(data) - file.tell()} bytes")
     return np.frombuffer(data, dtype, offset=file.tell()).reshape(shape, order="F" if is_fortran else "C")
+
+
+@contextlib.contextmanager
+def scratch_folder(folder: Path) -> Iterator[Path]:
+    """Yield an empty scratch folder inside an export folder, and remove those that killed exports left there.
+
+    The export folder is locked while the block runs; the system releases the lock when the process ends.
+
+    Args:
+        folder: export folder, created if missing.
+
+    Raises:
+        UserError: nothing can be written to the folder, or another export to it is in progress.
+    """
+    with contextlib.ExitStack() as held:
+        try:
+            folder.mkdir(exist_ok=True)
+            if _lock(folder, held):  # all scratch folders are those of processes that have ended
+                for leftover in folder.glob(f"{_SCRATCH}*"):
+                    shutil.rmtree(leftover, ignore_errors=True)
+            scratch = held.enter_context(tempfile.TemporaryDirectory(dir=folder, prefix=_SCRATCH))
+        except BlockingIOError as error:
+            raise UserError(
+                f"{folder}: found another export in progress, expected none; wait for its end or stop it"
+            ) from error
+        except OSError as error:
+            raise UserError(
+                f"{folder}: found no folder that can be written ({error.strerror}), expected one; move away what is "
+                "there, or make it writable"
+            ) from error
+        yield Path(scratch)
+
+
+def _lock(folder: Path, held: contextlib.ExitStack) -> bool:
+    """Lock a folder until `held` is closed; returns False on a file system without locks on folders.
+
+    Raises:
+        BlockingIOError: another process has locked it.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)  # the folder itself: no lock file among the artefacts
+    held.callback(os.close, descriptor)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError:
+        return False
+    return True
 
 
 def place(scratch: Path, folder: Path, names: Sequence[str], manifest: dict[str, Any], replaced: Sequence[str]) -> None:

@@ -14,7 +14,6 @@ Legend: b, c symbolic numbers of images.
 
 import logging
 import sys
-import tempfile
 import traceback
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -43,6 +42,7 @@ from cacenet_jax.export.folder import (
     place,
     read_check_values,
     read_manifest,
+    scratch_folder,
 )  # fmt: skip
 from cacenet_jax.export.functions import EMBEDDING, Named, functions, general
 from cacenet_jax.run.completion import from_dict
@@ -63,8 +63,8 @@ def convert(folder: Path) -> list[str]:
         Names of the written files.
 
     Raises:
-        UserError: the export is incomplete, a package is missing, the network has an unsupported compute dtype or
-            operation, or the outputs of a file do not match the model's. No file is written in these cases.
+        UserError: the export is incomplete or in progress, a package is missing, the network has an unsupported compute
+            dtype or operation, or the outputs of a file do not match the model's. No file is written in these cases.
     """
     _packages()
     manifest = read_manifest(folder)
@@ -92,8 +92,7 @@ def convert(folder: Path) -> list[str]:
         half = len(terms)
         return pair_distance(dict(zip(terms, arrays[:half])), dict(zip(terms, arrays[half:])))
 
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".scratch.") as made:
-        scratch = Path(made)
+    with scratch_folder(folder) as scratch:
         images = jax.ShapeDtypeStruct(("b", *network.image), jnp.uint8)
         jobs: dict[str, _Job] = {EXTRACTOR + ONNX: (extractor, {"images": images}, outputs)}
         if network.pair_scorer is not None:

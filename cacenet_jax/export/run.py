@@ -1,6 +1,5 @@
 """--mode=export: export of a checkpoint to WORKDIR/export, with every file checked before it is moved there."""
 
-import tempfile
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from cacenet_jax import __version__, experiment
 from cacenet_jax.errors import UserError
 from cacenet_jax.experiment import Experiment
 from cacenet_jax.export import check, jax_artefacts
-from cacenet_jax.export.folder import CHECK, DISTANCE, OURS, WEIGHTS, describe_file, place
+from cacenet_jax.export.folder import CHECK, DISTANCE, OURS, WEIGHTS, describe_file, place, scratch_folder
 from cacenet_jax.export.functions import Functions, functions, general
 from cacenet_jax.models.cacenet import CACENet
 from cacenet_jax.models.pair_stages.conditional.alignment import NUM_LABELS
@@ -41,8 +40,8 @@ def export(config: ConfigDict, workdir: str | Path) -> Path:
 
     Raises:
         UserError: a config value is invalid, there are several processes, the checkpoint is missing or does not match
-            the config, the folder is not writable, or an artefact differs from the model. Nothing is written in these
-            cases, and an earlier export is kept.
+            the config, the folder is not writable, another export to it is in progress, or an artefact differs from the
+            model. Nothing is written in these cases, and an earlier export is kept.
     """
     workdir, config = Path(workdir).expanduser(), complete(config)
     validate(config)
@@ -53,17 +52,9 @@ def export(config: ConfigDict, workdir: str | Path) -> Path:
     net, step, state = load_network(config, workdir)
     variables = jax.device_get({"params": state.params, "batch_stats": state.batch_stats})
     folder = workdir / "export"
-    try:
-        folder.mkdir(exist_ok=True)
-        scratch = tempfile.TemporaryDirectory(dir=folder, prefix=".scratch.")
-    except OSError as error:
-        raise UserError(
-            f"{folder}: found no folder that can be written ({error.strerror}), expected one; move away what is "
-            "there, or make it writable"
-        ) from error
-    with scratch as made:
-        facts = {"step": step, "num_identities": net.num_identities, "config": to_dict(config)}
-        _export(settings, net, variables, facts, platforms, Path(made), folder)
+    facts = {"step": step, "num_identities": net.num_identities, "config": to_dict(config)}
+    with scratch_folder(folder) as scratch:
+        _export(settings, net, variables, facts, platforms, scratch, folder)
     return folder
 
 

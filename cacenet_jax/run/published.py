@@ -2,6 +2,7 @@
 
 import importlib.util
 from collections.abc import Mapping
+from types import MappingProxyType
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -13,6 +14,11 @@ from cacenet_jax.run.choices import override
 from cacenet_jax.run.completion import complete
 from cacenet_jax.run.config_files import resolve
 
+# Number of training identities -> data set; 4,101 are those of all splits, torchreid's `combineall`.
+DATA_SETS: Mapping[int, str] = MappingProxyType(
+    {702: "dukemtmc_reid", 751: "market1501", 1041: "msmt17", 4101: "msmt17"}
+)
+
 
 def config_of(arrays: Mapping[str, np.ndarray], source: str) -> ConfigDict:
     """Return the config of the network in a published checkpoint.
@@ -22,7 +28,8 @@ def config_of(arrays: Mapping[str, np.ndarray], source: str) -> ConfigDict:
         source: source of the weights, recorded as config.pretrained.
 
     Returns:
-        The packaged config of its kind, with the fields that depend on the file.
+        The packaged config of its kind, with the fields that depend on the file. The data set is the one with as many
+        training identities as the classifier; if there is none, that of the packaged config.
 
     Raises:
         UserError: the arrays are those of no known kind or backbone.
@@ -34,7 +41,9 @@ def config_of(arrays: Mapping[str, np.ndarray], source: str) -> ConfigDict:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     config = module.get_config(argument) if argument else module.get_config()
-    return complete(override(config, fields_of(layout, plain, source) | {"pretrained": source}))
+    data_set = DATA_SETS.get(layout.identities(plain), config.data.name)
+    fields = fields_of(layout, plain, source) | {"data.name": data_set, "pretrained": source}
+    return complete(override(config, fields))
 
 
 def get_config(source: str) -> ConfigDict:

@@ -11,7 +11,7 @@ import sys
 import threading
 from collections.abc import Iterator
 
-from cacenet_jax.errors import UserError
+from cacenet_jax.errors import UserError, print_line
 
 _WORDS = {signal.SIGTERM: "terminated", signal.SIGINT: "interrupted"}
 _CONTINUES = "the same command continues from the newest checkpoint"
@@ -143,7 +143,7 @@ def end_at_once(number: int, line: str) -> None:
 
 def _say(line: str) -> None:
     with contextlib.suppress(OSError):  # a terminal that is gone
-        print(f"\n{line}" if sys.stderr.isatty() else line, file=sys.stderr, flush=True)  # below the progress bar
+        print_line(f"\n{line}" if sys.stderr.isatty() else line)  # below the progress bar
 
 
 def _children() -> list[int]:

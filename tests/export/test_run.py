@@ -1,6 +1,7 @@
 """--mode=export: the files, their manifest, and what happens where they cannot be."""
 
 import dataclasses
+import errno
 import json
 import sys
 
@@ -137,6 +138,41 @@ def test_a_folder_that_cannot_be_written(tmp_path, export_tiny):
     (tmp_path / "run/export").write_text("a file")
     with pytest.raises(UserError, match="run/export: found no folder that can be written"):
         export_tiny(tmp_path / "run", pair_stage="none")
+
+
+def test_what_killed_exports_left_is_removed(tmp_path, export_tiny):
+    folder = tmp_path / "run/export"
+    for name in (".scratch.killed", ".scratch.other", "mine"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "extractor.jaxexport").write_text("part of it")
+    export_tiny(tmp_path / "run", pair_stage="none")
+    left = sorted(path.name for path in folder.iterdir())
+    assert left == ["check.npz", "extractor.jaxexport", "manifest.json", "mine", "weights.safetensors"]
+
+
+def test_an_export_in_progress_keeps_its_files_and_another_one_is_refused(tmp_path):
+    with files.scratch_folder(tmp_path) as scratch:
+        (scratch / "extractor.jaxexport").write_text("part of it")
+        with pytest.raises(UserError, match="found another export in progress, expected none; wait for its end"):
+            with files.scratch_folder(tmp_path):
+                pass
+        assert (scratch / "extractor.jaxexport").exists()
+    with files.scratch_folder(tmp_path):  # free again
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_locks_no_leftover_is_removed(tmp_path, monkeypatch):
+    """It may be that of an export in progress."""
+
+    def refuse(descriptor, operation):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(files.fcntl, "flock", refuse)
+    (tmp_path / ".scratch.other").mkdir()
+    with files.scratch_folder(tmp_path) as scratch:
+        assert scratch.is_dir()
+    assert [path.name for path in tmp_path.iterdir()] == [".scratch.other"]
 
 
 def test_a_workdir_without_a_checkpoint_is_told_in_a_line(command):

@@ -1,5 +1,6 @@
 """torchreid's checkpoints of complete networks: recognition, import, embeddings in memory and from the workdir."""
 
+import json
 import os
 from pathlib import Path
 
@@ -13,11 +14,13 @@ from safetensors.numpy import save_file
 
 import cacenet_jax as cace
 from cacenet_jax import experiment
+from cacenet_jax.data.builders import available
 from cacenet_jax.errors import UserError
 from cacenet_jax.models import backbones
 from cacenet_jax.pretrained.networks import TORCHREID, fields_of, recognise
 from cacenet_jax.run.choices import override
 from cacenet_jax.run.published import config_of
+from cacenet_jax.run.validation import validate
 
 OSNETS = [name for name in backbones.NAMES if name.startswith("osnet")]
 IDENTITIES = 7
@@ -25,11 +28,15 @@ PUBLISHED = [("market1501", "587,127 parameters of 751"), ("msmt17", "735,897 pa
 WEIGHTS = os.environ.get("CACENET_TORCHREID_WEIGHTS")  # a folder with the published files
 
 
+def marks(identities):
+    """Arrays that decide the config."""
+    arrays = {"conv1.conv.weight": np.zeros((16, 3, 7, 7)), "conv1.bn.running_mean": np.zeros(16)}
+    return arrays | {"fc.0.weight": np.zeros((12, 128)), "classifier.weight": np.zeros((identities, 12))}
+
+
 def network(backbone):
     """A network of the packaged config with another backbone, and its variables' shapes by torchreid's names."""
-    arrays = {"conv1.conv.weight": np.zeros((16, 3, 7, 7)), "conv1.bn.running_mean": np.zeros(16)}
-    arrays |= {"fc.0.weight": np.zeros((12, 128)), "classifier.weight": np.zeros((IDENTITIES, 12))}
-    config = override(config_of(arrays, "FILE.pth"), {"model.backbone": backbone})
+    config = override(config_of(marks(IDENTITIES), "FILE.pth"), {"model.backbone": backbone})
     net = experiment.read(config).network.build(IDENTITIES)
     images = jax.ShapeDtypeStruct((1, 64, 32, 3), np.float32)
     like = jax.eval_shape(lambda x: net.init(jax.random.key(0), x, train=False), images)
@@ -56,6 +63,17 @@ def test_the_backbone_is_read_from_the_file(backbone):
     layout, plain = recognise(arrays, "FILE")
     assert layout is TORCHREID and layout.identities(plain) == IDENTITIES
     assert fields_of(layout, plain, "FILE") == {"model.backbone": backbone, "model.embed_dim": 12}
+
+
+@pytest.mark.parametrize(
+    ("identities", "name"),
+    [(702, "dukemtmc_reid"), (751, "market1501"), (1041, "msmt17"), (4101, "msmt17"), (IDENTITIES, "market1501")],
+)
+def test_the_data_set_is_that_with_as_many_training_identities(identities, name):
+    """A run on Market-1501 that starts from a network of MSMT17 may hold out validation identities."""
+    config = config_of(marks(identities), "FILE.pth")
+    assert config.data.name == name and name in available()
+    validate(override(config, {"pretrained": ""}))
 
 
 def test_a_backbone_that_is_not_known_is_told():
@@ -115,6 +133,7 @@ def test_published_checkpoints(tmp_path, name, sizes):
     file = Path(WEIGHTS) / f"osnet_x0_25_{name}.pth"
     done = run_main(tmp_path, "--mode=import", f"--config.pretrained={file}", "--workdir=osnet")
     assert done.returncode == 0 and sizes in done.stdout, done.stdout + done.stderr
+    assert json.loads((tmp_path / "osnet/config.json").read_text())["data"]["name"] == name
     (tmp_path / "a.png").write_bytes(picture("a.png"))
     embedding = cace.load(tmp_path / "osnet").embed(tmp_path / "a.png")
     assert embedding.shape == (1, 512) and (embedding >= 0).all()

@@ -1,10 +1,15 @@
 """Stop requests: where the loop stops, in one process and in several."""
 
+import io
+import os
 import signal
+import sys
 import threading
+import time
 
 import pytest
 
+from cacenet_jax import main
 from cacenet_jax.distributed import processes
 from cacenet_jax.run import stopping
 from cacenet_jax.run.workdir import UserError, locked
@@ -66,6 +71,39 @@ def test_the_grace_period_ends_the_run(monkeypatch):
     monkeypatch.setattr(stopping, "end_at_once", lambda number, line: "not saved within" in line and ended.set())
     stopping.StopRequest(0.01, 1).make(signal.SIGTERM)
     assert ended.wait(10)
+
+
+class SlowStream(io.StringIO):
+    """Standard error that lets other threads write after each write."""
+
+    def write(self, text):
+        count = super().write(text)
+        time.sleep(0.05)
+        return count
+
+
+@pytest.mark.parametrize("second", ["signal", "end"])
+def test_lines_of_several_threads_are_not_mixed(monkeypatch, second):
+    """A second signal, or the end of the loop, comes while the line of the first signal is printed."""
+    stream = SlowStream()
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setattr(os, "_exit", sys.exit)
+    monkeypatch.setattr(processes, "notify_failure", lambda code, reason: None)
+    stop, end = stopping.StopRequest(30.0, 1), "terminated; the same command continues from step 1"
+    others = {
+        "signal": lambda: stop.signal(signal.SIGTERM),
+        "end": lambda: main._end_stopped(stopping.StoppedError(end, 143)),
+    }
+    first = threading.Thread(target=stop.signal, args=(signal.SIGTERM,))
+    first.start()
+    while not stream.getvalue():
+        pass
+    with pytest.raises(SystemExit, match="143"):
+        others[second]()
+    first.join()
+    stop.done()
+    last = "terminated; the same command continues from the newest checkpoint" if second == "signal" else end
+    assert stream.getvalue().splitlines() == ["terminated: saving; once more ends at once", last]
 
 
 def test_a_second_run_in_a_workdir_is_refused(tmp_path):
