@@ -17,12 +17,15 @@ from cacenet_jax.reproduce.runs import FULL, Plan
 from cacenet_jax.reproduce.tables import SWEEP, table_of
 from cacenet_jax.run.choices import to_dict
 from cacenet_jax.run.completion import complete
+from cacenet_jax.run.stopping import StoppedError
 from cacenet_jax.run.validation import validate
 from cacenet_jax.run.workdir import write_file
 from cacenet_jax.train import load
 
 # Errors that abort one run but not the others: invalid input, or too little device memory.
 _OF_ONE_RUN = (UserError, jax.errors.JaxRuntimeError)
+# Errors of them that end the study: the next run would meet the same disk, and a stop is one of all runs.
+_OF_ALL_RUNS = (WriteError, StoppedError)
 
 
 class Study:
@@ -87,7 +90,7 @@ class Study:
         try:
             validate(config)
             runs.run(config, self.folder(run, seed))
-        except WriteError:  # the next run would meet the same disk
+        except _OF_ALL_RUNS:
             raise
         except _OF_ONE_RUN as error:
             self._keep(run, seed, error)
@@ -107,7 +110,7 @@ class Study:
             try:
                 trained = load(runs.with_seed(self.plan.configs[FULL], seed), self.folder(FULL, seed))
                 self.sweeps[seed] = sweep.sweep(trained, self.folder(FULL, seed))
-            except WriteError:
+            except _OF_ALL_RUNS:
                 raise
             except _OF_ONE_RUN as error:
                 self._keep(SWEEP, seed, error)

@@ -13,6 +13,7 @@ from cacenet_jax.reproduce import loop, sweep
 from cacenet_jax.reproduce.runs import DataState
 from cacenet_jax.run.choices import to_dict
 from cacenet_jax.run.fingerprint import SCORED_BY
+from cacenet_jax.run.stopping import StoppedError
 
 FILE = str(Path(__file__).parents[2] / "configs/synthetic_ablation.py")
 TABLE_1 = ["full", "individual", "clues", "individual_gcn", "normal"]
@@ -91,9 +92,10 @@ def test_rows_are_trained_once_for_each_seed_and_skipped_when_they_are_done(tmp_
     assert sorted(trainer.ran) == sorted(new + [(row, seed) for seed in (0, 1, 2) for row in strategies])
 
 
-def test_a_stopped_study_has_its_table_and_trains_what_is_missing(tmp_path, trainer):
-    trainer.on["clues", 1] = KeyboardInterrupt()
-    with pytest.raises(KeyboardInterrupt):
+@pytest.mark.parametrize("stop", [KeyboardInterrupt(), StoppedError("terminated", 143)])
+def test_a_stopped_study_has_its_table_and_trains_what_is_missing(tmp_path, trainer, stop):
+    trainer.on["clues", 1] = stop
+    with pytest.raises(type(stop)):
         run(tmp_path, "1")
     assert trainer.ran == [(row, 0) for row in TABLE_1] + [(row, 1) for row in TABLE_1[:3]]
     assert counts(tmp_path, "1") == ["2 of 2", "1 of 2", "1 of 2", "1 of 2", "2 of 2"]
