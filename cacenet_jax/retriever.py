@@ -14,24 +14,18 @@ pixels, F embedding size. The terms of an image are the arrays that the pair sta
 
 import os
 import tempfile
-from collections.abc import Callable, Iterable
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Iterable
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh
 from jaxtyping import Float
+from ml_collections import ConfigDict
 from PIL import Image
 
 from cacenet_jax.data.images import ListedImages, batches
 from cacenet_jax.errors import UserError
-from cacenet_jax.experiment import Experiment
-from cacenet_jax.export import jax_artefacts
-from cacenet_jax.export.folder import EXTRACTOR, JAX, MANIFEST, PAIR_SCORER, read_manifest
-from cacenet_jax.models.cacenet import CACENet, Described
-from cacenet_jax.models.scoring import scoring
-from cacenet_jax.pretrained.sources import HUB, PACKAGE
+from cacenet_jax.export.inference import Inference, load_inference
 from cacenet_jax.retrieval.compare import Comparer, HostTerms
 from cacenet_jax.retrieval.distances import cosine_distance
 from cacenet_jax.retrieval.extract import extract, image_shapes, round_up
@@ -46,34 +40,9 @@ _AXIS = "images"  # name of the device axis
 _OTHER_DISK = "set the environment variable TMPDIR to a folder on another disk, or rank fewer queries at a time"
 
 
-class _Network(NamedTuple):
-    """A trained network and its retrieval settings, loaded from a workdir or an export.
-
-    Attributes:
-        describe: function from `variables` and uint8 images (n, H, W, 3) to features.
-        variables: first argument of `describe`, a tree of arrays.
-        distance: function from `constants`, the terms of one image and the terms of C other images to C distances; None
-            without a pair stage.
-        constants: first argument of `distance`, a tree of arrays.
-        image_size: (H, W).
-        top_k: K.
-        mix: weight of the pair distance.
-        batch_size: number of images per batch.
-        memory_gib: host memory for the terms, in GiB; larger terms are stored in temporary files.
-    """
-
-    describe: Callable[[Any, Any], Described]
-    variables: Any
-    distance: Callable[[Any, Any, Any], Any] | None
-    constants: Any
-    image_size: tuple[int, int]
-    top_k: int
-    mix: float
-    batch_size: int
-    memory_gib: float
-
-
-def load(place: str | os.PathLike[str], *, batch_size: int | None = None) -> "Retriever":
+def load(
+    place: str | os.PathLike[str], *, batch_size: int | None = None, config: ConfigDict | None = None
+) -> "Retriever":
     """Load a trained network.
 
     A workdir provides the checkpoint selected by config.eval.checkpoint in WORKDIR/config.json. An export
@@ -87,6 +56,7 @@ def load(place: str | os.PathLike[str], *, batch_size: int | None = None) -> "Re
             hub:OWNER/NAME or package:NAME.
         batch_size: number of images per batch over all devices of this process; every batch is padded to this size.
             Defaults to config.eval.batch_size of the run. A smaller value lowers the latency of calls with few images.
+        config: config of the run in a workdir, with other values of config.eval; None for the recorded one.
 
     Raises:
         UserError: `batch_size` is below 1, the folder is neither a workdir nor an export, its files are inconsistent,
@@ -95,19 +65,8 @@ def load(place: str | os.PathLike[str], *, batch_size: int | None = None) -> "Re
     """
     if batch_size is not None and batch_size < 1:
         raise UserError(f"batch_size: found {batch_size}, expected 1 or more; raise it")
-    folder = Path(place).expanduser()
-    if folder.is_file() or str(place).startswith((HUB, PACKAGE)):
-        network = _from_published(str(place))
-        return Retriever(network._replace(batch_size=batch_size or network.batch_size), str(place))
-    for marker, loader in _LOADERS.items():
-        if (folder / marker).is_file():
-            network = loader(folder)
-            return Retriever(network._replace(batch_size=batch_size or network.batch_size), str(place))
-    state = "a folder without config.json or manifest.json" if folder.is_dir() else "no folder"
-    raise UserError(
-        f"{place}: found {state}, expected the workdir of a run, the folder of an export or a published checkpoint; train "
-        "one with --mode=train, or correct the path"
-    )
+    network = load_inference(str(place), config)
+    return Retriever(network._replace(batch_size=batch_size or network.batch_size), str(place))
 
 
 class Retriever:
@@ -128,7 +87,7 @@ class Retriever:
         batch_size: number of images per batch.
     """
 
-    def __init__(self, network: _Network, place: str):
+    def __init__(self, network: Inference, place: str):
         """Place the network on the devices of this process.
 
         Args:
@@ -269,76 +228,3 @@ class Retriever:
         """Allocate storage for the terms of `count` images."""
         limit = round(self._network.memory_gib * 2**30)
         return HostTerms(self._terms_like, count, self.batch_size, limit, tempfile.gettempdir(), _OTHER_DISK)
-
-
-def _from_workdir(folder: Path) -> _Network:
-    """Load the checkpoint of a run with the settings of its config.json."""
-    # Imported here because loading an export needs neither checkpoints nor the data-set readers.
-    from cacenet_jax import experiment
-    from cacenet_jax.run.completion import read_config
-    from cacenet_jax.train import load_network
-
-    config = read_config(folder, "workdir")
-    config.devices = 0  # all devices of this machine, not the number used in training
-    net, _, state = load_network(config, folder)
-    _check_channels(net.image_channels, folder)
-    return _with_settings(net, {"params": state.params, "batch_stats": state.batch_stats}, experiment.read(config))
-
-
-def _from_published(source: str) -> _Network:
-    """Load a published checkpoint with the settings of the packaged config of its kind."""
-    from cacenet_jax import experiment
-    from cacenet_jax.pretrained.reading import read
-    from cacenet_jax.pretrained.sources import locate
-    from cacenet_jax.run.import_checkpoint import load_published
-    from cacenet_jax.run.published import config_of
-
-    arrays = read(locate(source))
-    settings = experiment.read(config_of(arrays, source))
-    net, variables = load_published(settings.network, arrays, source)
-    return _with_settings(net, variables, settings)
-
-
-def _with_settings(net: CACENet, variables: Any, settings: Experiment) -> _Network:
-    """Combine a network, its variables and its retrieval settings."""
-    evaluation = settings.evaluation
-    functions = scoring(net, evaluation.flip, evaluation.map_dtype)
-    constants = functions.compose(variables) if functions.compose else None
-    return _Network(
-        functions.describe, (variables, constants), functions.distance, constants, settings.data.image_size,
-        evaluation.top_k, evaluation.mix, evaluation.batch_size, evaluation.memory_gib,
-    )  # fmt: skip
-
-
-def _from_export(folder: Path) -> _Network:
-    """Load the artefacts of an export with the settings of its manifest."""
-    manifest = read_manifest(folder)
-    images, settings = manifest["images"], manifest["config"]["eval"]
-    _check_channels(len(images["channels"]), folder)
-    extractor = jax_artefacts.load(folder / (EXTRACTOR + JAX))
-    has_pairs = PAIR_SCORER + JAX in manifest["files"]
-    scorer = jax_artefacts.load(folder / (PAIR_SCORER + JAX)) if has_pairs else None
-
-    def describe(variables: Any, images: jax.Array) -> Described:
-        terms = dict(extractor.call(images))
-        return Described(terms.pop("embedding"), terms if has_pairs else None)
-
-    distance = None if scorer is None else lambda constants, one, others: scorer.call(one, others)
-    size = (images["height"], images["width"])
-    return _Network(
-        describe, None, distance, None, size, settings["top_k"], settings["mix"], settings["batch_size"],
-        settings["memory_gib"],
-    )  # fmt: skip
-
-
-# The file that identifies each kind of folder, and the function that loads its network.
-_LOADERS: dict[str, Callable[[Path], _Network]] = {"config.json": _from_workdir, MANIFEST: _from_export}
-
-
-def _check_channels(channels: int, folder: Path) -> None:
-    """Raise UserError if the network needs a fourth input channel."""
-    if channels != 3:
-        raise UserError(
-            f"{folder}: found a network of {channels} channels, which reads the body part of each pixel (semantic "
-            "alignment), expected one of colours alone; evaluate it on a data set with part labels, or load another"
-        )

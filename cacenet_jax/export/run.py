@@ -21,6 +21,7 @@ from cacenet_jax.models.cacenet import CACENet
 from cacenet_jax.models.pair_stages.conditional.alignment import NUM_LABELS
 from cacenet_jax.run.choices import to_dict
 from cacenet_jax.run.completion import complete
+from cacenet_jax.run.fingerprint import of_network
 from cacenet_jax.run.validation import validate
 from cacenet_jax.train import load_network
 
@@ -62,7 +63,8 @@ def export(config: ConfigDict, workdir: str | Path) -> Path:
             "there, or make it writable"
         ) from error
     with scratch as made:
-        facts = {"step": step, "num_identities": net.num_identities, "config": to_dict(config)}
+        facts = {"step": step, "num_identities": net.num_identities, "network": of_network(state)}
+        facts["config"] = to_dict(config)
         _export(settings, net, variables, facts, platforms, Path(made), folder)
     return folder
 
