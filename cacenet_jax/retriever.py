@@ -12,6 +12,7 @@ Legend: n images, Q queries, G gallery images, K re-scored candidates per query,
 pixels, F embedding size. The terms of an image are the arrays that the pair stage precomputes for it.
 """
 
+import functools
 import os
 import tempfile
 from collections.abc import Iterable
@@ -19,17 +20,19 @@ from collections.abc import Iterable
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from ml_collections import ConfigDict
 from PIL import Image
 
 from cacenet_jax.data.images import ListedImages, batches
 from cacenet_jax.errors import UserError
+from cacenet_jax.export.calibration import read_calibration
 from cacenet_jax.export.inference import Inference, load_inference
+from cacenet_jax.retrieval.calibration import Calibration
 from cacenet_jax.retrieval.compare import Comparer, HostTerms
 from cacenet_jax.retrieval.distances import cosine_distance
 from cacenet_jax.retrieval.extract import extract, image_shapes, round_up
-from cacenet_jax.retrieval.ranked_list import Match, RankedList
+from cacenet_jax.retrieval.ranked_list import Comparison, Match, RankedList
 from cacenet_jax.retrieval.rankings import mixed_distance, nearest
 from cacenet_jax.retrieval.term_store import replicate
 
@@ -114,6 +117,72 @@ class Retriever:
             f"image_size={self.image_size}, embedding_size={self.embedding_size}, top_k={self.top_k}, mix={self.mix}"
         )
         return f"Retriever({self._place!r}, {sizes})"
+
+    @property
+    def network(self) -> Inference:
+        """The network as functions, with the settings and the fingerprint of its weights."""
+        return self._network
+
+    @functools.cached_property
+    def calibration(self) -> Calibration | None:
+        """Probabilities and thresholds for the distances, stored by --mode=calibrate; None if there are none.
+
+        Raises:
+            UserError: the calibration is damaged, or is one of other weights or settings.
+        """
+        return read_calibration(self._place, self._network)
+
+    def compare(self, first: ImageLike, second: ImageLike, prior: float | None = None) -> Comparison:
+        """Compute the distances of two images, and the probability that they show one person.
+
+        Args:
+            first: an image, in any form the class accepts.
+            second: another image.
+            prior: share of matching pairs among those that are asked about; that of the calibration if None.
+
+        Raises:
+            UserError: as in `embed` and `calibration`.
+        """
+        calibration = self.calibration  # a wrong one is reported before any work
+        embedding_2F, terms = self.describe([first, second])
+        individual = float(cosine_distance(embedding_2F[:1], embedding_2F[1:])[0, 0])
+        pair, mixed, kind = float("nan"), individual, "individual"
+        if terms is not None:
+            pair_11 = self.pair_distances(terms.take(np.array([0])), terms, np.array([[1]]))
+            mixed_11 = mixed_distance(pair_11, np.array([[individual]], np.float32), self.mix)
+            pair, mixed, kind = float(pair_11[0, 0]), float(mixed_11[0, 0]), "mixed"
+        probability = None if calibration is None else float(calibration.probability(mixed, kind, prior))
+        return Comparison(individual, pair, mixed, probability)
+
+    def describe(self, images: Images) -> tuple[Float[np.ndarray, "n F"], HostTerms | None]:
+        """Compute embeddings and, with a pair stage, the terms of images for `pair_distances`.
+
+        Args:
+            images: one or n images, in any form the class accepts.
+
+        Raises:
+            UserError: as in `embed`; also if there is too little disk space for the terms.
+        """
+        listed = ListedImages.of(images, "image")
+        terms = self._allocate(len(listed.images)) if self._compare is not None and listed.images else None
+        return self._describe(listed, terms), terms
+
+    def pair_distances(
+        self, query: HostTerms, gallery: HostTerms, candidates_QK: Int[np.ndarray, "Q K"]
+    ) -> Float[np.ndarray, "Q K"]:
+        """Compute the pair distances between each query and its candidates.
+
+        Args:
+            query: terms of the queries, from `describe`.
+            gallery: terms of gallery images.
+            candidates_QK: indices of gallery images.
+
+        Raises:
+            UserError: the network has no pair stage, or a distance is not finite.
+        """
+        if self._compare is None:
+            raise UserError(f"{self._place}: found a network without a pair stage, expected one; use `distances`")
+        return self._compare(query, gallery, candidates_QK)
 
     def embed(self, images: Images) -> Float[np.ndarray, "n F"]:
         """Compute the L2-normalised embeddings f(I) of images.

@@ -15,6 +15,7 @@ from cacenet_jax import __version__, experiment
 from cacenet_jax.errors import UserError
 from cacenet_jax.experiment import Experiment
 from cacenet_jax.export import check, jax_artefacts
+from cacenet_jax.export.calibration import of_workdir
 from cacenet_jax.export.folder import CHECK, DISTANCE, OURS, WEIGHTS, describe_file, place
 from cacenet_jax.export.functions import Functions, functions, general
 from cacenet_jax.models.cacenet import CACENet
@@ -65,6 +66,9 @@ def export(config: ConfigDict, workdir: str | Path) -> Path:
     with scratch as made:
         facts = {"step": step, "num_identities": net.num_identities, "network": of_network(state)}
         facts["config"] = to_dict(config)
+        marks = {"network": facts["network"], "mix": settings.evaluation.mix, "flip": settings.evaluation.flip}
+        if (calibration := of_workdir(workdir, **marks)) is not None:
+            facts["calibration"] = calibration.to_dict()
         _export(settings, net, variables, facts, platforms, Path(made), folder)
     return folder
 
