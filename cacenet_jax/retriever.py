@@ -154,16 +154,16 @@ class Retriever:
         probability = None if calibration is None else float(calibration.probability(mixed, kind, prior))
         return Comparison(individual, pair, mixed, probability)
 
-    def describe(self, images: Images) -> tuple[Float[np.ndarray, "n F"], HostTerms | None]:
+    def describe(self, images: Images | ListedImages) -> tuple[Float[np.ndarray, "n F"], HostTerms | None]:
         """Compute embeddings and, with a pair stage, the terms of images for `pair_distances`.
 
         Args:
-            images: one or n images, in any form the class accepts.
+            images: one or n images, in any form the class accepts; images with names are read batch by batch.
 
         Raises:
             UserError: as in `embed`; also if there is too little disk space for the terms.
         """
-        listed = ListedImages.of(images, "image")
+        listed = images if isinstance(images, ListedImages) else ListedImages.of(images, "image")
         terms = self._allocate(len(listed.images)) if self._compare is not None and listed.images else None
         return self._describe(listed, terms), terms
 

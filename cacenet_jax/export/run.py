@@ -66,8 +66,8 @@ def export(config: ConfigDict, workdir: str | Path) -> Path:
     with scratch as made:
         facts = {"step": step, "num_identities": net.num_identities, "network": of_network(state)}
         facts["config"] = to_dict(config)
-        marks = {"network": facts["network"], "mix": settings.evaluation.mix, "flip": settings.evaluation.flip}
-        if (calibration := of_workdir(workdir, **marks)) is not None:
+        evaluation = settings.evaluation
+        if (calibration := of_workdir(workdir, of_network(state), evaluation.mix, evaluation.flip)) is not None:
             facts["calibration"] = calibration.to_dict()
         _export(settings, net, variables, facts, platforms, Path(made), folder)
     return folder
