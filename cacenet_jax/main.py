@@ -11,11 +11,13 @@ Modes:
   export     export a trained network for use without this package
   compare    compare two images, A.jpg B.jpg: do they show one person, and why
   calibrate  learn probabilities and thresholds for the distances of a network from labelled images
+  index      embed photographs, --images=FOLDER or MANIFEST.csv, into --index=PLACE; again: only what changed
+  search     find a person, --query=IMAGE or a folder of one person's images, in --index=PLACE
   reproduce  train the networks for the tables of the paper selected by --table, and write the tables
 
 train and reproduce require --config; import can do without, and the other modes read config.json in --workdir, where
-compare and calibrate also take an export, and compare a published checkpoint. Any field
-of cacenet_jax/config.py can be overridden, for example --config.eval.top_k=50. Data sets, backbones and pair stages
+compare, calibrate, index and search also take an export and, except calibrate, a published checkpoint. Any field of
+cacenet_jax/config.py can be overridden, for example --config.eval.top_k=50. Data sets, backbones and pair stages
 have additional fields: --config.data.options.seed=3, --config.model.backbone_fields.width=32,
 --config.model.pair.clue_weight=0.
 """
@@ -44,7 +46,7 @@ from cacenet_jax.run.command_line import (
     show_help_of,
 )
 
-MODES = ("train", "import", "evaluate", "visualize", "export", "compare", "calibrate", "reproduce")
+MODES = ("train", "import", "evaluate", "visualize", "export", "compare", "calibrate", "index", "search", "reproduce")
 _EXAMPLE = "for example --config=configs/synthetic.py --workdir=workdirs/synthetic"
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -57,11 +59,21 @@ _TABLE = flags.DEFINE_string("table", None, "Tables of the paper, with --mode=re
 _SEEDS = flags.DEFINE_string(
     "seeds", "3", "Runs of each row, with --mode=reproduce: a number of runs, or a list of seeds."
 )
-_IMAGES = flags.DEFINE_string("images", None, "Manifest to learn from, with --mode=calibrate: path,identity[,camera].")
+_IMAGES = flags.DEFINE_string(
+    "images",
+    None,
+    "Folder or manifest to index; with --mode=calibrate, manifest to learn from: path,identity[,camera].",
+)
+_INDEX = flags.DEFINE_string("index", None, "Folder of an index of photographs.")
+_QUERY = flags.DEFINE_string("query", None, "Image to search for, or a folder of images of one person.")
+_WHERE = flags.DEFINE_string("where", None, 'Filter of a search, an SQL condition: "camera != 3 AND time > 10".')
+_K = flags.DEFINE_integer("k", 20, "Number of matches of a search.")
+_RERANK = flags.DEFINE_string("rerank", "none", "Re-ranking of a search: none or k_reciprocal.")
+_APPROXIMATE = flags.DEFINE_bool("approximate", False, "Build, or search, an approximate index of the embeddings.")
 _CHECK = flags.DEFINE_string(
     "check", None, "Manifest of other people to check a calibration on, with --mode=calibrate."
 )
-_OUTPUT = flags.DEFINE_string("output", None, "Folder for the page of --mode=compare.")
+_OUTPUT = flags.DEFINE_string("output", None, "Folder for what compare and search write.")
 _PRIOR = flags.DEFINE_float(
     "prior", None, "Share of matching pairs that probabilities assume; 0.5 if not calibrated so."
 )
@@ -111,6 +123,7 @@ def run(command: CommandLine) -> None:
         "train": train.train, "evaluate": train.evaluate, "visualize": _visualize, "export": _export,
         "reproduce": functools.partial(_reproduce, command),
         "import": _import, "compare": functools.partial(_compare, command.words), "calibrate": _calibrate,
+        "index": _index, "search": _search,
     }  # fmt: skip
     workdir = os.path.expanduser(_WORKDIR.value)
     with progress.shown(), writing(workdir):
@@ -145,6 +158,19 @@ def _calibrate(config: ConfigDict | None, workdir: str) -> None:
     from cacenet_jax.decide import calibrate
 
     calibrate.calibrate(config, workdir, _IMAGES.value, _CHECK.value, _PRIOR.value)
+
+
+def _index(config: ConfigDict | None, workdir: str) -> None:
+    from cacenet_jax.find import commands
+
+    commands.update(config, workdir, _IMAGES.value, _INDEX.value, _APPROXIMATE.value)
+
+
+def _search(config: ConfigDict | None, workdir: str) -> None:
+    from cacenet_jax.find import commands
+
+    query = (_INDEX.value, _QUERY.value, _K.value, _WHERE.value, _RERANK.value, not _APPROXIMATE.value)
+    commands.search(config, workdir, *query, _OUTPUT.value)
 
 
 def _check_reproduce(command: CommandLine) -> None:

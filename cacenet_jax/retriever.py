@@ -16,6 +16,7 @@ import functools
 import os
 import tempfile
 from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -35,6 +36,9 @@ from cacenet_jax.retrieval.extract import extract, image_shapes, round_up
 from cacenet_jax.retrieval.ranked_list import Comparison, Match, RankedList
 from cacenet_jax.retrieval.rankings import mixed_distance, nearest
 from cacenet_jax.retrieval.term_store import replicate
+
+if TYPE_CHECKING:
+    from cacenet_jax.index.index import Index
 
 ImageLike = str | os.PathLike[str] | np.ndarray | jax.Array | Image.Image
 Images = ImageLike | Iterable[ImageLike]
@@ -122,6 +126,35 @@ class Retriever:
     def network(self) -> Inference:
         """The network as functions, with the settings and the fingerprint of its weights."""
         return self._network
+
+    @property
+    def terms_like(self) -> Any:
+        """Shapes and dtypes of the pair-stage terms of one image; None without a pair stage."""
+        return self._terms_like if self._compare is not None else None
+
+    def index(self, images: str | os.PathLike[str], place: str | os.PathLike[str]) -> "Index":
+        """Make an index of photographs on disk, or bring one up to date; needs the extra [index].
+
+        Args:
+            images: folder of images, with its subfolders, or a manifest; see `cacenet_jax.index.photographs`.
+            place: folder of the index, made if it is missing.
+
+        Raises:
+            UserError: there are no images, the manifest has mistakes, or the index is one of another network.
+        """
+        from cacenet_jax.index.index import make_index
+
+        return make_index(self, images, place)[0]
+
+    def open_index(self, place: str | os.PathLike[str]) -> "Index":
+        """Open an index that was made before.
+
+        Raises:
+            UserError: there is none, or it is one of another network.
+        """
+        from cacenet_jax.index.index import open_index
+
+        return open_index(self, place)
 
     @functools.cached_property
     def calibration(self) -> Calibration | None:
