@@ -139,8 +139,8 @@ def check_on(reid: Retriever, calibration: Calibration, others: Labelled) -> lis
     lines += [f"  {kind}: {_check_words(check)}" for kind, check in checks.items()]
     searches = open_set.search(reid, described, np.ones(len(described.labelled.pids_n), bool))
     if searches is not None:
-        strict = calibration.search_threshold(searches.num_images, _FALSE_ANSWERS)
         kind = calibration.search_kind
+        strict = calibration.search_threshold(kind, searches.num_images, _FALSE_ANSWERS)
         lines += _open_set_lines(kind, [(searches, calibration.threshold(kind), strict)])
     return lines
 

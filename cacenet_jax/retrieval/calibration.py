@@ -201,26 +201,30 @@ class Calibration:
         """Name of the distance that orders the answers of a search."""
         return "mixed" if "mixed" in self.curves else "individual"
 
-    def search_threshold(self, num_images: int, false_answer_rate: float = 0.1) -> float | None:
+    def search_threshold(self, kind: str, num_images: int, false_answer_rate: float = 0.1) -> float | None:
         """Return the distance below which the best of many images is said to match, or None if it is not known.
 
         The threshold of a pair is too weak for a search: among many images, one false match is a false answer.
 
         Args:
+            kind: name of the distance that orders the answers, `search_kind`.
             num_images: number of images that the query is compared with.
             false_answer_rate: share of queries of absent people that may be answered by someone.
 
         Returns:
-            Threshold for the distance `search_kind`; None for many more images than the calibration saw.
+            Threshold; None for many more images than the calibration saw, and for a distance that orders no answers.
 
         Raises:
-            UserError: the rate does not lie between 0 and 1.
+            UserError: the distance is not calibrated, or the rate does not lie between 0 and 1.
         """
+        self.curve(kind)
         if not 0 < false_answer_rate < 1:
             raise UserError(
                 f"false_answer_rate: found {false_answer_rate:g}, expected a share between 0 and 1, such as 0.1; correct it"
             )
-        return None if self.search is None else self.search.threshold(num_images, false_answer_rate)
+        if self.search is None or self.search.kind != kind:
+            return None
+        return self.search.threshold(num_images, false_answer_rate)
 
     def caution(self) -> str:
         """Return a sentence on the data that the calibration holds for."""

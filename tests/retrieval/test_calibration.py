@@ -143,17 +143,19 @@ def test_a_bootstrap_draw_counts_a_pair_as_often_as_its_people(monkeypatch):
 @pytest.mark.parametrize("images", [10, 50, 400])
 def test_a_search_among_any_number_of_images_has_the_false_answers_that_were_asked(curve, images):
     """Learnt from searches among 50 images, whose distances are independent."""
-    threshold = calibration(curve).search_threshold(images, 0.1)
+    threshold = calibration(curve).search_threshold("individual", images, 0.1)
     best = np.random.default_rng(10).normal(3, 1, (4000, images)).min(axis=1)
     assert 0.05 < (best < threshold).mean() < 0.2  # of 400 images, from the best 13 of 1,000 searches
-    assert threshold < calibration(curve).search_threshold(images, 0.2)
+    assert threshold < calibration(curve).search_threshold("individual", images, 0.2)
 
 
 def test_a_search_among_too_many_images_has_no_threshold(curve):
-    assert calibration(curve).search_threshold(10**6) is None
-    assert dataclasses.replace(calibration(curve), search=None).search_threshold(5) is None
+    assert calibration(curve).search_threshold("individual", 10**6) is None
+    assert dataclasses.replace(calibration(curve), search=None).search_threshold("individual", 5) is None
+    both = calibration(curve, kinds=("individual", "pair", "mixed"))
+    assert both.search_threshold("pair", 5) is None  # no search is ordered by it
     with pytest.raises(UserError, match="false_answer_rate: found 0, expected a share between 0 and 1"):
-        calibration(curve).search_threshold(5, 0.0)
+        calibration(curve).search_threshold("individual", 5, 0.0)
 
 
 def test_calibration_error_is_the_literal_sum():
