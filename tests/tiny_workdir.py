@@ -26,7 +26,7 @@ def photographs(folder, people=range(PEOPLE)):
         clothes = np.random.default_rng([person, 1]).integers(40, 216, (32, 16, 3))
         for camera in range(CAMERAS):
             for number in range(IMAGES):
-                noise = np.random.default_rng([person, camera, number]).integers(-40, 40, clothes.shape)
+                noise = np.random.default_rng([person, camera, number]).integers(-8, 9, clothes.shape)
                 name = f"person{person}_camera{camera}_{number}.png"
                 cv2.imwrite(str(folder / name), (clothes + noise).astype(np.uint8))
                 rows.append((name, f"person {person}", f"camera {camera}"))
