@@ -25,6 +25,7 @@ from cacenet_jax.retrieval.calibration_fit import (
     Pairs,
     check_all,
     learn_curve,
+    learn_search,
     split_identities,
     threshold_at,
 )
@@ -65,7 +66,7 @@ def calibrate(
         calibration, described, pairs = learn(reid, source, prior)
         path = write_calibration(workdir, calibration)
         print("\n".join(report(calibration)), flush=True)
-        print("\n".join(_open_set_of_folds(reid, described, pairs)), flush=True)
+        print("\n".join(_open_set_of_halves(reid, described, pairs)), flush=True)
         print(f"{path}: used by --mode=compare and search, by Python, and carried by the next export", flush=True)
     elif reid.calibration is None:
         raise UserError(f"{workdir}: found no calibration to check, expected one; run --mode=calibrate first")
@@ -96,9 +97,11 @@ def learn(
     described = describe(reid, source)
     pairs = measure(reid, described)
     curves = {kind: learn_curve(some, fold_I) for kind, some in pairs.items()}
-    network = reid.network
+    network, kind = reid.network, _search_kind(pairs)
+    searches = open_set.search(reid, described, np.ones(len(described.labelled.pids_n), bool))
+    search = None if searches is None else learn_search(kind, searches.absent_Q, searches.num_images)
     calibration = Calibration(
-        source.name, len(fold_I), len(described.labelled.pids_n), _is_cross_camera(source), prior, curves,
+        source.name, len(fold_I), len(described.labelled.pids_n), _is_cross_camera(source), prior, curves, search,
         network.fingerprint, network.mix, network.flip,
     )  # fmt: skip
     return calibration, described, pairs
@@ -136,7 +139,7 @@ def check_on(reid: Retriever, calibration: Calibration, others: Labelled) -> lis
     lines += [f"  {kind}: {_check_words(check)}" for kind, check in checks.items()]
     searches = open_set.search(reid, described, np.ones(len(described.labelled.pids_n), bool))
     if searches is not None:
-        kind = _search_kind(calibration.curves)
+        kind = calibration.search_kind
         strict = calibration.search_threshold(kind, searches.num_images, _FALSE_ANSWERS)
         lines += _open_set_lines(kind, [(searches, calibration.threshold(kind), strict)])
     return lines
@@ -173,8 +176,8 @@ def _is_cross_camera(source: Labelled) -> bool:
     return source.is_cross_camera and bool((source.camids_n >= 0).all())
 
 
-def _search_kind(curves: Mapping[str, Curve] | Mapping[str, Pairs]) -> str:
-    return "mixed" if "mixed" in curves else "individual"
+def _search_kind(pairs: Mapping[str, Pairs]) -> str:
+    return "mixed" if "mixed" in pairs else "individual"
 
 
 def _curve_lines(kind: str, curve: Curve) -> Iterator[str]:
@@ -205,20 +208,19 @@ def _check_words(check: object) -> str:
     )
 
 
-def _open_set_of_folds(reid: Retriever, described: Described, pairs: Mapping[str, Pairs]) -> list[str]:
-    """Search within each fold of identities, with thresholds of the other folds."""
-    kind = _search_kind(pairs)
-    some, pids_n = pairs[kind], described.labelled.pids_n
-    fold_I = split_identities(int(pids_n.max()) + 1)
+def _open_set_of_halves(reid: Retriever, described: Described, pairs: Mapping[str, Pairs]) -> list[str]:
+    """Search within each half of the identities, with the thresholds of the other half."""
+    kind, pids_n = _search_kind(pairs), described.labelled.pids_n
+    some = pairs[kind]
+    half_I = np.random.default_rng(1).permutation(np.arange(int(pids_n.max()) + 1) % 2)
+    halves = [open_set.search(reid, described, half_I[pids_n] == half) for half in (0, 1)]
     results = []
-    for fold in range(fold_I.max() + 1):
-        is_used_P = (fold_I[some.first_P] != fold) & (fold_I[some.second_P] != fold) & ~some.same_P
-        searches = open_set.search(reid, described, fold_I[pids_n] == fold)
-        if searches is not None and is_used_P.any():
-            other_P = np.sort(some.distance_P[is_used_P].astype(np.float64))
-            rate = -np.expm1(np.log1p(-_FALSE_ANSWERS) / searches.num_images)
-            strict = threshold_at(other_P, rate) if rate * len(other_P) >= 10 else None
-            results.append((searches, threshold_at(other_P, RATE), strict))
+    for half, (searches, others) in enumerate(zip(halves, reversed(halves))):
+        is_used_P = (half_I[some.first_P] != half) & (half_I[some.second_P] != half) & ~some.same_P
+        if searches is not None and others is not None and is_used_P.any():
+            plain = threshold_at(np.sort(some.distance_P[is_used_P].astype(np.float64)), RATE)
+            learnt = learn_search(kind, others.absent_Q, others.num_images)
+            results.append((searches, plain, learnt.threshold(searches.num_images, _FALSE_ANSWERS)))
     return _open_set_lines(kind, results)
 
 
@@ -239,7 +241,7 @@ def _open_set_lines(kind: str, results: list[tuple[open_set.Searches, float, flo
         (f"threshold for {_FALSE_ANSWERS:.0%} false answers a search", strict),
     ):
         if len(rows) < len(results):
-            lines.append(f"  {words}: not known from so few pairs")
+            lines.append(f"  {words}: not known from so few searches")
             continue
         unknown = np.average([searches.unknown(limit) for searches, limit in rows], weights=weights)
         right = np.average([searches.found_right(limit) for searches, limit in rows], weights=weights)

@@ -50,7 +50,7 @@ def compare(
     if output is not None:
         check_writable(Path(output).expanduser())
     reid = retriever.load(workdir, batch_size=2, config=config)
-    comparison = reid.compare(*images, prior)
+    comparison = reid.compare(images[0], images[1], prior)
     rows = table(comparison, reid.calibration, prior)
     names = [printable(image) for image in images]
     print("\n".join([*names, *_lines(rows), *verdict(comparison, reid.calibration, prior)]), flush=True)

@@ -15,7 +15,7 @@ from cacenet_jax.decide.pairs import Described, in_turn, matches
 from cacenet_jax.retrieval.rankings import mixed_distance
 from cacenet_jax.retriever import Retriever
 
-_QUERIES = 300  # at most
+_QUERIES = 500  # at most
 
 
 class Searches(NamedTuple):
@@ -57,7 +57,8 @@ def search(reid: Retriever, described: Described, chosen_n: Bool[np.ndarray, "n"
     rows = np.flatnonzero(chosen_n)
     labelled, embedding_mF = described.labelled.take(rows), described.embedding_nF[rows].astype(np.float64)
     top_k = max(reid.top_k, 1)
-    queries, candidates, shown = [], [], []
+    queries: list[int] = []
+    candidates, shown = [], []
     for query in in_turn(labelled.pids_n, seed).tolist():
         own_m, same_m = matches(labelled, query), labelled.pids_n == labelled.pids_n[query]
         if len(queries) == _QUERIES or not own_m.any() or same_m.all():

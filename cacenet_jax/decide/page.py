@@ -93,11 +93,14 @@ def _table(rows: Sequence[Row]) -> str:
 def _reasons(why: Why) -> str:
     parts = []
     if why.lines_png is not None:
+        similar, learned = (
+            "none" if ends is None else f"the lines are {ends[0]:.3g} to {ends[1]:.3g}" for ends in why.strengths
+        )
         caption = (
             "Strongest correspondences, A left and B right. Top: each position's most similar position, by cosine of the "
-            f"maps. Bottom: {why.learned}, what the network's graph connects. The wider and more opaque a line, the "
-            "stronger, within each pair of panels; colours mean nothing else. The strongest are taken first, and their "
-            "ends are kept apart."
+            f"maps ({similar}). Bottom: {why.learned}, what the network's graph connects ({learned}). The wider and more "
+            "opaque a line, the stronger, within each pair of panels. The strongest are taken first, and their ends are "
+            "kept apart."
         )
         image = f'<img src="{image_uri(webp(why.lines_png))}" alt="Lines between the two images">'
         parts.append(f'<figure class="lines">{image}<figcaption>{escape(caption)}</figcaption></figure>')

@@ -22,7 +22,7 @@ _EXPORT = (
     "An export holds the network as functions from images to distances and keeps no maps, so there is nothing to draw. "
     "Compare with the workdir of the run to see why."
 )
-_NO_STAGE = "This network has no pair stage: it describes each image alone, so there is nothing that one image changes in the other."
+_NO_STAGE = "This network has no pair stage: it describes each image alone, and neither changes with the other."
 _NO_MAPS = "This network has no graph convolution, so there is no conditional map to show."
 _SHARP = 2  # factor of the resolution
 
@@ -46,6 +46,7 @@ class Why(NamedTuple):
 
     Attributes:
         lines_png: correspondences of the two images as PNG; None if `note` says why there are none.
+        strengths: strengths of the weakest and the strongest line, by similarity and in the graph; None for no lines.
         learned: display name of the correspondences in the network's graph.
         maps: maps of both images; empty if there are no conditional maps.
         scales: limits of the colours of `maps`: smallest norm, largest norm, largest difference.
@@ -53,6 +54,7 @@ class Why(NamedTuple):
     """
 
     lines_png: bytes | None
+    strengths: tuple[tuple[float, float] | None, ...]
     learned: str
     maps: tuple[Maps, ...]
     scales: tuple[float, float, float]
@@ -68,7 +70,7 @@ def draw(reid: Retriever, pixels_2HW3: UInt8[np.ndarray, "2 H W 3"]) -> Why:
     """
     network = reid.network
     if network.net is None or network.distance is None:
-        return Why(None, "", (), (0.0, 0.0, 0.0), _EXPORT if network.net is None else _NO_STAGE)
+        return Why(None, (), "", (), (0.0, 0.0, 0.0), _EXPORT if network.net is None else _NO_STAGE)
     net, variables = network.net, network.variables[0]
     seen = look(net, variables, pixels_2HW3, network.flip)
     first, second = (jax.tree.map(operator.itemgetter(i), seen) for i in range(2))
@@ -77,15 +79,17 @@ def draw(reid: Retriever, pixels_2HW3: UInt8[np.ndarray, "2 H W 3"]) -> Why:
     grid = maps_2hwD.shape[1:3]
     nodes_2ND = maps_2hwD.reshape(2, -1, maps_2hwD.shape[-1])
     similar_NM = correspondences.most_similar(np.asarray(cosine(nodes_2ND[0], nodes_2ND[1])))
-    pair = correspondences.ComparedPair(
-        pixels_2HW3[1], None, "", correspondences.strongest(similar_NM, _LINES, grid),
-        correspondences.strongest(np.asarray(together.correspondence_NM), _LINES, grid),
-    )  # fmt: skip
+    lines = [
+        correspondences.strongest(affinity_NM, _LINES, grid)
+        for affinity_NM in (similar_NM, np.asarray(together.correspondence_NM))
+    ]
+    pair = correspondences.ComparedPair(pixels_2HW3[1], None, "", *lines)
+    strengths = tuple(_range(one.strength_L) for one in lines)
     figure = correspondences.figure(pixels_2HW3[0], [pair], grid, net.pair_title)
     figure.set_dpi(_SHARP * DPI)
     lines_png = png(figure)
     if together.norm_N is None or reverse.norm_N is None:
-        return Why(lines_png, net.pair_title, (), (0.0, 0.0, 0.0), _NO_MAPS)
+        return Why(lines_png, strengths, net.pair_title, (), (0.0, 0.0, 0.0), _NO_MAPS)
     own_2hw = _relative(np.linalg.norm(maps_2hwD, axis=-1))
     given_2hw = _relative(np.stack([np.asarray(x.norm_N).reshape(grid) for x in (together, reverse)]))
     change_2hw = given_2hw - own_2hw
@@ -99,7 +103,11 @@ def draw(reid: Retriever, pixels_2HW3: UInt8[np.ndarray, "2 H W 3"]) -> Why:
         )
         for pixels_HW3, own_hw, given_hw, change_hw in zip(pixels_2HW3, own_2hw, given_2hw, change_2hw)
     )  # fmt: skip
-    return Why(lines_png, net.pair_title, maps, (low, high, most), "")
+    return Why(lines_png, strengths, net.pair_title, maps, (low, high, most), "")
+
+
+def _range(strength_L: np.ndarray) -> tuple[float, float] | None:
+    return (float(strength_L.min()), float(strength_L.max())) if len(strength_L) else None
 
 
 def _relative(norm_2hw: Float[np.ndarray, "2 h w"]) -> Float[np.ndarray, "2 h w"]:

@@ -90,6 +90,36 @@ class Curve:
 
 
 @dataclasses.dataclass(frozen=True)
+class Search:
+    """Searches for absent people, each among many images of others.
+
+    Attributes:
+        kind: name of the distance that the answers are ordered by.
+        num_images: number of images in each search.
+        num_queries: number of searches.
+        rates: shares of the searches, ascending.
+        distances: distance below which the best image of at most each of `rates` lies.
+    """
+
+    kind: str
+    num_images: int
+    num_queries: int
+    rates: tuple[float, ...]
+    distances: tuple[float, ...]
+
+    def threshold(self, num_images: int, false_answer_rate: float) -> float | None:
+        """Return the threshold for searches among `num_images` images, or None if there are too few searches to know.
+
+        Images add up as if independent: a search of m images has no false answer with the probability p ** (m / n), where p
+        is that of a search of n.
+        """
+        rate = float(-np.expm1(np.log1p(-false_answer_rate) * self.num_images / max(num_images, 1)))
+        if rate < self.rates[0]:
+            return None
+        return float(np.interp(np.log(rate), np.log(self.rates), self.distances))
+
+
+@dataclasses.dataclass(frozen=True)
 class Calibration:
     """Calibrated distances of one network.
 
@@ -100,6 +130,7 @@ class Calibration:
         cross_camera: True if matching pairs are of two cameras, as in the evaluation.
         prior: share of matching pairs that probabilities assume.
         curves: calibration of each distance, by its name in `KINDS`.
+        search: searches for absent people; None if no person has both a match and others to search among.
         network: fingerprint of the weights.
         mix: weight of the pair distance in the mixed distance.
         flip: True if the features of an image and its mirror image are averaged.
@@ -111,6 +142,7 @@ class Calibration:
     cross_camera: bool
     prior: float
     curves: Mapping[str, Curve]
+    search: Search | None
     network: str
     mix: float
     flip: bool
@@ -164,23 +196,35 @@ class Calibration:
             )
         return float(np.interp(np.log(rate), np.log(curve.rates), curve.rate_distances))
 
-    def search_threshold(self, kind: str, num_images: int, false_answer_rate: float = 0.1) -> float | None:
-        """Return the distance below which the best of many images is said to match, or None if too small to know.
+    @property
+    def search_kind(self) -> str:
+        """Name of the distance that orders the answers of a search."""
+        return "mixed" if "mixed" in self.curves else "individual"
 
-        A query of an absent person is compared with all images, so that one false match among them is a false answer.
-        The false-match rate is 1 - (1 - false_answer_rate) ** (1 / num_images), as if the comparisons were independent;
-        they are not, which makes the threshold strict.
+    def search_threshold(self, kind: str, num_images: int, false_answer_rate: float = 0.1) -> float | None:
+        """Return the distance below which the best of many images is said to match, or None if it is not known.
+
+        The threshold of a pair is too weak for a search: among many images, one false match is a false answer.
 
         Args:
-            kind: name of the distance, in `KINDS`.
+            kind: name of the distance that orders the answers, `search_kind`.
             num_images: number of images that the query is compared with.
             false_answer_rate: share of queries of absent people that may be answered by someone.
 
+        Returns:
+            Threshold; None for many more images than the calibration saw, and for a distance that orders no answers.
+
         Raises:
-            UserError: the distance is not calibrated.
+            UserError: the distance is not calibrated, or the rate does not lie between 0 and 1.
         """
-        rate = -np.expm1(np.log1p(-false_answer_rate) / max(num_images, 1))
-        return None if rate < self.curve(kind).rates[0] else self.threshold(kind, float(rate))
+        self.curve(kind)
+        if not 0 < false_answer_rate < 1:
+            raise UserError(
+                f"false_answer_rate: found {false_answer_rate:g}, expected a share between 0 and 1, such as 0.1; correct it"
+            )
+        if self.search is None or self.search.kind != kind:
+            return None
+        return self.search.threshold(num_images, false_answer_rate)
 
     def caution(self) -> str:
         """Return a sentence on the data that the calibration holds for."""
@@ -208,17 +252,19 @@ class Calibration:
         try:
             if values["format"] != _FORMAT:
                 raise ValueError(f"format {values['format']!r}"[:80])
-            curves = {kind: _read_curve(values["curves"][kind]) for kind in KINDS if kind in values["curves"]}
+            kinds = KINDS if "mixed" in values["curves"] else KINDS[:1]
+            curves = {kind: _read_curve(values["curves"][kind]) for kind in kinds}
             prior = check_prior(float(values["prior"]))
             return cls(
                 str(values["data"]), int(values["num_identities"]), int(values["num_images"]),
-                bool(values["cross_camera"]), prior, curves, str(values["network"]), float(values["mix"]),
-                bool(values["flip"]),
+                bool(values["cross_camera"]), prior, curves, _read_search(values["search"]),
+                str(values["network"]), float(values["mix"]), bool(values["flip"]),
             )  # fmt: skip
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
             raise UserError(
-                f"{where}: found no calibration ({reason}), expected what --mode=calibrate writes; run it again"
+                f"{where}: found no calibration ({reason}), expected one of this version; run "
+                "--mode=calibrate again, or remove it"
             ) from error
 
 
@@ -247,16 +293,31 @@ def _read_curve(values: Mapping[str, Any]) -> Curve:
         int(values["num_matching"]), int(values["num_other"]),
         Check(**{name: float(x) for name, x in values["check"].items()}),
     )  # fmt: skip
-    for across, values_S, falls in (
-        (curve.distances, curve.log_odds, True),
-        (curve.rates, curve.rate_distances, False),
-    ):
-        is_monotone = (np.diff(values_S) <= 0).all() if falls else (np.diff(values_S) >= 0).all()
-        if not across or len(across) != len(values_S) or (np.diff(across) <= 0).any() or not is_monotone:
-            raise ValueError("points that are not in order")
-    if not 0 < curve.rates[0] <= curve.rates[-1] <= 1:
-        raise ValueError("rates that are no shares")
+    _check_points(curve.distances, curve.log_odds, falls=True)
+    _check_rates(curve.rates, curve.rate_distances)
     return curve
+
+
+def _read_search(values: Mapping[str, Any] | None) -> Search | None:
+    if values is None:
+        return None
+    sizes = (int(values["num_images"]), int(values["num_queries"]))
+    search = Search(str(values["kind"]), *sizes, _finite(values["rates"]), _finite(values["distances"]))
+    _check_rates(search.rates, search.distances)
+    return search
+
+
+def _check_rates(rates_S: Sequence[float], distances_S: Sequence[float]) -> None:
+    _check_points(rates_S, distances_S, falls=False)
+    if not 0 < rates_S[0] <= rates_S[-1] <= 1:
+        raise ValueError("rates that are no shares")
+
+
+def _check_points(across_S: Sequence[float], values_S: Sequence[float], *, falls: bool) -> None:
+    """Raise ValueError if the points of a curve are not in order."""
+    is_monotone = (np.diff(values_S) <= 0).all() if falls else (np.diff(values_S) >= 0).all()
+    if not across_S or len(across_S) != len(values_S) or (np.diff(across_S) <= 0).any() or not is_monotone:
+        raise ValueError("points that are not in order")
 
 
 def _finite(values: Sequence[Any]) -> tuple[float, ...]:

@@ -8,7 +8,7 @@ The expected calibration error is the mean over 15 bins of equal width, weighted
 the absolute difference between the probability and the share of matching pairs (Guo et al. 2017,
 https://arxiv.org/abs/1706.04599).
 
-Legend: P pairs, I identities, S points of a curve.
+Legend: P pairs, Q searches, I identities, S points of a curve, B steps of an isotonic function.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from cacenet_jax.errors import UserError
-from cacenet_jax.retrieval.calibration import RATE, Check, Curve, Threshold
+from cacenet_jax.retrieval.calibration import RATE, Check, Curve, Search, Threshold
 
 RATES = (1e-3, 1e-2, 1e-1)
 METHODS = ("logistic", "isotonic")
@@ -74,8 +74,8 @@ def split_identities(count: int, seed: int = 0) -> Int[np.ndarray, "I"]:
     """
     if count < 4:
         raise UserError(
-            f"calibration: found {count} identities with matching pairs, expected at least 4, better 50; add labelled "
-            "images of other people, or raise config.data.val_share in another run"
+            f"calibration: found {count} identities, expected at least 4, better 50; add labelled "
+            "images of other people, or train with a larger config.data.val_share"
         )
     fold_I = np.arange(count) % min(_FOLDS, count // 2)
     return np.random.default_rng(seed).permutation(fold_I)
@@ -121,8 +121,7 @@ def learn_curve(pairs: Pairs, fold_I: Int[np.ndarray, "I"]) -> Curve:
 
     matching, other = pairs.where(pairs.same_P), pairs.where(~pairs.same_P)
     other_P = np.sort(other.distance_P)
-    floor = min(_MIN_BELOW / len(other_P), 1.0)
-    rates = np.unique(np.r_[np.geomspace(floor, 1, _POINTS), [rate for rate in RATES if rate >= floor]])
+    rates, floor = _rates(len(other_P)), min(_MIN_BELOW / len(other_P), 1.0)
     supported = [rate for rate in RATES if rate >= floor]
     thresholds = []
     for rate, (low, high) in zip(supported, intervals(other, supported, len(fold_I))):
@@ -133,6 +132,25 @@ def learn_curve(pairs: Pairs, fold_I: Int[np.ndarray, "I"]) -> Curve:
         tuple(threshold_at(other_P, rate) for rate in rates), tuple(thresholds), len(matching.same_P), len(other_P),
         check,
     )  # fmt: skip
+
+
+def learn_search(kind: str, absent_Q: Float[np.ndarray, "Q"], num_images: int) -> Search:
+    """Describe searches for absent people.
+
+    Args:
+        kind: name of the distance.
+        absent_Q: distance of the best image of each search.
+        num_images: number of images in each search.
+    """
+    best_Q, rates = np.sort(absent_Q.astype(np.float64)), _rates(len(absent_Q))
+    limits = tuple(threshold_at(best_Q, rate) for rate in rates)
+    return Search(kind, num_images, len(best_Q), tuple(rates.tolist()), limits)
+
+
+def _rates(count: int) -> Float[np.ndarray, "S"]:
+    """Return the shares that a number of pairs or searches allows, with the usual ones among them."""
+    floor = min(_MIN_BELOW / count, 1.0)
+    return np.unique(np.r_[np.geomspace(floor, 1, _POINTS), [rate for rate in RATES if rate >= floor]])
 
 
 def fit(method: str, pairs: Pairs) -> Points:
@@ -156,12 +174,23 @@ def fit(method: str, pairs: Pairs) -> Points:
         slope = min(float(model.coef_[0, 0]) / spread, 0.0)  # a network that separates nothing has no other sign
         ends = np.array([distance_P.min(), max(distance_P.max(), distance_P.min() + 1e-9)])
         return Points(ends, float(model.intercept_[0]) * (slope < 0) + slope * (ends - middle))
-    num_matching = int(same_P.sum())
-    # No probability is nearer to 0 or 1 than the number of pairs can tell.
-    least, most = 0.5 / (num_matching + 1), 1 - 0.5 / (len(same_P) - num_matching + 1)
-    model = IsotonicRegression(y_min=least, y_max=most, increasing=False).fit(distance_P, same_P, weight_P)
-    distances_S, first = np.unique(model.X_thresholds_, return_index=True)
-    share_S = np.minimum.accumulate(model.y_thresholds_[first])
+    steps_P = IsotonicRegression(increasing=False).fit(distance_P, same_P, weight_P).predict(distance_P)
+    # Steps of few pairs, such as those at both ends, would be certain: half a pair of each class is added to every step
+    # (Jeffreys), and the steps are put in order again.
+    order_P = np.argsort(distance_P, kind="stable")
+    start_B = np.flatnonzero(np.r_[True, np.diff(steps_P[order_P]) != 0])
+    end_B = np.r_[start_B[1:], len(order_P)] - 1
+    matching_B = np.add.reduceat(same_P[order_P].astype(float), start_B)
+    other_B = end_B - start_B + 1 - matching_B
+    matching_B, other_B = (x + 0.5 for x in (matching_B, other_B))
+    matching_B, other_B = matching_B / matching_B.sum(), other_B / other_B.sum()
+    share_B = matching_B / (matching_B + other_B)
+    share_B = IsotonicRegression(increasing=False).fit_transform(
+        np.arange(len(share_B)), share_B, sample_weight=matching_B + other_B
+    )
+    ends_S = np.concatenate([distance_P[order_P[start_B]], distance_P[order_P[end_B]]])
+    distances_S, first_S = np.unique(ends_S, return_index=True)
+    share_S = np.minimum.accumulate(np.concatenate([share_B, share_B])[first_S])
     return Points(distances_S, np.log(share_S / (1 - share_S)))
 
 

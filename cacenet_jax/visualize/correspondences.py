@@ -106,7 +106,8 @@ def figure(
     wide = (WIDTH - label - between * len(pairs)) / (2 * len(pairs)) - middle / 2
     wide = min(wide, 1.1)
     tall = wide * query_HW3.shape[0] / query_HW3.shape[1]
-    top, step = 0.5, tall + 0.12
+    labelled = any(pair.right is not None or pair.caption for pair in pairs)
+    top, step = 0.5 if labelled else 0.08, tall + 0.12
     sheet = Sheet(label + len(pairs) * (2 * wide + middle + between), top + 2 * step)
     for row, words in enumerate(("by similarity", learned_name)):
         sheet.text(0.08, top + row * step + tall / 2, words, rotation="vertical", ha="left", va="center")
