@@ -20,11 +20,12 @@ from jaxtyping import Float
 
 from cacenet_jax.errors import UserError, printable
 
-os.environ.setdefault("LANCE_LOG", "error")  # it warns about each table that is new
+os.environ.setdefault("LANCEDB_LOG", "error")  # it warns about each table that is new
 
 try:
     import lancedb
     import pyarrow as pa
+    from lancedb.index import IvfPq
 except ModuleNotFoundError as error:
     raise UserError(
         "an index needs the package lancedb, found none; pip install 'cacenet_jax[index]', or lancedb by itself"
@@ -84,7 +85,7 @@ class Table:
         Raises:
             UserError: it is of a later version of this package.
         """
-        if "://" not in place and not Path(place).is_dir():
+        if "://" not in place and not Path(place, f"{SETTINGS}.lance").is_dir():
             return None
         database = lancedb.connect(place)
         if SETTINGS not in database.list_tables().tables:
@@ -213,10 +214,9 @@ class Table:
         """Build an approximate index of the embeddings (inverted lists of their product quantisation)."""
         count = len(self)
         size = self.settings["embedding_size"]
-        self._table.create_index(
-            metric="cosine", vector_column_name="embedding", num_partitions=max(1, round(count**0.5)),
-            num_sub_vectors=next(n for n in (size // 8, size // 4, size // 2, size) if n and size % n == 0), replace=True,
-        )  # fmt: skip
+        sub_vectors = next(n for n in (size // 8, size // 4, size // 2, size) if n and size % n == 0)
+        kind = IvfPq(distance_type="cosine", num_partitions=max(1, round(count**0.5)), num_sub_vectors=sub_vectors)
+        self._table.create_index("embedding", config=kind, replace=True)
 
     def has_vector_index(self) -> bool:
         """Return True if an approximate index was built."""
