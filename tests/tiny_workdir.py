@@ -19,11 +19,12 @@ PEOPLE, CAMERAS, IMAGES = 8, 2, 3
 
 
 def photographs(folder, people=range(PEOPLE)):
-    """Write the images and manifest.csv: a person is a picture, seen in noise."""
+    """Write the images and manifest.csv: a person is four bands of colour, seen in noise."""
     folder.mkdir()
     rows = []
     for person in people:
-        clothes = np.random.default_rng([person, 1]).integers(40, 216, (32, 16, 3))
+        bands = np.random.default_rng([person, 1]).integers(16, 240, (4, 1, 3))
+        clothes = np.repeat(np.repeat(bands, 8, axis=0), 16, axis=1)
         for camera in range(CAMERAS):
             for number in range(IMAGES):
                 noise = np.random.default_rng([person, camera, number]).integers(-8, 9, clothes.shape)
@@ -35,14 +36,14 @@ def photographs(folder, people=range(PEOPLE)):
     return folder
 
 
-def workdir(folder, seed=0, **fields):
-    """Write a workdir with a network that is not trained."""
+def workdir(folder, data=None, **fields):
+    """Write a workdir with a network that is not trained, as if on `data` (a `Subset.summary`) or imported."""
     config = run_path(str(TINY))["get_config"]()
     config.eval.map_dtype, config.eval.mix = "float32", 0.7
     config.update_from_flattened_dict(fields)
     settings = experiment.read(config)
-    state = create_state(settings.network.build(8), settings.optimizer(1), jax.random.key(seed), (32, 16))
-    claim_workdir(folder, to_dict(config), {"imported": "nothing", "identities": 8})
+    state = create_state(settings.network.build(8), settings.optimizer(1), jax.random.key(0), (32, 16))
+    claim_workdir(folder, to_dict(config), data or {"imported": "nothing", "identities": 8})
     checkpoints = Checkpoints(folder)
     checkpoints.save(1, jax.device_put(jax.device_get(state), replicated_sharding(global_mesh(1))))
     checkpoints.close()

@@ -6,11 +6,14 @@ import shutil
 import numpy as np
 import pytest
 from command_in_process import run_main
+from tiny_workdir import workdir
 
 import cacenet_jax as cace
+from cacenet_jax import experiment
 from cacenet_jax.decide.calibrate import calibrate
 from cacenet_jax.errors import UserError
 from cacenet_jax.export import run as export
+from cacenet_jax.train import cut_training, prepare_data
 
 
 @pytest.fixture(scope="module")
@@ -133,16 +136,10 @@ def test_mistakes_are_one_line_and_leave_nothing(made, words, message):
 
 
 def test_the_validation_split_of_a_run_is_what_it_was_not_trained_on(tmp_path):
-    from runpy import run_path
-
-    from command import TINY
-
-    from cacenet_jax.train import train
-
-    config = run_path(str(TINY))["get_config"]()
-    config.epochs, config.data.dir, config.data.val_share = 1, str(tmp_path / "data"), 0.5
-    config.data.num_ids, config.optim.warmup_epochs = 2, 0.0
-    train(config, tmp_path / "run")
+    fields = {"data.val_share": 0.5, "data.num_ids": 2, "data.dir": str(tmp_path / "data")}
+    data = experiment.read(workdir(tmp_path / "other", **fields)[1]).data
+    cut = cut_training(data, prepare_data(data, ("train",)))
+    _, config = workdir(tmp_path / "run", cut.train.summary(), **fields)
     calibration = calibrate(config, str(tmp_path / "run"), None, None, None)
     assert calibration.data == "the validation split of synthetic_pedestrians"
     assert (calibration.num_identities, calibration.num_images, calibration.cross_camera) == (4, 24, True)
