@@ -13,10 +13,11 @@ Modes:
   calibrate  learn probabilities and thresholds for the distances of a network from labelled images
   index      embed photographs, --images=FOLDER or MANIFEST.csv, into --index=PLACE; again: only what changed
   search     find a person, --query=IMAGE or a folder of one person's images, in --index=PLACE
+  group      group the photographs of --index=PLACE by person, and tell how many people there are
   reproduce  train the networks for the tables of the paper selected by --table, and write the tables
 
 train and reproduce require --config; import can do without, and the other modes read config.json in --workdir, where
-compare, calibrate, index and search also take an export and, except calibrate, a published checkpoint. Any field of
+compare, calibrate, index, search and group also take an export and, except calibrate, a published checkpoint. Any field of
 cacenet_jax/config.py can be overridden, for example --config.eval.top_k=50. Data sets, backbones and pair stages
 have additional fields: --config.data.options.seed=3, --config.model.backbone_fields.width=32,
 --config.model.pair.clue_weight=0.
@@ -46,7 +47,19 @@ from cacenet_jax.run.command_line import (
     show_help_of,
 )
 
-MODES = ("train", "import", "evaluate", "visualize", "export", "compare", "calibrate", "index", "search", "reproduce")
+MODES = (
+    "train",
+    "import",
+    "evaluate",
+    "visualize",
+    "export",
+    "compare",
+    "calibrate",
+    "index",
+    "search",
+    "group",
+    "reproduce",
+)
 _EXAMPLE = "for example --config=configs/synthetic.py --workdir=workdirs/synthetic"
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -69,11 +82,14 @@ _QUERY = flags.DEFINE_string("query", None, "Image to search for, or a folder of
 _WHERE = flags.DEFINE_string("where", None, 'Filter of a search, an SQL condition: "camera != 3 AND time > 10".')
 _K = flags.DEFINE_integer("k", 20, "Number of matches of a search.")
 _RERANK = flags.DEFINE_string("rerank", "none", "Re-ranking of a search: none or k_reciprocal.")
+_CUT = flags.DEFINE_float(
+    "cut", 0.6, "Distance at which --mode=group cuts groups, from 0 to 1; less gives more groups."
+)
 _APPROXIMATE = flags.DEFINE_bool("approximate", False, "Build, or search, an approximate index of the embeddings.")
 _CHECK = flags.DEFINE_string(
     "check", None, "Manifest of other people to check a calibration on, with --mode=calibrate."
 )
-_OUTPUT = flags.DEFINE_string("output", None, "Folder for what compare and search write.")
+_OUTPUT = flags.DEFINE_string("output", None, "Folder for what compare, search and group write.")
 _PRIOR = flags.DEFINE_float(
     "prior", None, "Share of matching pairs that probabilities assume; 0.5 if not calibrated so."
 )
@@ -123,7 +139,7 @@ def run(command: CommandLine) -> None:
         "train": train.train, "evaluate": train.evaluate, "visualize": _visualize, "export": _export,
         "reproduce": functools.partial(_reproduce, command),
         "import": _import, "compare": functools.partial(_compare, command.words), "calibrate": _calibrate,
-        "index": _index, "search": _search,
+        "index": _index, "search": _search, "group": _group,
     }  # fmt: skip
     workdir = os.path.expanduser(_WORKDIR.value)
     with progress.shown(), writing(workdir):
@@ -171,6 +187,12 @@ def _search(config: ConfigDict | None, workdir: str) -> None:
 
     query = (_INDEX.value, _QUERY.value, _K.value, _WHERE.value, _RERANK.value, not _APPROXIMATE.value)
     commands.search(config, workdir, *query, _OUTPUT.value)
+
+
+def _group(config: ConfigDict | None, workdir: str) -> None:
+    from cacenet_jax.find import commands
+
+    commands.group(config, workdir, _INDEX.value, _WHERE.value, _CUT.value, _OUTPUT.value)
 
 
 def _check_reproduce(command: CommandLine) -> None:

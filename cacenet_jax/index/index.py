@@ -21,6 +21,7 @@ from cacenet_jax.data.image_files import ImageError
 from cacenet_jax.data.images import ListedImages
 from cacenet_jax.distributed.progress import track
 from cacenet_jax.errors import UserError, printable
+from cacenet_jax.index import groups as grouping
 from cacenet_jax.index import search as searching
 from cacenet_jax.index.photographs import (
     KNOWN,
@@ -182,6 +183,31 @@ class Index:
             UserError: an image cannot be read, the filter is wrong, or `k` is below 1.
         """
         return searching.search(self, query, k, where=where, top_k=top_k, rerank=rerank, exact=exact)
+
+    def groups(self, where: str | None = None, cut: float = grouping.CUT) -> "grouping.Groups":
+        """Group the photographs by person; needs scikit-learn.
+
+        Args:
+            where: filter, an SQL condition on the columns; None for all photographs.
+            cut: k-reciprocal distance, from 0 to 1, below which groups are joined; lower values give more groups.
+
+        Raises:
+            UserError: the filter is wrong, or there are no photographs or too many.
+        """
+        if not 0 < cut < 1:
+            raise UserError(f"cut: found {cut}, expected a number between 0 and 1; correct it")
+        rows = self.images(where, ["id", "path", "box", "frame"]).to_pylist()
+        ids = tuple(row["id"] for row in rows)
+        embedding_nF = self.embeddings(ids) if ids else np.empty((0, self.reid.embedding_size), np.float32)
+        apart = grouping.cannot_link(rows)
+        labels, low, high = grouping.group(embedding_nF, apart, cut)
+        reason = (
+            f"groups are joined below a k-reciprocal distance of {cut:g}; at {cut + grouping.SPREAD:g} there are {low:,}, "
+            f"at {cut - grouping.SPREAD:g} {high:,}"
+        )
+        if apart:
+            reason += f"; photographs of one frame are different people ({len(apart):,} frames)"
+        return grouping.Groups(ids, labels, low, int(labels.max()) + 1, high, reason)
 
     def build_vector_index(self) -> float:
         """Build an approximate index of the embeddings and return its recall of the 100 nearest of 50 images."""
