@@ -177,22 +177,22 @@ def _calibrate(config: ConfigDict | None, workdir: str) -> None:
 
 
 def _index(config: ConfigDict | None, workdir: str) -> None:
-    from cacenet_jax.find import commands
+    from cacenet_jax.find import index
 
-    commands.update(config, workdir, _IMAGES.value, _INDEX.value, _APPROXIMATE.value)
+    index.update(config, workdir, _IMAGES.value, _INDEX.value, _APPROXIMATE.value)
 
 
 def _search(config: ConfigDict | None, workdir: str) -> None:
-    from cacenet_jax.find import commands
+    from cacenet_jax.find import search
 
     query = (_INDEX.value, _QUERY.value, _K.value, _WHERE.value, _RERANK.value, not _APPROXIMATE.value)
-    commands.search(config, workdir, *query, _OUTPUT.value)
+    search.search(config, workdir, *query, _OUTPUT.value)
 
 
 def _group(config: ConfigDict | None, workdir: str) -> None:
-    from cacenet_jax.find import commands
+    from cacenet_jax.find import group
 
-    commands.group(config, workdir, _INDEX.value, _WHERE.value, _CUT.value, _OUTPUT.value)
+    group.group(config, workdir, _INDEX.value, _WHERE.value, _CUT.value, _OUTPUT.value)
 
 
 def _check_reproduce(command: CommandLine) -> None:

@@ -142,7 +142,7 @@ class Retriever:
         Raises:
             UserError: there are no images, the manifest has mistakes, or the index is one of another network.
         """
-        from cacenet_jax.index.index import make_index
+        from cacenet_jax.index.opening import make_index
 
         return make_index(self, images, place)[0]
 
@@ -152,7 +152,7 @@ class Retriever:
         Raises:
             UserError: there is none, or it is one of another network.
         """
-        from cacenet_jax.index.index import open_index
+        from cacenet_jax.index.opening import open_index
 
         return open_index(self, place)
 

@@ -1,4 +1,4 @@
-"""Photographs of one's own from the command line: --mode=index, search and group.
+"""Photographs of one's own from the command line, a module for each mode: index.py, search.py and group.py.
 
-commands.py runs the modes on `cacenet_jax.index`, prints their tables and writes their files.
+Each runs its mode on `cacenet_jax.index`, prints a table and writes files.
 """

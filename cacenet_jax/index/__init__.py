@@ -5,7 +5,8 @@ keeps the rows equal to the images), search.py (one query), groups.py (who is wh
 """
 
 from cacenet_jax.index.groups import Groups
-from cacenet_jax.index.index import Index, open_index
+from cacenet_jax.index.index import Index
+from cacenet_jax.index.opening import open_index
 from cacenet_jax.index.search import SearchMatch, SearchResult
 
 __all__ = ["Groups", "Index", "SearchMatch", "SearchResult", "open_index"]

@@ -16,7 +16,6 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
-from cacenet_jax import __version__
 from cacenet_jax.data.image_files import ImageError
 from cacenet_jax.data.images import ListedImages
 from cacenet_jax.distributed.progress import track
@@ -32,7 +31,7 @@ from cacenet_jax.index.photographs import (
     list_photographs,
     read_photograph,
 )
-from cacenet_jax.index.stored_terms import layout_of, pack, unpack
+from cacenet_jax.index.stored_terms import pack, unpack
 from cacenet_jax.index.table import Table, as_matrix, literal, locked
 from cacenet_jax.retrieval.compare import HostTerms
 
@@ -216,15 +215,15 @@ class Index:
         chosen = [ids[i] for i in generator.choice(len(ids), min(_RECALL_QUERIES, len(ids)), replace=False)]
         shares = []
         for embedding in self.embeddings(chosen):
-            exact, approximate = (set(self._table.nearest(embedding, 100, None, e)[0]) for e in (True, False))
+            exact, approximate = (set(self._table.closest(embedding, 100, None, e)[0]) for e in (True, False))
             shares.append(len(exact & approximate) / len(exact))
         return float(np.mean(shares))
 
-    def nearest(
+    def closest(
         self, embedding_F: np.ndarray, count: int, where: str | None, exact: bool
     ) -> tuple[list[str], np.ndarray]:
         """Return ids and embeddings of the images nearest to an embedding."""
-        return self._table.nearest(embedding_F, count, where, exact or not self._table.has_vector_index())
+        return self._table.closest(embedding_F, count, where, exact or not self._table.has_vector_index())
 
     def rows_of(self, ids: Sequence[str]) -> list[dict[str, Any]]:
         """Return the columns of images, in their order."""
@@ -243,9 +242,10 @@ class Index:
             UserError: there are no images, the manifest has mistakes, or another update is in progress.
         """
         with locked(self.place):
-            return self._update(list_photographs(images))
+            return self.update_to(list_photographs(images))
 
-    def _update(self, listed: Photographs) -> Changes:
+    def update_to(self, listed: Photographs) -> Changes:
+        """Make the rows equal to photographs; `update` without the lock."""
         begin = time.perf_counter()
         names = dict.fromkeys(name for row in listed.rows for name in row.columns if name not in KNOWN)
         self._table.add_columns({n: [row.columns.get(n) for row in listed.rows] for n in (*KNOWN, *names)})
@@ -304,57 +304,3 @@ class Index:
 def _differs(photograph: Photograph, row: Mapping[str, Any]) -> bool:
     """Return True if a photograph is not that of a row."""
     return any(row.get(name) != value for name, value in as_columns(photograph).items())
-
-
-def make_index(
-    reid: "Retriever", images: str | os.PathLike[str], place: str | os.PathLike[str]
-) -> tuple[Index, Changes]:
-    """Make an index of photographs, or update one.
-
-    Args:
-        reid: network.
-        images: folder, with its subfolders, or manifest.
-        place: folder of the index, made if it is missing, or a URI that LanceDB knows.
-
-    Raises:
-        UserError: see `Index.update`; or the index is one of another network.
-    """
-    name = str(place) if "://" in str(place) else str(Path(place).expanduser())
-    table = Table.open(name)
-    if table is None:
-        _check_new(name)
-        listed = list_photographs(images)
-        settings = {
-            "package": __version__, "network": reid.network.fingerprint, "embedding_size": reid.embedding_size,
-            "image_size": list(reid.image_size), "terms": layout_of(reid.terms_like), "root": str(listed.root.resolve()),
-        }  # fmt: skip
-        names = dict.fromkeys([*KNOWN, *(name for row in listed.rows for name in row.columns)])
-        with locked(name):
-            table = Table.create(name, settings, {n: [row.columns.get(n) for row in listed.rows] for n in names})
-            index = Index(reid, table)
-            return index, index._update(listed)
-    index = Index(reid, table)
-    return index, index.update(images)
-
-
-def _check_new(place: str) -> None:
-    """Raise UserError if a folder holds anything else, which an index must not be mixed with."""
-    if "://" in place or not Path(place).exists():
-        return
-    if not Path(place).is_dir() or [name for name in os.listdir(place) if name != ".lock"]:
-        raise UserError(
-            f"--index={place}: found something else there, expected an index or nothing; choose another --index"
-        )
-
-
-def open_index(reid: "Retriever", place: str | os.PathLike[str]) -> Index:
-    """Open an index.
-
-    Raises:
-        UserError: there is none, or it is one of another network.
-    """
-    name = str(place) if "://" in str(place) else str(Path(place).expanduser())
-    table = Table.open(name)
-    if table is None:
-        raise UserError(f"--index={name}: found no index, expected one; make it with --mode=index --images=FOLDER")
-    return Index(reid, table)

@@ -112,7 +112,7 @@ def search(
     one_1F = embedding_nF if len(embedding_nF) == 1 else mean_F[None].astype(np.float32)
     top_k = reid.top_k if top_k is None else top_k
     count = max(top_k, k, _RERANKED if rerank != "none" else 0)
-    ids, gallery_nF = index.nearest(one_1F[0], count + _SPARE, where, exact)
+    ids, gallery_nF = index.closest(one_1F[0], count + _SPARE, where, exact)
     searched = len(index) if where is None else index.images(where, ["id"]).num_rows
     distance_n = cosine_distance(one_1F, gallery_nF.astype(np.float64))[0] if ids else np.empty(0, np.float32)
     order = sorted(range(len(ids)), key=lambda i: (distance_n[i], ids[i]))[:count]

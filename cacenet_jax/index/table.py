@@ -137,7 +137,7 @@ class Table:
         places = {name: place for place, name in enumerate(together["id"].to_pylist())}
         return together.take([places[name] for name in ids]).select(list(columns))
 
-    def nearest(
+    def closest(
         self, embedding_F: Float[np.ndarray, "F"], count: int, where: str | None, exact: bool
     ) -> tuple[list[str], Float[np.ndarray, "n F"]]:
         """Return the ids and embeddings of the images nearest to an embedding, by the vector index if not `exact`.

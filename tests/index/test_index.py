@@ -16,7 +16,7 @@ from tiny_index import NAMES
 
 import cacenet_jax as cace
 from cacenet_jax.errors import UserError
-from cacenet_jax.index.index import make_index
+from cacenet_jax.index.opening import make_index
 from cacenet_jax.index.table import Table
 
 COLUMNS = ["id", "path", "box", "frame", "bytes", "modified", "camera", "time", "track", "identity"]
@@ -235,15 +235,15 @@ def test_the_approximate_index_finds_most(reid, tmp_path):
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     for start in (0, 300):
         table.upsert([{"id": f"{i:04}", "path": "", "embedding": rows[i]} for i in range(start, start + 300)])
-    exact, embeddings = table.nearest(rows[5], 20, None, True)
+    exact, embeddings = table.closest(rows[5], 20, None, True)
     expected = np.argsort(1 - rows @ rows[5], kind="stable")[:20]
     assert exact == [f"{i:04}" for i in expected]
     np.testing.assert_array_equal(embeddings, rows[expected])
     assert not table.has_vector_index()
     table.build_vector_index()
     assert table.has_vector_index()
-    assert len(set(exact) & set(table.nearest(rows[5], 20, None, False)[0])) >= 14
-    assert table.nearest(rows[5], 20, None, True)[0] == exact
+    assert len(set(exact) & set(table.closest(rows[5], 20, None, False)[0])) >= 14
+    assert table.closest(rows[5], 20, None, True)[0] == exact
 
 
 def test_commands_and_the_export_give_the_same_numbers(network, reid, index, photographs, tmp_path):
