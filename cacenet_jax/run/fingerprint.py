@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 from absl import logging
 
 from cacenet_jax.data.builders import Prepared, open_split
@@ -55,7 +56,7 @@ def of_network(state: TrainState) -> str:
 def of_weights(variables: Mapping[str, Any]) -> str:
     """Return the hash of a network's variables, "params" and "batch_stats"."""
     arrays = flatten({name: variables[name] for name in ("params", "batch_stats")})
-    return _hash({name: list(describe(x)) for name, x in arrays.items()})
+    return _hash({name: list(describe(jnp.asarray(x))) for name, x in arrays.items()})
 
 
 def of_checkpoint(workdir: Path, step: int) -> str | None:
