@@ -9,10 +9,16 @@ Modes:
   evaluate   evaluate a trained network on its test split, or on the data set --config.eval.data
   visualize  draw feature maps, correspondences and ranked lists of a trained network
   export     export a trained network for use without this package
+  compare    compare two images, A.jpg B.jpg: do they show one person, and why
+  calibrate  learn probabilities and thresholds for the distances of a network from labelled images
+  index      embed photographs, --images=FOLDER or MANIFEST.csv, into --index=PLACE; again: only what changed
+  search     find a person, --query=IMAGE or a folder of one person's images, in --index=PLACE
+  group      group the photographs of --index=PLACE by person, and tell how many people there are
   reproduce  train the networks for the tables of the paper selected by --table, and write the tables
 
-train and reproduce require --config; import can do without, and the other modes read config.json in --workdir. Any field
-of cacenet_jax/config.py can be overridden, for example --config.eval.top_k=50. Data sets, backbones and pair stages
+train and reproduce require --config; import can do without, and the other modes read config.json in --workdir, where
+compare, calibrate, index, search and group also take an export and, except calibrate, a published checkpoint. Any field of
+cacenet_jax/config.py can be overridden, for example --config.eval.top_k=50. Data sets, backbones and pair stages
 have additional fields: --config.data.options.seed=3, --config.model.backbone_fields.width=32,
 --config.model.pair.clue_weight=0.
 """
@@ -33,6 +39,7 @@ from cacenet_jax.reproduce.tables import check_rows_are_free, parse_seeds, parse
 from cacenet_jax.run import stopping
 from cacenet_jax.run.command_line import (
     CONFIG_WORDS,
+    READ_NETWORK,
     READ_WORKDIR,
     CommandLine,
     check_distributed,
@@ -40,7 +47,19 @@ from cacenet_jax.run.command_line import (
     show_help_of,
 )
 
-MODES = ("train", "import", "evaluate", "visualize", "export", "reproduce")
+MODES = (
+    "train",
+    "import",
+    "evaluate",
+    "visualize",
+    "export",
+    "compare",
+    "calibrate",
+    "index",
+    "search",
+    "group",
+    "reproduce",
+)
 _EXAMPLE = "for example --config=configs/synthetic.py --workdir=workdirs/synthetic"
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -53,6 +72,27 @@ _TABLE = flags.DEFINE_string("table", None, "Tables of the paper, with --mode=re
 _SEEDS = flags.DEFINE_string(
     "seeds", "3", "Runs of each row, with --mode=reproduce: a number of runs, or a list of seeds."
 )
+_IMAGES = flags.DEFINE_string(
+    "images",
+    None,
+    "Folder or manifest to index; with --mode=calibrate, manifest to learn from: path,identity[,camera].",
+)
+_INDEX = flags.DEFINE_string("index", None, "Folder of an index of photographs.")
+_QUERY = flags.DEFINE_string("query", None, "Image to search for, or a folder of images of one person.")
+_WHERE = flags.DEFINE_string("where", None, 'Filter of a search, an SQL condition: "camera != 3 AND time > 10".')
+_K = flags.DEFINE_integer("k", 20, "Number of matches of a search.")
+_RERANK = flags.DEFINE_string("rerank", "none", "Re-ranking of a search: none or k_reciprocal.")
+_CUT = flags.DEFINE_float(
+    "cut", 0.6, "Distance at which --mode=group cuts groups, from 0 to 1; less gives more groups."
+)
+_APPROXIMATE = flags.DEFINE_bool("approximate", False, "Build, or search, an approximate index of the embeddings.")
+_CHECK = flags.DEFINE_string(
+    "check", None, "Manifest of other people to check a calibration on, with --mode=calibrate."
+)
+_OUTPUT = flags.DEFINE_string("output", None, "Folder for what compare, search and group write.")
+_PRIOR = flags.DEFINE_float(
+    "prior", None, "Share of matching pairs that probabilities assume; 0.5 if not calibrated so."
+)
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the processes that are started with the same command.")
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where no cluster provides it.")
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processes, where no cluster provides it.")
@@ -63,16 +103,16 @@ flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
 
 def run(command: CommandLine) -> None:
     """Check the flags and run the selected mode."""
-    if command.words:
+    mode = _MODE.value
+    if command.words and mode != "compare":
         raise UserError(
             f"argument {command.words[0]!r}: no flag, expected --config=..., --workdir=...; write it as one"
         )
-    mode = _MODE.value
     if mode not in MODES:
         raise UserError(f"--mode: found {mode!r}, expected one of {', '.join(MODES)}; choose one of them")
     if command.config is None and mode == "import":
         raise UserError("config.pretrained: not given, expected the checkpoint to import; name it, or a config with it")
-    if command.config is None and mode not in READ_WORKDIR:
+    if command.config is None and mode not in (*READ_WORKDIR, *READ_NETWORK):
         raise UserError(f"--config: not given, expected --config=...; {_EXAMPLE}")
     if not _WORKDIR.value:
         raise UserError(f"--workdir: not given, expected --workdir=...; {_EXAMPLE}")
@@ -90,14 +130,16 @@ def run(command: CommandLine) -> None:
     from cacenet_jax.run import compilation
     from cacenet_jax.run.validation import validate
 
-    validate(command.config, command.source)
+    if command.config is not None:
+        validate(command.config, command.source)
     compilation.enable_cache()
     if os.environ.get("JAX_PLATFORMS"):  # otherwise there is always a CPU
         available_devices()
-    modes: dict[str, Callable[[ConfigDict, str], Any]] = {
+    modes: dict[str, Callable[[Any, str], Any]] = {
         "train": train.train, "evaluate": train.evaluate, "visualize": _visualize, "export": _export,
         "reproduce": functools.partial(_reproduce, command),
-        "import": _import,
+        "import": _import, "compare": functools.partial(_compare, command.words), "calibrate": _calibrate,
+        "index": _index, "search": _search, "group": _group,
     }  # fmt: skip
     workdir = os.path.expanduser(_WORKDIR.value)
     with progress.shown(), writing(workdir):
@@ -120,6 +162,37 @@ def _export(config: ConfigDict, workdir: str) -> None:
     from cacenet_jax.export import run  # imported lazily: training does not need the export libraries
 
     run.export(config, workdir)
+
+
+def _compare(images: list[str], config: ConfigDict | None, workdir: str) -> None:
+    from cacenet_jax.decide import compare
+
+    compare.compare(config, workdir, images, _OUTPUT.value, _PRIOR.value)
+
+
+def _calibrate(config: ConfigDict | None, workdir: str) -> None:
+    from cacenet_jax.decide import calibrate
+
+    calibrate.calibrate(config, workdir, _IMAGES.value, _CHECK.value, _PRIOR.value)
+
+
+def _index(config: ConfigDict | None, workdir: str) -> None:
+    from cacenet_jax.find import index
+
+    index.update(config, workdir, _IMAGES.value, _INDEX.value, _APPROXIMATE.value)
+
+
+def _search(config: ConfigDict | None, workdir: str) -> None:
+    from cacenet_jax.find import search
+
+    query = (_INDEX.value, _QUERY.value, _K.value, _WHERE.value, _RERANK.value, not _APPROXIMATE.value)
+    search.search(config, workdir, *query, _OUTPUT.value)
+
+
+def _group(config: ConfigDict | None, workdir: str) -> None:
+    from cacenet_jax.find import group
+
+    group.group(config, workdir, _INDEX.value, _WHERE.value, _CUT.value, _OUTPUT.value)
 
 
 def _check_reproduce(command: CommandLine) -> None:

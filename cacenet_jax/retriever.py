@@ -12,32 +12,33 @@ Legend: n images, Q queries, G gallery images, K re-scored candidates per query,
 pixels, F embedding size. The terms of an image are the arrays that the pair stage precomputes for it.
 """
 
+import functools
 import os
 import tempfile
-from collections.abc import Callable, Iterable
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh
-from jaxtyping import Float
+from jaxtyping import Float, Int
+from ml_collections import ConfigDict
 from PIL import Image
 
 from cacenet_jax.data.images import ListedImages, batches
 from cacenet_jax.errors import UserError
-from cacenet_jax.experiment import Experiment
-from cacenet_jax.export import jax_artefacts
-from cacenet_jax.export.folder import EXTRACTOR, JAX, MANIFEST, PAIR_SCORER, read_manifest
-from cacenet_jax.models.cacenet import CACENet, Described
-from cacenet_jax.models.scoring import scoring
-from cacenet_jax.pretrained.sources import HUB, PACKAGE
+from cacenet_jax.export.calibration import read_calibration
+from cacenet_jax.export.inference import Inference, load_inference
+from cacenet_jax.retrieval.calibration import Calibration
 from cacenet_jax.retrieval.compare import Comparer, HostTerms
 from cacenet_jax.retrieval.distances import cosine_distance
 from cacenet_jax.retrieval.extract import extract, image_shapes, round_up
-from cacenet_jax.retrieval.ranked_list import Match, RankedList
+from cacenet_jax.retrieval.ranked_list import Comparison, Match, RankedList
 from cacenet_jax.retrieval.rankings import mixed_distance, nearest
 from cacenet_jax.retrieval.term_store import replicate
+
+if TYPE_CHECKING:
+    from cacenet_jax.index.index import Index
 
 ImageLike = str | os.PathLike[str] | np.ndarray | jax.Array | Image.Image
 Images = ImageLike | Iterable[ImageLike]
@@ -46,34 +47,9 @@ _AXIS = "images"  # name of the device axis
 _OTHER_DISK = "set the environment variable TMPDIR to a folder on another disk, or rank fewer queries at a time"
 
 
-class _Network(NamedTuple):
-    """A trained network and its retrieval settings, loaded from a workdir or an export.
-
-    Attributes:
-        describe: function from `variables` and uint8 images (n, H, W, 3) to features.
-        variables: first argument of `describe`, a tree of arrays.
-        distance: function from `constants`, the terms of one image and the terms of C other images to C distances; None
-            without a pair stage.
-        constants: first argument of `distance`, a tree of arrays.
-        image_size: (H, W).
-        top_k: K.
-        mix: weight of the pair distance.
-        batch_size: number of images per batch.
-        memory_gib: host memory for the terms, in GiB; larger terms are stored in temporary files.
-    """
-
-    describe: Callable[[Any, Any], Described]
-    variables: Any
-    distance: Callable[[Any, Any, Any], Any] | None
-    constants: Any
-    image_size: tuple[int, int]
-    top_k: int
-    mix: float
-    batch_size: int
-    memory_gib: float
-
-
-def load(place: str | os.PathLike[str], *, batch_size: int | None = None) -> "Retriever":
+def load(
+    place: str | os.PathLike[str], *, batch_size: int | None = None, config: ConfigDict | None = None
+) -> "Retriever":
     """Load a trained network.
 
     A workdir provides the checkpoint selected by config.eval.checkpoint in WORKDIR/config.json. An export
@@ -87,6 +63,7 @@ def load(place: str | os.PathLike[str], *, batch_size: int | None = None) -> "Re
             hub:OWNER/NAME or package:NAME.
         batch_size: number of images per batch over all devices of this process; every batch is padded to this size.
             Defaults to config.eval.batch_size of the run. A smaller value lowers the latency of calls with few images.
+        config: config of the run in a workdir, with other values of config.eval; None for the recorded one.
 
     Raises:
         UserError: `batch_size` is below 1, the folder is neither a workdir nor an export, its files are inconsistent,
@@ -95,19 +72,8 @@ def load(place: str | os.PathLike[str], *, batch_size: int | None = None) -> "Re
     """
     if batch_size is not None and batch_size < 1:
         raise UserError(f"batch_size: found {batch_size}, expected 1 or more; raise it")
-    folder = Path(place).expanduser()
-    if folder.is_file() or str(place).startswith((HUB, PACKAGE)):
-        network = _from_published(str(place))
-        return Retriever(network._replace(batch_size=batch_size or network.batch_size), str(place))
-    for marker, loader in _LOADERS.items():
-        if (folder / marker).is_file():
-            network = loader(folder)
-            return Retriever(network._replace(batch_size=batch_size or network.batch_size), str(place))
-    state = "a folder without config.json or manifest.json" if folder.is_dir() else "no folder"
-    raise UserError(
-        f"{place}: found {state}, expected the workdir of a run, the folder of an export or a published checkpoint; train "
-        "one with --mode=train, or correct the path"
-    )
+    network = load_inference(str(place), config)
+    return Retriever(network._replace(batch_size=batch_size or network.batch_size), str(place))
 
 
 class Retriever:
@@ -128,7 +94,7 @@ class Retriever:
         batch_size: number of images per batch.
     """
 
-    def __init__(self, network: _Network, place: str):
+    def __init__(self, network: Inference, place: str):
         """Place the network on the devices of this process.
 
         Args:
@@ -155,6 +121,101 @@ class Retriever:
             f"image_size={self.image_size}, embedding_size={self.embedding_size}, top_k={self.top_k}, mix={self.mix}"
         )
         return f"Retriever({self._place!r}, {sizes})"
+
+    @property
+    def network(self) -> Inference:
+        """The network as functions, with the settings and the fingerprint of its weights."""
+        return self._network
+
+    @property
+    def terms_like(self) -> Any:
+        """Shapes and dtypes of the pair-stage terms of one image; None without a pair stage."""
+        return self._terms_like if self._compare is not None else None
+
+    def index(self, images: str | os.PathLike[str], place: str | os.PathLike[str]) -> "Index":
+        """Make an index of photographs on disk, or bring one up to date; needs the extra [index].
+
+        Args:
+            images: folder of images, with its subfolders, or a manifest; see `cacenet_jax.index.photographs`.
+            place: folder of the index, made if it is missing.
+
+        Raises:
+            UserError: there are no images, the manifest has mistakes, or the index is one of another network.
+        """
+        from cacenet_jax.index.opening import make_index
+
+        return make_index(self, images, place)[0]
+
+    def open_index(self, place: str | os.PathLike[str]) -> "Index":
+        """Open an index that was made before.
+
+        Raises:
+            UserError: there is none, or it is one of another network.
+        """
+        from cacenet_jax.index.opening import open_index
+
+        return open_index(self, place)
+
+    @functools.cached_property
+    def calibration(self) -> Calibration | None:
+        """Probabilities and thresholds for the distances, stored by --mode=calibrate; None if there are none.
+
+        Raises:
+            UserError: the calibration is damaged, or is one of other weights or settings.
+        """
+        return read_calibration(self._place, self._network)
+
+    def compare(self, first: ImageLike, second: ImageLike, prior: float | None = None) -> Comparison:
+        """Compute the distances of two images, and the probability that they show one person.
+
+        Args:
+            first: an image, in any form the class accepts.
+            second: another image.
+            prior: share of matching pairs among those that are asked about; that of the calibration if None.
+
+        Raises:
+            UserError: as in `embed` and `calibration`.
+        """
+        calibration = self.calibration  # a wrong one is reported before any work
+        embedding_2F, terms = self.describe([first, second])
+        individual = float(cosine_distance(embedding_2F[:1], embedding_2F[1:])[0, 0])
+        pair, mixed, kind = float("nan"), individual, "individual"
+        if terms is not None:
+            pair_11 = self.pair_distances(terms.take(np.array([0])), terms, np.array([[1]]))
+            mixed_11 = mixed_distance(pair_11, np.array([[individual]], np.float32), self.mix)
+            pair, mixed, kind = float(pair_11[0, 0]), float(mixed_11[0, 0]), "mixed"
+        probability = None if calibration is None else float(calibration.probability(mixed, kind, prior))
+        return Comparison(individual, pair, mixed, probability)
+
+    def describe(self, images: Images | ListedImages) -> tuple[Float[np.ndarray, "n F"], HostTerms | None]:
+        """Compute embeddings and, with a pair stage, the terms of images for `pair_distances`.
+
+        Args:
+            images: one or n images, in any form the class accepts; images with names are read batch by batch.
+
+        Raises:
+            UserError: as in `embed`; also if there is too little disk space for the terms.
+        """
+        listed = images if isinstance(images, ListedImages) else ListedImages.of(images, "image")
+        terms = self._allocate(len(listed.images)) if self._compare is not None and listed.images else None
+        return self._describe(listed, terms), terms
+
+    def pair_distances(
+        self, query: HostTerms, gallery: HostTerms, candidates_QK: Int[np.ndarray, "Q K"]
+    ) -> Float[np.ndarray, "Q K"]:
+        """Compute the pair distances between each query and its candidates.
+
+        Args:
+            query: terms of the queries, from `describe`.
+            gallery: terms of gallery images.
+            candidates_QK: indices of gallery images.
+
+        Raises:
+            UserError: the network has no pair stage, or a distance is not finite.
+        """
+        if self._compare is None:
+            raise UserError(f"{self._place}: found a network without a pair stage, expected one; use `distances`")
+        return self._compare(query, gallery, candidates_QK)
 
     def embed(self, images: Images) -> Float[np.ndarray, "n F"]:
         """Compute the L2-normalised embeddings f(I) of images.
@@ -269,76 +330,3 @@ class Retriever:
         """Allocate storage for the terms of `count` images."""
         limit = round(self._network.memory_gib * 2**30)
         return HostTerms(self._terms_like, count, self.batch_size, limit, tempfile.gettempdir(), _OTHER_DISK)
-
-
-def _from_workdir(folder: Path) -> _Network:
-    """Load the checkpoint of a run with the settings of its config.json."""
-    # Imported here because loading an export needs neither checkpoints nor the data-set readers.
-    from cacenet_jax import experiment
-    from cacenet_jax.run.completion import read_config
-    from cacenet_jax.train import load_network
-
-    config = read_config(folder, "workdir")
-    config.devices = 0  # all devices of this machine, not the number used in training
-    net, _, state = load_network(config, folder)
-    _check_channels(net.image_channels, folder)
-    return _with_settings(net, {"params": state.params, "batch_stats": state.batch_stats}, experiment.read(config))
-
-
-def _from_published(source: str) -> _Network:
-    """Load a published checkpoint with the settings of the packaged config of its kind."""
-    from cacenet_jax import experiment
-    from cacenet_jax.pretrained.reading import read
-    from cacenet_jax.pretrained.sources import locate
-    from cacenet_jax.run.import_checkpoint import load_published
-    from cacenet_jax.run.published import config_of
-
-    arrays = read(locate(source))
-    settings = experiment.read(config_of(arrays, source))
-    net, variables = load_published(settings.network, arrays, source)
-    return _with_settings(net, variables, settings)
-
-
-def _with_settings(net: CACENet, variables: Any, settings: Experiment) -> _Network:
-    """Combine a network, its variables and its retrieval settings."""
-    evaluation = settings.evaluation
-    functions = scoring(net, evaluation.flip, evaluation.map_dtype)
-    constants = functions.compose(variables) if functions.compose else None
-    return _Network(
-        functions.describe, (variables, constants), functions.distance, constants, settings.data.image_size,
-        evaluation.top_k, evaluation.mix, evaluation.batch_size, evaluation.memory_gib,
-    )  # fmt: skip
-
-
-def _from_export(folder: Path) -> _Network:
-    """Load the artefacts of an export with the settings of its manifest."""
-    manifest = read_manifest(folder)
-    images, settings = manifest["images"], manifest["config"]["eval"]
-    _check_channels(len(images["channels"]), folder)
-    extractor = jax_artefacts.load(folder / (EXTRACTOR + JAX))
-    has_pairs = PAIR_SCORER + JAX in manifest["files"]
-    scorer = jax_artefacts.load(folder / (PAIR_SCORER + JAX)) if has_pairs else None
-
-    def describe(variables: Any, images: jax.Array) -> Described:
-        terms = dict(extractor.call(images))
-        return Described(terms.pop("embedding"), terms if has_pairs else None)
-
-    distance = None if scorer is None else lambda constants, one, others: scorer.call(one, others)
-    size = (images["height"], images["width"])
-    return _Network(
-        describe, None, distance, None, size, settings["top_k"], settings["mix"], settings["batch_size"],
-        settings["memory_gib"],
-    )  # fmt: skip
-
-
-# The file that identifies each kind of folder, and the function that loads its network.
-_LOADERS: dict[str, Callable[[Path], _Network]] = {"config.json": _from_workdir, MANIFEST: _from_export}
-
-
-def _check_channels(channels: int, folder: Path) -> None:
-    """Raise UserError if the network needs a fourth input channel."""
-    if channels != 3:
-        raise UserError(
-            f"{folder}: found a network of {channels} channels, which reads the body part of each pixel (semantic "
-            "alignment), expected one of colours alone; evaluate it on a data set with part labels, or load another"
-        )

@@ -56,7 +56,7 @@ class _Reader(HTMLParser):
         elif tag not in ("meta", "link"):
             self.open.append(tag)
         if tag == "li":
-            self.items.append((given["class"], ""))
+            self.items.append((given.get("class", ""), ""))
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag, f"</{tag}> closes something else"

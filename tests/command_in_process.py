@@ -16,7 +16,10 @@ from ml_collections import config_flags
 import cacenet_jax.train  # noqa: F401, so that grain has defined its flags
 
 MAIN = "cacenet_jax.main"
-DEFINITIONS = {flags: ("DEFINE_string", "DEFINE_bool", "DEFINE_integer"), config_flags: ("DEFINE_config_file",)}
+DEFINITIONS = {
+    flags: ("DEFINE_string", "DEFINE_bool", "DEFINE_integer", "DEFINE_float"),
+    config_flags: ("DEFINE_config_file",),
+}
 
 
 def run_main(folder: Path, *words: str) -> subprocess.CompletedProcess:

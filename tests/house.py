@@ -16,7 +16,8 @@ STAGES = "models/pair_stages"
 # Where a ConfigDict may be named: fields and their check, the reading of them, and the functions that a mode calls.
 CONFIG_MODULES = (
     "config.py", "experiment.py", "main.py", "train.py", "evaluate.py", "retriever.py", "run/", "reproduce/",
-    "export/run.py", "visualize/report.py", "visualize/browse.py",
+    "export/run.py", "export/inference.py", "visualize/report.py", "visualize/browse.py",
+    "decide/compare.py", "decide/calibrate.py", "find/",
 )  # fmt: skip
 
 # Rankings, one of which has the name of a stage.

@@ -18,6 +18,7 @@ from jaxtyping import Array, UInt8
 
 from cacenet_jax.models.cacenet import CACENet
 from cacenet_jax.models.scoring import scoring
+from cacenet_jax.retrieval.term_store import named_terms
 
 EMBEDDING = "embedding"
 Named = dict[str, Any]  # arrays or jax.ShapeDtypeStructs by name
@@ -72,11 +73,11 @@ def functions(net: CACENet, variables: Any, image_size: tuple[int, int], flip: b
 
     like = jax.eval_shape(describe, jax.ShapeDtypeStruct((1, *image), jnp.uint8)).terms
     structure = jax.tree.structure(like)
-    terms = {name: jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for name, x in _named(like).items()}
+    terms = {name: jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for name, x in named_terms(like).items()}
 
     def extractor(images_BHWC: UInt8[Array, "B H W C"]) -> Named:
         described = describe(images_BHWC)
-        return {EMBEDDING: described.embedding} | _named(described.terms)
+        return {EMBEDDING: described.embedding} | named_terms(described.terms)
 
     distance = functions.distance
     if distance is None:
@@ -87,9 +88,3 @@ def functions(net: CACENet, variables: Any, image_size: tuple[int, int], flip: b
         return distance(constants, one, others)
 
     return Functions(extractor, pair_scorer, image, terms, net.selection_terms)
-
-
-def _named(terms: Any) -> Named:
-    """Flatten nested named tuples to arrays by path, for example `clues.salience_N`; None gives an empty dict."""
-    named = jax.tree_util.tree_leaves_with_path(terms)
-    return {jax.tree_util.keystr(path, simple=True, separator=".") or "terms": x for path, x in named}

@@ -14,12 +14,14 @@ from cacenet_jax import __version__, experiment
 from cacenet_jax.errors import UserError
 from cacenet_jax.experiment import Experiment
 from cacenet_jax.export import check, jax_artefacts
+from cacenet_jax.export.calibration import of_workdir
 from cacenet_jax.export.folder import CHECK, DISTANCE, OURS, WEIGHTS, describe_file, place, scratch_folder
 from cacenet_jax.export.functions import Functions, functions, general
 from cacenet_jax.models.cacenet import CACENet
 from cacenet_jax.models.pair_stages.conditional.alignment import NUM_LABELS
 from cacenet_jax.run.choices import to_dict
 from cacenet_jax.run.completion import complete
+from cacenet_jax.run.fingerprint import of_network
 from cacenet_jax.run.validation import validate
 from cacenet_jax.train import load_network
 
@@ -52,7 +54,10 @@ def export(config: ConfigDict, workdir: str | Path) -> Path:
     net, step, state = load_network(config, workdir)
     variables = jax.device_get({"params": state.params, "batch_stats": state.batch_stats})
     folder = workdir / "export"
-    facts = {"step": step, "num_identities": net.num_identities, "config": to_dict(config)}
+    evaluation, network = settings.evaluation, of_network(state)
+    facts = {"step": step, "num_identities": net.num_identities, "network": network, "config": to_dict(config)}
+    if (calibration := of_workdir(workdir, network, evaluation.mix, evaluation.flip)) is not None:
+        facts["calibration"] = calibration.to_dict()
     with scratch_folder(folder) as scratch:
         _export(settings, net, variables, facts, platforms, scratch, folder)
     return folder

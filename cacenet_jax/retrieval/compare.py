@@ -57,6 +57,12 @@ class HostTerms:
             rows = target[step * self.batch : (step + 1) * self.batch]
             rows[...] = np.asarray(source)[: len(rows)]
 
+    def take(self, rows: Int[np.ndarray, "m"]) -> "HostTerms":
+        """Return a copy of the terms of some images, in memory."""
+        copy = object.__new__(HostTerms)
+        copy.arrays, copy.batch = self[rows], self.batch
+        return copy
+
     def __getitem__(self, index: Any) -> Any:
         """Return the terms of the image or images at `index`; several images add a leading axis."""
         return jax.tree.map(lambda x: np.asarray(x[index]), self.arrays)

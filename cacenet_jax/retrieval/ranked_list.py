@@ -1,4 +1,4 @@
-"""Ranked lists returned by `cacenet_jax.Retriever`: names and distances of a query's best gallery images."""
+"""Results of `cacenet_jax.Retriever`: ranked lists of a query's best gallery images, and comparisons of two images."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -26,6 +26,24 @@ class Match:
     individual: float
     pair: float
     mixed: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Distances of two images.
+
+    Attributes:
+        individual: cosine distance between the embeddings, from 0 to 2.
+        pair: pair-stage distance; NaN without a pair stage.
+        mixed: `mix * pair + (1 - mix) * individual`; without a pair stage, the individual distance.
+        probability: probability that both show one person, from the mixed distance (without a pair stage, from the
+            individual one); None if the network is not calibrated.
+    """
+
+    individual: float
+    pair: float
+    mixed: float
+    probability: float | None
 
 
 @dataclasses.dataclass(frozen=True, repr=False)

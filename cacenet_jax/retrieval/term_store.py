@@ -191,6 +191,12 @@ def _allocate_file(like: Any, folder: str | os.PathLike[str]) -> np.ndarray:
         return np.memmap(file, like.dtype, "w+", shape=like.shape)
 
 
+def named_terms(terms: Any) -> dict[str, Any]:
+    """Flatten nested named tuples to arrays by path, for example `clues.salience_N`; None gives an empty dict."""
+    named = jax.tree_util.tree_leaves_with_path(terms)
+    return {jax.tree_util.keystr(path, simple=True, separator=".") or "terms": x for path, x in named}
+
+
 def tree_bytes(tree: Any) -> int:
     """Return the total size in bytes of a tree of arrays or `jax.ShapeDtypeStruct`s."""
     return sum(math.prod(x.shape) * np.dtype(x.dtype).itemsize for x in jax.tree.leaves(tree))

@@ -22,6 +22,8 @@ from cacenet_jax.run.choices import CHOICES, is_free, lookup, override
 from cacenet_jax.run.completion import complete
 
 READ_WORKDIR = ("evaluate", "visualize", "export")  # modes that can use the config of --workdir
+# Modes that use it if there is one, and otherwise an export or a published checkpoint.
+READ_NETWORK = ("compare", "calibrate", "index", "search", "group")
 CONFIG_WORDS: list[str] = []  # arguments that the --config flag searches for overrides; set by `parse`
 _RECORDED = str(Path(__file__).with_name("recorded.py"))
 _PUBLISHED = str(Path(__file__).with_name("published.py"))
@@ -120,7 +122,8 @@ def _with_recorded(argv: list[str]) -> list[str]:
     mode, workdir, weights = (_flag(argv, name) for name in ("mode", "workdir", "config.pretrained"))
     if _flag(argv, "config") is not None:
         return argv
-    if mode in READ_WORKDIR and workdir:
+    is_run = mode in READ_NETWORK and os.path.isfile(os.path.join(os.path.expanduser(workdir or ""), "config.json"))
+    if (mode in READ_WORKDIR and workdir) or is_run:
         return [argv[0], f"--config={_RECORDED}:{workdir}", *argv[1:]]
     if mode == "import" and weights:
         return [argv[0], f"--config={_PUBLISHED}:{weights}", *argv[1:]]

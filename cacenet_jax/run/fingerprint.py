@@ -5,9 +5,11 @@ Results count only for the same fingerprint; results of another one are neither 
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 from absl import logging
 
 from cacenet_jax.data.builders import Prepared, open_split
@@ -48,8 +50,13 @@ def of_data(prepared: Prepared) -> str:
 
 def of_network(state: TrainState) -> str:
     """Return the hash of the parameters and statistics."""
-    arrays = flatten({"params": state.params, "batch_stats": state.batch_stats})
-    return _hash({name: list(describe(x)) for name, x in arrays.items()})
+    return of_weights({"params": state.params, "batch_stats": state.batch_stats})
+
+
+def of_weights(variables: Mapping[str, Any]) -> str:
+    """Return the hash of a network's variables, "params" and "batch_stats"."""
+    arrays = flatten({name: variables[name] for name in ("params", "batch_stats")})
+    return _hash({name: list(describe(jnp.asarray(x))) for name, x in arrays.items()})
 
 
 def of_checkpoint(workdir: Path, step: int) -> str | None:

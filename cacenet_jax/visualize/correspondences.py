@@ -39,14 +39,14 @@ class ComparedPair(NamedTuple):
 
     Attributes:
         picture_HW3: the gallery image.
-        right: True if it shows the query's identity.
+        right: True if it shows the query's identity; None if that is unknown, which draws no frame and no label.
         caption: text below the label "same person" or "another person", for example the ranks.
         similar: correspondences by similarity.
         learned: correspondences in the network's graph.
     """
 
     picture_HW3: UInt8[np.ndarray, "H W 3"]
-    right: bool
+    right: bool | None
     caption: str
     similar: Lines
     learned: Lines
@@ -106,14 +106,16 @@ def figure(
     wide = (WIDTH - label - between * len(pairs)) / (2 * len(pairs)) - middle / 2
     wide = min(wide, 1.1)
     tall = wide * query_HW3.shape[0] / query_HW3.shape[1]
-    top, step = 0.5, tall + 0.12
+    labelled = any(pair.right is not None or pair.caption for pair in pairs)
+    top, step = 0.5 if labelled else 0.08, tall + 0.12
     sheet = Sheet(label + len(pairs) * (2 * wide + middle + between), top + 2 * step)
     for row, words in enumerate(("by similarity", learned_name)):
         sheet.text(0.08, top + row * step + tall / 2, words, rotation="vertical", ha="left", va="center")
     for column, pair in enumerate(pairs):
         left = label + column * (2 * wide + middle + between)
-        words = f"{MARKS[pair.right]} {'same person' if pair.right else 'another person'}"
-        sheet.text(left + wide + middle / 2, 0.19, words, COLOURS[pair.right], FONT + 1, weight="bold")
+        if pair.right is not None:
+            words = f"{MARKS[pair.right]} {'same person' if pair.right else 'another person'}"
+            sheet.text(left + wide + middle / 2, 0.19, words, COLOURS[pair.right], FONT + 1, weight="bold")
         sheet.text(left + wide + middle / 2, 0.37, pair.caption)
         for row, lines in enumerate((pair.similar, pair.learned)):
             place = top + row * step

@@ -1,7 +1,5 @@
 """HTML report of the figures: a self-contained, responsive page that works offline."""
 
-import base64
-import html as _html
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -9,8 +7,9 @@ import numpy as np
 from jaxtyping import UInt8
 
 from cacenet_jax.retrieval.rankings import METRICS
+from cacenet_jax.visualize.document import document, escape, image_figure, image_uri
 from cacenet_jax.visualize.ranked_lists import Change, ShownList
-from cacenet_jax.visualize.style import MARKS, RIGHT, WRONG, webp
+from cacenet_jax.visualize.style import MARKS, webp
 
 
 class Case(NamedTuple):
@@ -60,26 +59,6 @@ class Facts(NamedTuple):
 
 
 _THUMBNAIL = 160  # height in pixels, about twice the display size on most screens
-_STYLE = f"""
-:root {{ color-scheme: light; }}
-body {{ margin: 0 auto; max-width: 62rem; padding: 0 1rem 3rem; background: #fff; color: #222;
-  font: 1rem/1.5 system-ui, sans-serif; }}
-h1 {{ font-size: 1.6rem; line-height: 1.25; }} h2 {{ font-size: 1.2rem; margin: 0 0 .25rem; }}
-h3 {{ font-size: 1rem; margin: 1.25rem 0 .25rem; }} p {{ max-width: 46rem; margin: .5rem 0; }}
-section {{ border-top: 1px solid #bbb; padding-top: 1.25rem; margin-top: 2rem; }}
-table {{ border-collapse: collapse; }} th, td {{ padding: .2rem .7rem; text-align: right; }}
-th:first-child {{ text-align: left; }} thead {{ border-bottom: 1px solid #888; }}
-.wide {{ overflow-x: auto; }} .wide img {{ display: block; width: 100%; height: auto; min-width: 42rem; }}
-figure {{ margin: 1rem 0; max-width: 58rem; }} figcaption, .note {{ color: #444; font-size: .9rem; max-width: 46rem; }}
-ol {{ display: flex; flex-wrap: wrap; gap: .5rem; list-style: none; margin: .25rem 0; padding: 0; }}
-li {{ width: 4.4rem; text-align: center; font-weight: 600; font-size: .9rem; }}
-li img, .query img {{ display: block; width: 100%; height: auto; box-sizing: border-box; }}
-.lists {{ display: flex; gap: 1.5rem; }} @media (max-width: 40rem) {{ .lists {{ display: block; }} }}
-.query {{ width: 4.4rem; flex: none; text-align: center; font-size: .9rem; }}
-@media (max-width: 30rem) {{ th, td {{ padding: .2rem .3rem; font-size: .85rem; }} }}
-.right {{ color: #00664a; }} .right img {{ border: 3px solid {RIGHT}; }}
-.wrong {{ color: #a34700; }} .wrong img {{ border: 3px dashed {WRONG}; }}
-"""
 
 
 def html(cases: Sequence[Case], change: Change, facts: Facts, results: dict[str, Any] | None) -> str:
@@ -98,20 +77,8 @@ def html(cases: Sequence[Case], change: Change, facts: Facts, results: dict[str,
     title = f"Why two images match: {facts.data}"
     total = change.better + change.worse + change.same
     filtered = " Gallery images of the query's person by its own camera are left out." if facts.camera_filter else ""
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<link rel="icon" href="data:,">
-<title>{_text(title)}</title>
-<style>{_STYLE}</style>
-</head>
-<body>
-<h1>{_text(title)}</h1>
-<p>CACE-Net looks at two images together. The individual ranking compares images one by one; the
-{_text(facts.ranking)} ranking orders its first {facts.top_k} images again, by {_text(facts.distance)}. Checkpoint of step
+    body = f"""<p>CACE-Net looks at two images together. The individual ranking compares images one by one; the
+{escape(facts.ranking)} ranking orders its first {facts.top_k} images again, by {escape(facts.distance)}. Checkpoint of step
 {facts.step}.{filtered}</p>
 {_table(results)}
 <p>Average precision of {total} queries: <b>{change.better} rose, {change.worse} fell, {change.same} stayed</b>; the mean
@@ -119,10 +86,8 @@ changed by {100 * change.mean:+.2f} points. Below are the queries that changed m
 lost.</p>
 <p class="note">Frames: <span class="right">{MARKS[True]} solid green, the same person</span>;
 <span class="wrong">{MARKS[False]} dashed orange, another person</span>.</p>
-{sections}
-</body>
-</html>
-"""
+{sections}"""
+    return document(title, body)
 
 
 def _section(number: int, case: Case, facts: Facts) -> str:
@@ -141,19 +106,19 @@ def _section(number: int, case: Case, facts: Facts) -> str:
             "on the query. Bottom: how far it is from the mean over these images."
         )
         alt = f"Conditional maps of query {number} given different gallery images, as heat maps on the query"
-        maps = f"<h3>What the network looks at (figure 4)</h3>\n{_figure(case.maps_png, alt, words)}"
+        maps = f"<h3>What the network looks at (figure 4)</h3>\n{image_figure(case.maps_png, alt, words)}"
     words = (
         "Strongest correspondences. Top: each position's most similar position, by cosine of the maps. Bottom: "
         f"{facts.learned}, what the network's graph connects. The wider a line, the stronger, within each panel. The "
         "strongest are taken first, and their ends are kept apart."
     )
-    lines = _figure(case.lines_png, f"Lines between query {number} and three gallery images", words)
+    lines = image_figure(case.lines_png, f"Lines between query {number} and three gallery images", words)
     return f"""<section id="query-{number}">
 <h2>Query {number}: average precision {100 * before.ap:.1f} \u2192 {100 * after.ap:.1f}, {verdict}</h2>
-<p class="note">{_text(case.name)}{camera}</p>
+<p class="note">{escape(case.name)}{camera}</p>
 <h3>Ranked lists (figure 6)</h3>
 <div class="lists">
-<div class="query"><p>query</p><img src="{_uri(webp(case.query_HW3, _THUMBNAIL))}" alt="Query {number}"></div>
+<div class="query"><p>query</p><img src="{image_uri(webp(case.query_HW3, _THUMBNAIL))}" alt="Query {number}"></div>
 <div>
 {lists}
 </div>
@@ -168,16 +133,11 @@ def _list(shown: ShownList) -> str:
     items = []
     for rank, (picture, right) in enumerate(zip(shown.pictures, shown.right_L.tolist()), start=1):
         kind, words = ("right", "same person") if right else ("wrong", "another person")
-        source = _uri(webp(picture, _THUMBNAIL))
+        source = image_uri(webp(picture, _THUMBNAIL))
         items.append(
             f'<li class="{kind}"><img src="{source}" alt="Rank {rank}: {words}"><span>{rank} {MARKS[right]}</span></li>'
         )
-    return f"<p>{_text(shown.name)}, average precision {100 * shown.ap:.1f}</p>\n<ol>{''.join(items)}</ol>"
-
-
-def _figure(data: bytes, alt: str, caption: str) -> str:
-    image = f'<img src="{_uri(webp(data))}" alt="{_text(alt)}">'
-    return f'<figure><div class="wide">{image}</div><figcaption>{_text(caption)}</figcaption></figure>'
+    return f"<p>{escape(shown.name)}, average precision {100 * shown.ap:.1f}</p>\n<ol>{''.join(items)}</ol>"
 
 
 def _table(results: dict[str, Any] | None) -> str:
@@ -200,18 +160,9 @@ def _of_the_table(results: dict[str, Any]) -> str:
     known = [f"{words} {results[key]}" for key, words in (("step", "step"), ("mix", "mix")) if key in results]
     counts = (("num_query", "queries"), ("num_gallery", "gallery images"))
     known += [f"{results[key]} {words}" for key, words in counts if key in results]
-    return f'<p class="note">The last evaluation: {_text(", ".join(known))}.</p>'
+    return f'<p class="note">The last evaluation: {escape(", ".join(known))}.</p>'
 
 
 def _per_cent(values: dict[str, Any], metric: str) -> str:
     value = values.get(metric)
     return f"{100 * value:.2f}" if isinstance(value, int | float) else "\u2013"
-
-
-def _text(text: str) -> str:
-    """Escape text for HTML. Bytes of a file name that are not UTF-8, which could not be written, become '?'."""
-    return _html.escape(text.encode("utf-8", "replace").decode())
-
-
-def _uri(data: bytes) -> str:
-    return f"data:image/webp;base64,{base64.b64encode(data).decode()}"

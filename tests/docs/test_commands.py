@@ -35,7 +35,7 @@ import json, os, sys
 sys.argv[0] = "cacenet"
 from cacenet_jax import main
 from cacenet_jax.errors import UserError
-from cacenet_jax.run.command_line import READ_WORKDIR, parse
+from cacenet_jax.run.command_line import READ_NETWORK, parse
 from cacenet_jax.run.validation import validate
 
 failed = {}
@@ -46,9 +46,11 @@ for text, words in json.load(sys.stdin):
             command = parse(["cacenet", *words])
             mode = main._MODE.value
             assert mode in main.MODES and main._WORKDIR.value, "no such mode, or no --workdir"
-            assert not command.words and command.config is not None, "a word that is no flag, or no config"
+            assert len(command.words) == (2 if mode == "compare" else 0), "a word that is no flag"
+            assert command.config is not None or mode in READ_NETWORK, "no config"
             main._check_reproduce(command)
-            validate(command.config, command.source)
+            if command.config is not None:
+                validate(command.config, command.source)
         except (UserError, AssertionError) as error:
             os.write(writer, str(error).encode())
         os._exit(0)

@@ -1,0 +1,127 @@
+"""HTML page of a comparison: two images, their distances, the probability, and why."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import UInt8
+
+from cacenet_jax.decide.why import Why
+from cacenet_jax.visualize.document import document, escape, image_uri
+from cacenet_jax.visualize.style import webp
+
+_TITLE = "Do these two images show one person?"
+_STYLE = """
+.pair li { width: 9rem; font-weight: 400; overflow-wrap: anywhere; }
+.maps li { width: 7rem; font-weight: 400; } .answer { font-size: 1.15rem; }
+.lines img { display: block; width: 100%; max-width: 34rem; height: auto; }
+@media (max-width: 40rem) { .pair li { width: 8rem; } .maps li { width: 4.9rem; font-size: .8rem; } }
+"""
+
+
+class Row(NamedTuple):
+    """One distance of two images.
+
+    Attributes:
+        kind: name of the distance.
+        distance: its value.
+        probability: probability that both show one person; None if not calibrated.
+        threshold: distance below which two images match at the default rate; None if not known.
+    """
+
+    kind: str
+    distance: float
+    probability: float | None
+    threshold: float | None
+
+
+def html(
+    names: Sequence[str],
+    pixels_2HW3: UInt8[np.ndarray, "2 H W 3"],
+    rows: Sequence[Row],
+    verdict: Sequence[str],
+    why: Why,
+) -> str:
+    """Render the page.
+
+    Args:
+        names: names of the images.
+        pixels_2HW3: the images at the network's input size.
+        rows: distances.
+        verdict: sentences that answer the question; the last one says what they hold for.
+        why: drawn reasons.
+
+    Returns:
+        HTML without scripts and external references.
+    """
+    images = "".join(
+        f'<li><img src="{_picture(pixels_HW3)}" alt="Image {letter}"><span>{letter}: {escape(name)}</span></li>'
+        for letter, name, pixels_HW3 in zip("AB", names, pixels_2HW3)
+    )
+    answer = "".join(f'<p class="answer">{escape(sentence)}</p>\n' for sentence in verdict[:-1])
+    body = f"""<ol class="pair">{images}</ol>
+{answer}<p>{escape(verdict[-1])}</p>
+{_table(rows)}
+<h2>Why</h2>
+{_reasons(why)}"""
+    return document(_TITLE, body, _STYLE)
+
+
+def per_cent(probability: float) -> str:
+    """Format a probability, without claiming certainty."""
+    if not 0.001 <= probability <= 0.999:
+        return "above 99.9 %" if probability > 0.5 else "below 0.1 %"
+    return f"{100 * probability:.1f} %"
+
+
+def _table(rows: Sequence[Row]) -> str:
+    cells = "\n".join(
+        f"<tr><th>{row.kind}</th><td>{row.distance:z.4f}</td>"
+        f"<td>{'–' if row.probability is None else escape(per_cent(row.probability))}</td>"
+        f"<td>{'–' if row.threshold is None else f'{row.threshold:.4f}'}</td></tr>"
+        for row in rows
+    )
+    return (
+        '<div class="wide"><table><thead><tr><th>distance</th><th>value</th><th>probability</th><th>match below</th></tr>'
+        f"</thead><tbody>\n{cells}\n</tbody></table></div>\n"
+        '<p class="note">Smaller is more alike. The individual distance compares the embeddings, the pair distance looks '
+        "at both images together, the mixed distance is their weighted mean. The last column is the threshold for one "
+        "false match in 100 pairs of different people.</p>"
+    )
+
+
+def _reasons(why: Why) -> str:
+    parts = []
+    if why.lines_png is not None:
+        similar, learned = (
+            "none" if ends is None else f"the lines are {ends[0]:.3g} to {ends[1]:.3g}" for ends in why.strengths
+        )
+        caption = (
+            "Strongest correspondences, A left and B right. Top: each position's most similar position, by cosine of the "
+            f"maps ({similar}). Bottom: {why.learned}, what the network's graph connects ({learned}). The wider and more "
+            "opaque a line, the stronger, within each pair of panels. The strongest are taken first, and their ends are "
+            "kept apart."
+        )
+        image = f'<img src="{image_uri(webp(why.lines_png))}" alt="Lines between the two images">'
+        parts.append(f'<figure class="lines">{image}<figcaption>{escape(caption)}</figcaption></figure>')
+    if why.maps:
+        low, high, most = why.scales
+        for letter, other, maps in zip("AB", "BA", why.maps):
+            titles = ("its own map", f"given {other}", "change")
+            items = "".join(
+                f'<li><img src="{_picture(picture)}" alt="Image {letter}: {title}"><span>{title}</span></li>'
+                for title, picture in zip(titles, maps)
+            )
+            parts.append(f'<h3>Image {letter}</h3>\n<ol class="maps">{items}</ol>')
+        parts.append(
+            '<p class="note">L2 norm of the map at each position, divided by its mean over the image: dark blue is '
+            f"{low:.2f}, yellow {high:.2f}. The conditional map depends on the image that it is compared with. Change: "
+            f"the conditional map less its own; orange is -{most:.2f}, white 0, purple +{most:.2f}.</p>"
+        )
+    if why.note:
+        parts.append(f"<p>{escape(why.note)}</p>")
+    return "\n".join(parts)
+
+
+def _picture(pixels_HW3: UInt8[np.ndarray, "H W 3"]) -> str:
+    return image_uri(webp(pixels_HW3))

@@ -1,0 +1,97 @@
+"""--mode=search: a person searched for in an index."""
+
+import csv
+import io
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from cacenet_jax import retriever
+from cacenet_jax.data.image_files import IMAGE_SUFFIXES
+from cacenet_jax.errors import UserError, printable
+from cacenet_jax.find.flags import need
+from cacenet_jax.index.index import Index
+from cacenet_jax.index.opening import open_index
+from cacenet_jax.index.search import SearchResult
+from cacenet_jax.run.workdir import check_writable, write_file
+
+
+def query_images(query: str) -> list[Path]:
+    """Return the image of a path, or those of a folder, which show one person.
+
+    Raises:
+        UserError: there is neither, or the folder holds no images.
+    """
+    path = Path(query).expanduser()
+    if not path.is_dir():
+        return [path]
+    images = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
+    if not images:
+        raise UserError(
+            f"--query={printable(query)}: found no images ({', '.join(IMAGE_SUFFIXES)}), expected some of one person; "
+            "correct the path"
+        )
+    return images
+
+
+def search(
+    config: ConfigDict | None, workdir: str, place: str | None, query: str | None, k: int, where: str | None,
+    rerank: str, exact: bool, output: str | None,
+) -> SearchResult:  # fmt: skip
+    """Search an index and print the matches.
+
+    Args:
+        config: config of the run in the workdir; None for an export or a published checkpoint.
+        workdir: workdir, export folder or published checkpoint.
+        place: folder of the index.
+        query: image, or folder of images of one person.
+        k: number of matches.
+        where: filter, an SQL condition on the columns.
+        rerank: "none" or "k_reciprocal".
+        exact: False to use the approximate index.
+        output: folder for search.csv and search.json; None writes nothing.
+
+    Raises:
+        UserError: a flag is missing, or see `Index.search`.
+    """
+    need("search", index=place, query=query)
+    if output is not None:
+        check_writable(Path(output).expanduser())
+    images = query_images(str(query))
+    reid = retriever.load(workdir, batch_size=min(len(images), 16), config=config)
+    index = open_index(reid, str(place))
+    result = index.search(images, k, where=where, rerank=rerank, exact=exact)
+    print(result, flush=True)
+    if output is not None:
+        write(result, index, Path(output).expanduser())
+    return result
+
+
+def as_rows(result: SearchResult, index: Index) -> list[dict[str, Any]]:
+    """Return the matches as flat dictionaries of numbers and texts; NaN becomes None."""
+    rows = []
+    for rank, match in enumerate(result, start=1):
+        numbers = {name: getattr(match, name) for name in ("individual", "pair", "mixed", "reranked", "probability")}
+        plain = {name: None if x is None or math.isnan(x) else x for name, x in numbers.items()}
+        file = str(index.root / match.row["path"])
+        rows.append({"rank": rank, "id": match.id, **plain, "file": file, **match.row})
+    return rows
+
+
+def write(result: SearchResult, index: Index, folder: Path) -> None:
+    """Write search.csv and search.json."""
+    rows = as_rows(result, index)
+    names = list(rows[0]) if rows else ["rank", "id"]
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, names, lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        box = row["box"] and ",".join(map(str, row["box"]))
+        writer.writerow({**row, "box": box})
+    write_file(folder / "search.csv", text.getvalue())
+    whole = {"query": list(result.query), "unknown": result.unknown, "searched": result.searched, "matches": rows}
+    write_file(folder / "search.json", json.dumps(whole, indent=2) + "\n")
+    print(f"{folder / 'search.csv'}, {folder / 'search.json'}", flush=True)

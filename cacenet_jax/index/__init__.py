@@ -1,0 +1,12 @@
+"""An index of photographs on disk: built from a folder or a manifest, kept up to date, and searched.
+
+Read photographs.py (the images of a folder or a manifest), table.py (their rows in LanceDB), index.py (`Index`, which
+keeps the rows equal to the images), search.py (one query), groups.py (who is who). Needs the extra [index].
+"""
+
+from cacenet_jax.index.groups import Groups
+from cacenet_jax.index.index import Index
+from cacenet_jax.index.opening import open_index
+from cacenet_jax.index.search import SearchMatch, SearchResult
+
+__all__ = ["Groups", "Index", "SearchMatch", "SearchResult", "open_index"]

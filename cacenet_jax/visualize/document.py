@@ -1,0 +1,78 @@
+"""Skeleton of the HTML pages: one file that refers to nothing outside itself, with the style that all pages share."""
+
+import base64
+import html
+
+from cacenet_jax.visualize.style import RIGHT, WRONG, webp
+
+STYLE = f"""
+:root {{ color-scheme: light; }}
+body {{ margin: 0 auto; max-width: 62rem; padding: 0 1rem 3rem; background: #fff; color: #222;
+  font: 1rem/1.5 system-ui, sans-serif; }}
+h1 {{ font-size: 1.6rem; line-height: 1.25; }} h2 {{ font-size: 1.2rem; margin: 0 0 .25rem; }}
+h3 {{ font-size: 1rem; margin: 1.25rem 0 .25rem; }} p {{ max-width: 46rem; margin: .5rem 0; }}
+section {{ border-top: 1px solid #bbb; padding-top: 1.25rem; margin-top: 2rem; }}
+table {{ border-collapse: collapse; }} th, td {{ padding: .2rem .7rem; text-align: right; }}
+th:first-child {{ text-align: left; }} thead {{ border-bottom: 1px solid #888; }}
+.wide {{ overflow-x: auto; }} .wide img {{ display: block; width: 100%; height: auto; min-width: 42rem; }}
+figure {{ margin: 1rem 0; max-width: 58rem; }} figcaption, .note {{ color: #444; font-size: .9rem; max-width: 46rem; }}
+ol {{ display: flex; flex-wrap: wrap; gap: .5rem; list-style: none; margin: .25rem 0; padding: 0; }}
+li {{ width: 4.4rem; text-align: center; font-weight: 600; font-size: .9rem; }}
+li img, .query img {{ display: block; width: 100%; height: auto; box-sizing: border-box; }}
+.lists {{ display: flex; gap: 1.5rem; }} @media (max-width: 40rem) {{ .lists {{ display: block; }} }}
+.query {{ width: 4.4rem; flex: none; text-align: center; font-size: .9rem; }}
+@media (max-width: 30rem) {{ th, td {{ padding: .2rem .3rem; font-size: .85rem; }} }}
+.right {{ color: #00664a; }} .right img {{ border: 3px solid {RIGHT}; }}
+.wrong {{ color: #a34700; }} .wrong img {{ border: 3px dashed {WRONG}; }}
+"""
+
+
+def document(title: str, body: str, style: str = "") -> str:
+    """Render a page.
+
+    Args:
+        title: title and heading, as plain text.
+        body: HTML below the heading.
+        style: CSS of this page alone.
+
+    Returns:
+        HTML without scripts and external references.
+    """
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<link rel="icon" href="data:,">
+<title>{escape(title)}</title>
+<style>{STYLE}{style}</style>
+</head>
+<body>
+<h1>{escape(title)}</h1>
+{body}
+</body>
+</html>
+"""
+
+
+def image_figure(data: bytes, alt: str, caption: str) -> str:
+    """Render a figure with a caption, which scrolls on a narrow screen.
+
+    Args:
+        data: the figure as PNG.
+        alt: alternative text, as plain text.
+        caption: caption, as plain text.
+    """
+    image = f'<img src="{image_uri(webp(data))}" alt="{escape(alt)}">'
+    return f'<figure><div class="wide">{image}</div><figcaption>{escape(caption)}</figcaption></figure>'
+
+
+def escape(text: str) -> str:
+    """Escape text for HTML. Bytes of a file name that are not UTF-8, which could not be written, become '?'."""
+    return html.escape(text.encode("utf-8", "replace").decode())
+
+
+def image_uri(data: bytes) -> str:
+    """Return the data URI of a WebP image."""
+    return f"data:image/webp;base64,{base64.b64encode(data).decode()}"

@@ -1,0 +1,292 @@
+"""An index: equal to its images whatever happened before, and searched with the numbers of Retriever.rank."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+from command import ROOT
+from command_in_process import run_main
+from own_images import images, picture
+from tiny_index import NAMES
+
+import cacenet_jax as cace
+from cacenet_jax.errors import UserError
+from cacenet_jax.index.opening import make_index
+from cacenet_jax.index.table import Table
+
+COLUMNS = ["id", "path", "box", "frame", "bytes", "modified", "camera", "time", "track", "identity"]
+
+
+@pytest.fixture
+def index(reid, photographs, tmp_path):
+    return reid.index(photographs, tmp_path / "photographs.lance")
+
+
+def content(index):
+    return {row["id"]: row for row in index.to_arrow().to_pylist()}
+
+
+def assert_same(index, other):
+    """Two indices hold the same rows; embeddings to rounding, because batches differ."""
+    rows, others = content(index), content(other)
+    assert rows.keys() == others.keys()
+    for name, row in rows.items():
+        for column in COLUMNS:
+            assert row[column] == others[name][column]
+        np.testing.assert_allclose(row["embedding"], others[name]["embedding"], atol=1e-6)
+        assert len(row["terms"]) == len(others[name]["terms"]) > 0
+
+
+def test_it_holds_all_images_with_the_embeddings_of_the_network(reid, index, photographs):
+    assert len(index) == len(NAMES) and sorted(content(index)) == sorted(NAMES)
+    assert index.columns == COLUMNS
+    ids = index.images(columns=["id"])["id"].to_pylist()
+    expected = reid.embed([photographs / name for name in ids])
+    np.testing.assert_allclose(index.embeddings(), expected, atol=1e-6)
+    np.testing.assert_allclose(index.embeddings(ids[3:5]), expected[3:5], atol=1e-6)
+    pixels = np.asarray(index.read_image("ä ö/ü.png"))
+    np.testing.assert_array_equal(
+        pixels, cv2.imdecode(np.frombuffer(picture("ä ö/ü.png"), np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
+    )
+
+
+@pytest.mark.parametrize("k", [3, 40])
+def test_a_search_gives_the_numbers_of_rank(reid, index, photographs, k):
+    query = photographs / NAMES[4]
+    ids = index.images(columns=["id"])["id"].to_pylist()
+    (expected,) = reid.rank(query, [photographs / name for name in ids], k=min(k, len(ids)))
+    result = index.search(query, k)
+    assert [match.id for match in result] == [ids[match.index] for match in expected]
+    for match, other in zip(result, expected, strict=True):
+        for name in ("individual", "pair", "mixed"):
+            assert getattr(match, name) == pytest.approx(getattr(other, name), abs=2e-6, nan_ok=True)
+    assert result[0].id == NAMES[4] and result[0].row["path"] == NAMES[4] and result.searched == len(NAMES)
+    assert result[0].probability is None and result.unknown is None and "not calibrated" in repr(result)
+
+
+def test_several_images_are_one_query(reid, index, photographs):
+    queries = [photographs / name for name in NAMES[:3]]
+    result = index.search(queries, 25)
+    embedding = reid.embed(queries).astype(np.float64)
+    mean = embedding.mean(axis=0) / np.linalg.norm(embedding.mean(axis=0))
+    single = [index.search(query, 25, top_k=0) for query in queries]
+    for match in result:
+        expected = 1 - mean @ index.embeddings([match.id])[0]
+        assert match.individual == pytest.approx(expected, abs=1e-5)
+        if not np.isnan(match.pair):
+            pairs = [reid.compare(query, photographs / match.id).pair for query in queries]
+            assert match.pair == pytest.approx(np.mean(pairs), abs=1e-5)
+    assert sum(not np.isnan(match.pair) for match in result) == 6
+    assert all(np.isnan(match.pair) for one in single for match in one)
+
+
+def test_exactly_what_changed_is_touched_and_the_index_equals_a_new_one(reid, index, photographs, tmp_path):
+    before = content(index)
+    images(photographs, ["new/1.png", "new/2.png"])
+    os.remove(photographs / NAMES[0])
+    (photographs / NAMES[1]).write_bytes(picture("another"))
+    (photographs / "broken.jpg").write_bytes(b"no image")
+    described = []
+    describe = reid.describe
+    reid.describe = lambda listed: described.extend(listed.names) or describe(listed)
+    try:
+        _, changes = make_index(reid, photographs, index.place)
+    finally:
+        del reid.describe
+    assert sorted(described) == sorted([NAMES[1], "new/1.png", "new/2.png"])
+    assert changes[:4] == (2, 1, 1, len(NAMES) - 2) and [name for name, _ in changes.broken] == ["broken.jpg"]
+    index = reid.open_index(index.place)
+    assert_same(index, reid.index(photographs, tmp_path / "anew.lance"))
+    after = content(index)
+    assert after[NAMES[1]]["embedding"] != before[NAMES[1]]["embedding"]
+    assert after[NAMES[2]]["embedding"] == before[NAMES[2]]["embedding"]
+    _, changes = make_index(reid, photographs, index.place)
+    assert changes[:4] == (0, 0, 0, len(NAMES) + 1)
+
+
+def test_an_interrupted_update_goes_on_where_it_stopped(network, reid, photographs, tmp_path, monkeypatch):
+    """kill -9 after the first version of eight images."""
+    place = tmp_path / "killed.lance"
+    program = (
+        "import os, sys; sys.path[:0] = [sys.argv[1]]\n"
+        "import cacenet_jax\n"
+        "from cacenet_jax.index import index, table\n"
+        "index._ROWS = 8\n"
+        "upsert = table.Table.upsert\n"
+        "table.Table.upsert = lambda self, rows: (upsert(self, rows), os.kill(os.getpid(), 9))\n"
+        "cacenet_jax.load(sys.argv[2], batch_size=8).index(sys.argv[3], sys.argv[4])\n"
+    )
+    words = [sys.executable, "-c", program, str(ROOT), str(network.workdir), str(photographs), str(place)]
+    assert subprocess.run(words, capture_output=True, timeout=600).returncode == -9
+    stopped = reid.open_index(place)
+    assert len(stopped) == 8
+    first = content(stopped)
+    index, changes = make_index(reid, photographs, place)
+    assert changes[:4] == (len(NAMES) - 8, 0, 0, 8)
+    assert all(content(index)[name]["embedding"] == row["embedding"] for name, row in first.items())
+    assert_same(index, reid.index(photographs, tmp_path / "anew.lance"))
+
+
+def test_a_manifest_brings_columns_boxes_and_filters(reid, tmp_path):
+    images(tmp_path, ["a.png", "b.png", "c.png"])
+    big = np.random.default_rng(3).integers(0, 256, (20, 30, 3), np.uint8)
+    cv2.imwrite(str(tmp_path / "street.png"), big)
+    (tmp_path / "manifest.csv").write_text(
+        "path;camid;time;shop;box\na.png;1;10.5;north;\nb.png;2;11;south;\nc.png;2;;south;\n"
+        "street.png;3;12;north;5,2,15,18\nstreet.png;3;13;;0,0,8,16\n"
+    )
+    index = reid.index(tmp_path / "manifest.csv", tmp_path / "m.lance")
+    assert len(index) == 5 and "shop" in index.columns
+    names = lambda where: index.images(where, ["id"])["id"].to_pylist()
+    assert names("camera = 2 AND time > 10") == ["b.png"]
+    assert names("shop = 'north'") == ["a.png", "street.png#5,2,15,18"]
+    assert names("time IS NULL") == ["c.png"]
+    np.testing.assert_array_equal(np.asarray(index.read_image("street.png#5,2,15,18")), big[2:18, 5:15, ::-1])
+    crop = np.ascontiguousarray(big[2:18, 5:15, ::-1])
+    np.testing.assert_allclose(index.embeddings(["street.png#5,2,15,18"]), reid.embed(crop), atol=1e-6)
+    result = index.search(tmp_path / "a.png", 5, where="camera != 1")
+    assert result.searched == 4 and "a.png" not in [match.id for match in result]
+    assert {match.row["shop"] for match in result} == {"south", "north", None}
+    with pytest.raises(UserError, match=r"--where=shopp = 1: not understood .*expected a condition on id, .*shop"):
+        index.search(tmp_path / "a.png", where="shopp = 1")
+    (tmp_path / "manifest.csv").write_text("path,camera\na.png,left\n")
+    with pytest.raises(UserError, match=r"column camera: found 'left', expected numbers as in the index"):
+        index.update(tmp_path / "manifest.csv")
+
+
+def test_mistakes_of_a_manifest_are_told_together(reid, tmp_path):
+    images(tmp_path, ["a.png"])
+    (tmp_path / "film.mp4").write_bytes(b"")
+    (tmp_path / "m.csv").write_text(
+        "path,x1,y1,x2,y2,frame\na.png,,,,,\na.png,,,,,\nno.png,,,,,\na.png,5,5,5,9,\na.png,1,2,3,,\nfilm.mp4,,,,,\n"
+        "a.png,,,,,-1\n"
+    )
+    with pytest.raises(UserError) as caught:
+        reid.index(tmp_path / "m.csv", tmp_path / "m.lance")
+    lines = str(caught.value).splitlines()
+    for line, text in zip(lines, ("image of line 2 again", "found no file", "the box 5,5,5,9", "found a box of", "a video "
+                                  "without a frame", "found frame '-1'"), strict=True):  # fmt: skip
+        assert text in line and "m.csv line " in line
+    assert not (tmp_path / "m.lance").exists()
+    (tmp_path / "m.csv").write_text("file name\na.png\n")
+    with pytest.raises(UserError, match="in the first line, without path"):
+        reid.index(tmp_path / "m.csv", tmp_path / "m.lance")
+
+
+def test_another_network_other_images_and_other_folders_are_refused(network, reid, index, photographs, tmp_path):
+    with pytest.raises(UserError, match=r"found an index of other weights .* make a new index"):
+        cace.load(network.other).open_index(index.place)
+    images(tmp_path / "others", ["x.png"])
+    with pytest.raises(UserError, match=r"found an index of 25 other images"):
+        reid.index(tmp_path / "others", index.place)
+    with pytest.raises(UserError, match="found something else there"):
+        reid.index(photographs, photographs)
+    with pytest.raises(UserError, match="found no index, expected one"):
+        reid.open_index(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"found no images \(.jpg"):
+        reid.index(tmp_path / "empty", tmp_path / "e.lance")
+    assert len(reid.open_index(index.place)) == len(NAMES)
+
+
+def test_a_second_update_at_the_same_time_is_refused(reid, index, photographs):
+    holder = subprocess.Popen(
+        [sys.executable, "-c", "import fcntl, sys, time; f = open(sys.argv[1], 'a+'); fcntl.flock(f, fcntl.LOCK_EX); "
+         "f.write('process 7 on here'); f.flush(); print('held', flush=True); time.sleep(60)", f"{index.place}/.lock"],
+        stdout=subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        holder.stdout.readline()
+        with pytest.raises(UserError, match=r"another update in progress \(process"):
+            index.update(photographs)
+        assert index.search(photographs / NAMES[0], 1)[0].id == NAMES[0]  # searches go on
+    finally:
+        holder.kill()
+        holder.wait()
+        holder.stdout.close()
+    assert index.update(photographs).unchanged == len(NAMES)
+
+
+def test_a_moved_folder_is_the_same(reid, index, photographs, tmp_path):
+    moved = photographs.rename(tmp_path / "moved")
+    _, changes = make_index(reid, moved, index.place)
+    assert changes.unchanged == len(NAMES)
+    assert reid.open_index(index.place).root == moved.resolve()
+    assert np.asarray(reid.open_index(index.place).read_image(NAMES[3])).shape == (8, 4, 3)
+
+
+def test_the_approximate_index_finds_most(reid, tmp_path):
+    """Random rows with the table alone, because the product quantisation needs some hundred."""
+    settings = {
+        "network": reid.network.fingerprint,
+        "embedding_size": 16,
+        "terms": [],
+        "root": ".",
+        "image_size": [1, 1],
+    }
+    table = Table.create(str(tmp_path / "t.lance"), settings, {"camera": []})
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((600, 16)).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    for start in (0, 300):
+        table.upsert([{"id": f"{i:04}", "path": "", "embedding": rows[i]} for i in range(start, start + 300)])
+    exact, embeddings = table.closest(rows[5], 20, None, True)
+    expected = np.argsort(1 - rows @ rows[5], kind="stable")[:20]
+    assert exact == [f"{i:04}" for i in expected]
+    np.testing.assert_array_equal(embeddings, rows[expected])
+    assert not table.has_vector_index()
+    table.build_vector_index()
+    assert table.has_vector_index()
+    assert len(set(exact) & set(table.closest(rows[5], 20, None, False)[0])) >= 14
+    assert table.closest(rows[5], 20, None, True)[0] == exact
+
+
+def test_commands_and_the_export_give_the_same_numbers(network, reid, index, photographs, tmp_path):
+    place, query = str(tmp_path / "cli.lance"), str(photographs / NAMES[2])
+    made = run_main(
+        tmp_path, "--mode=index", f"--workdir={network.workdir}", f"--images={photographs}", f"--index={place}"
+    )
+    assert made.returncode == 0, made.stderr
+    assert "25 images; 25 added, 0 changed, 0 removed, 0 unchanged" in made.stdout
+    expected = [(m.id, m.individual, m.pair, m.mixed) for m in index.search(query, 8)]
+    for source in (network.workdir, network.export):
+        words = [f"--workdir={source}", f"--index={place}", f"--query={query}", "--k=8", f"--output={tmp_path / 'out'}"]
+        done = run_main(tmp_path, "--mode=search", *words)
+        assert done.returncode == 0, done.stderr
+        assert f"{query}: 8 of 25 images" in done.stdout
+        found = json.loads((tmp_path / "out" / "search.json").read_text())
+        for match, (name, *numbers) in zip(found["matches"], expected, strict=True):
+            assert match["id"] == name and match["file"] == str(photographs.resolve() / name)
+            for value, number in zip((match["individual"], match["pair"], match["mixed"]), numbers):
+                assert value is None if np.isnan(number) else value == pytest.approx(number, abs=1e-5)
+        with open(tmp_path / "out" / "search.csv", newline="") as file:
+            assert [row["id"] for row in csv.DictReader(file)] == [name for name, *_ in expected]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--mode=index", "--images=x"], "--index: not given"),
+        (["--mode=search"], "--index, --query: not given, expected with --mode=search"),
+        (["--mode=search", "--index=nowhere", "--query=a.png"], "found no index, expected one"),
+        (["--mode=search", "--index=PLACE", "--query=a.png"], "a.png: found no file"),
+        (["--mode=search", "--index=PLACE", "--query=QUERY", "--k=0"], "--k: found 0, expected 1 or more"),
+        (["--mode=search", "--index=PLACE", "--query=QUERY", "--rerank=x"], "rerank: found 'x'"),
+    ],
+)
+def test_mistakes_on_the_command_line_are_one_line(network, index, photographs, tmp_path, words, message):
+    words = [w.replace("PLACE", index.place).replace("QUERY", str(photographs / NAMES[0])) for w in words]
+    done = run_main(tmp_path, f"--workdir={network.workdir}", *words)
+    assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_re_ranking_orders_by_its_own_distance(index, photographs):
+    result = index.search(photographs / NAMES[7], 10, rerank="k_reciprocal")
+    reranked = [match.reranked for match in result]
+    assert reranked == sorted(reranked) and result[0].id == NAMES[7]
+    assert reranked != [match.individual for match in result]
