@@ -89,7 +89,8 @@ def folder(tmp_path):
     published = {"conv1.conv.weight": (16, 3, 7, 7), "conv1.bn.running_mean": (16,), "fc.0.weight": (512, 128)}
     published["classifier.weight"] = (751, 512)
     weights = {name: np.zeros(shape, np.float32) for name, shape in published.items()}
-    save_file(weights, tmp_path / "osnet_x0_25_market1501.pth")
+    for data in ("market1501", "msmt17"):
+        save_file(weights, tmp_path / f"osnet_x0_25_{data}.pth")
     for name, text in _OF_USERS.items():
         (tmp_path / name).write_text(text)
     return tmp_path
