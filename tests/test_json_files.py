@@ -68,6 +68,8 @@ def reproduced(folder):
 
 def first_stage(folder):
     (folder / "checkpoints").mkdir()
+    if not (folder / "config.json").exists():  # data.json is the one that is damaged
+        (folder / "config.json").write_text(json.dumps(PLAIN))
     for frozen in (True, False):
         plain = PLAIN | {"model": PLAIN["model"] | {"frozen": frozen}, "data": PLAIN["data"] | {"val_share": 0.2}}
         check_source(folder, plain, DATA)
