@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from cacenet_jax import retriever
 from cacenet_jax.find.flags import need
+from cacenet_jax.find.pages import group_page
 from cacenet_jax.index.groups import Groups
 from cacenet_jax.index.opening import open_index
 from cacenet_jax.run.workdir import check_writable, write_file
@@ -24,7 +25,7 @@ def group(
         place: folder of the index.
         where: filter, an SQL condition on the columns.
         cut: distance at which groups are cut, see `Index.groups`.
-        output: folder for groups.csv, a manifest to correct and to train on; None writes nothing.
+        output: folder for groups.html, and groups.csv, a manifest to correct and to train on; None writes nothing.
 
     Raises:
         UserError: a flag is missing, or see `Index.groups`.
@@ -48,5 +49,7 @@ def group(
         writer.writerow([path, label, row["camera"], *box, row["frame"], label])
     file = Path(output).expanduser() / "groups.csv"
     write_file(file, text.getvalue())
+    write_file(file.with_suffix(".html"), group_page(groups, index))
+    print(f"{file.with_suffix('.html')}: to look through", flush=True)
     print(f"{file}: a row for each photograph; correct the column identity", flush=True)
     return groups

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from cacenet_jax import retriever
 from cacenet_jax.data.image_files import IMAGE_SUFFIXES
 from cacenet_jax.errors import UserError, printable
 from cacenet_jax.find.flags import need
+from cacenet_jax.find.pages import search_page
 from cacenet_jax.index.index import Index
 from cacenet_jax.index.opening import open_index
 from cacenet_jax.index.search import SearchResult
@@ -52,7 +54,7 @@ def search(
         where: filter, an SQL condition on the columns.
         rerank: "none" or "k_reciprocal".
         exact: False to use the approximate index.
-        output: folder for search.csv and search.json; None writes nothing.
+        output: folder for search.html, search.csv and search.json; None writes nothing.
 
     Raises:
         UserError: a flag is missing, or see `Index.search`.
@@ -66,7 +68,7 @@ def search(
     result = index.search(images, k, where=where, rerank=rerank, exact=exact)
     print(result, flush=True)
     if output is not None:
-        write(result, index, Path(output).expanduser())
+        write(result, index, images, Path(output).expanduser())
     return result
 
 
@@ -81,8 +83,8 @@ def as_rows(result: SearchResult, index: Index) -> list[dict[str, Any]]:
     return rows
 
 
-def write(result: SearchResult, index: Index, folder: Path) -> None:
-    """Write search.csv and search.json."""
+def write(result: SearchResult, index: Index, query: Sequence[Path], folder: Path) -> None:
+    """Write search.csv, search.json and search.html."""
     rows = as_rows(result, index)
     names = list(rows[0]) if rows else ["rank", "id"]
     text = io.StringIO(newline="")
@@ -94,4 +96,6 @@ def write(result: SearchResult, index: Index, folder: Path) -> None:
     write_file(folder / "search.csv", text.getvalue())
     whole = {"query": list(result.query), "unknown": result.unknown, "searched": result.searched, "matches": rows}
     write_file(folder / "search.json", json.dumps(whole, indent=2) + "\n")
-    print(f"{folder / 'search.csv'}, {folder / 'search.json'}", flush=True)
+    page = search_page(result, index, query)
+    write_file(folder / "search.html", page)
+    print(f"{folder / 'search.html'}: {len(page) / 1024:.0f} KiB, self-contained; search.csv, search.json", flush=True)

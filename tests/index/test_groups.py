@@ -5,6 +5,7 @@ import itertools
 
 import numpy as np
 import pytest
+from browser import parsed
 from command_in_process import run_main
 from own_images import images
 from tiny_index import NAMES
@@ -107,6 +108,9 @@ def test_the_index_and_the_command_group_alike(network, reid, photographs, tmp_p
     )
     assert done.returncode == 0, done.stderr
     assert f"25 photographs of {found.low} to {found.high} people, most likely {found.best}" in done.stdout
+    shown = parsed(tmp_path / "o" / "groups.html")
+    assert len(shown.images) == sum(min(len(found[i]), 12) for i in range(found.best))
+    assert f"between {found.low} and {found.high} people, most likely {found.best}." in " ".join(shown.text.split())
     with open(tmp_path / "o" / "groups.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     root = photographs.resolve()

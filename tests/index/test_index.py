@@ -9,6 +9,7 @@ import sys
 import cv2
 import numpy as np
 import pytest
+from browser import parsed
 from command import ROOT
 from command_in_process import run_main
 from own_images import images, picture
@@ -264,6 +265,10 @@ def test_commands_and_the_export_give_the_same_numbers(network, reid, index, pho
             assert match["id"] == name and match["file"] == str(photographs.resolve() / name)
             for value, number in zip((match["individual"], match["pair"], match["mixed"]), numbers):
                 assert value is None if np.isnan(number) else value == pytest.approx(number, abs=1e-5)
+        shown = parsed(tmp_path / "out" / "search.html")
+        assert [width for _, width in shown.images] == [96] * 9 and shown.images[1][0] == expected[0][0]
+        assert "<b>" not in (tmp_path / "out" / "search.html").read_text()
+        assert all(f"individual {number:z.4f}" in shown.text for _, number, *_ in expected)
         with open(tmp_path / "out" / "search.csv", newline="") as file:
             assert [row["id"] for row in csv.DictReader(file)] == [name for name, *_ in expected]
 

@@ -1,0 +1,120 @@
+"""Pages of a search and of groups: one HTML file each, which refers to nothing outside itself."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from cacenet_jax.data.images import read, resize
+from cacenet_jax.errors import UserError, printable
+from cacenet_jax.index.groups import Groups
+from cacenet_jax.index.index import Index
+from cacenet_jax.index.search import SearchMatch, SearchResult
+from cacenet_jax.visualize.document import document, escape, image_uri
+from cacenet_jax.visualize.style import webp
+
+_SIZE = (192, 96)  # height and width of a thumbnail, in pixels
+_SHOWN_GROUPS, _SHOWN_IN_GROUP = 200, 12
+_STYLE = """
+ol.matches { gap: 1rem; } ol.matches li { width: 9rem; font-weight: 400; overflow-wrap: anywhere; text-align: left; }
+ol.matches img { width: 6rem; } .name { display: block; font-weight: 600; }
+@media (max-width: 30rem) { ol.matches { display: block; } ol.matches li { width: auto; display: flex; gap: .75rem;
+  margin-bottom: 1rem; } ol.matches img { flex: none; } }
+"""
+
+
+def search_page(result: SearchResult, index: Index, query: Sequence[Path], known: str | None = None) -> str:
+    """Render the result of a search.
+
+    Args:
+        result: result of `Index.search`.
+        index: the index, from which the pictures are read.
+        query: paths of the query's images.
+        known: identity of the query where it is known; matches of known identities then get a tick or a cross.
+
+    Returns:
+        HTML without scripts and external references.
+    """
+    shown = "".join(
+        f'<li><img src="{_uri(_pixels(path))}" alt="Query {i}"><span class="name">{escape(str(path))}</span></li>'
+        for i, path in enumerate(query, start=1)
+    )
+    items = "".join(_match(rank, match, index, known) for rank, match in enumerate(result, start=1))
+    answer = ""
+    if result.unknown:
+        answer = (
+            "<p><strong>Unknown:</strong> even the best match is no better than that of people who are not there.</p>"
+        )
+    together = " Its images are taken for those of one person." if len(query) > 1 else ""
+    body = f"""<h2>Query</h2>
+<ol class="matches">{shown}</ol>
+<p>{len(result)} of {result.searched:,} images, best first.{together}</p>
+{answer}<p class="note">{escape(result.caution)}</p>
+<section><h2>Matches</h2>
+<ol class="matches">{items}</ol>
+<p class="note">Smaller distances are more alike. The individual distance compares the embeddings, the pair distance looks at
+both images together, the mixed distance is their weighted mean.</p></section>"""
+    return document("Search", body, _STYLE)
+
+
+def group_page(groups: Groups, index: Index) -> str:
+    """Render groups of photographs, the largest first.
+
+    Args:
+        groups: groups of `Index.groups`.
+        index: the index, from which the pictures are read.
+
+    Returns:
+        HTML without scripts and external references.
+    """
+    sections = []
+    for number in range(min(groups.best, _SHOWN_GROUPS)):
+        names = groups[number]
+        items = "".join(f"<li>{_picture(index, name)}</li>" for name in names[:_SHOWN_IN_GROUP])
+        more = f"<p>and {len(names) - _SHOWN_IN_GROUP} more</p>" if len(names) > _SHOWN_IN_GROUP else ""
+        count = "1 photograph" if len(names) == 1 else f"{len(names)} photographs"
+        sections.append(f'<section><h2>Group {number}: {count}</h2>\n<ol class="matches">{items}</ol>{more}</section>')
+    rest = (
+        f"<p>{groups.best - _SHOWN_GROUPS:,} smaller groups are not shown.</p>" if groups.best > _SHOWN_GROUPS else ""
+    )
+    body = f"""<p>{len(groups.ids):,} photographs of between {groups.low:,} and {groups.high:,} people, most likely
+{groups.best:,}.</p>
+<p class="note">{escape(groups.reason)}.</p>
+{"".join(sections)}{rest}"""
+    return document("Groups", body, _STYLE)
+
+
+def _match(rank: int, match: SearchMatch, index: Index, known: str | None) -> str:
+    """Render a match."""
+    distances = {"individual": match.individual, "pair": match.pair, "mixed": match.mixed}
+    lines = [f"{name} {value:z.4f}" for name, value in distances.items() if not np.isnan(value)]
+    if match.probability is not None:
+        lines.append(f"probability {100 * match.probability:.1f} %")
+    mark = kind = ""
+    identity = match.row.get("identity")
+    if known is not None and identity is not None:
+        is_right = str(identity) == known
+        mark, kind = (" \u2713", ' class="right"') if is_right else (" \u2717", ' class="wrong"')
+    text = "".join(f"<div>{escape(line)}</div>" for line in lines)
+    return f"<li{kind}>{_picture(index, match.id, f'{rank}.{mark} ')}<div>{text}</div></li>"
+
+
+def _picture(index: Index, name: str, before: str = "") -> str:
+    """Render a photograph of the index with its name; a file that is gone has no picture."""
+    caption = f'<span class="name">{escape(before + name)}</span>'
+    try:
+        pixels = np.asarray(index.read_image(name))
+    except UserError:
+        return f"<span>(its file cannot be read)</span>{caption}"
+    return f'<img src="{_uri(pixels)}" alt="{escape(name)}">{caption}'
+
+
+def _pixels(path: Path) -> np.ndarray:
+    """Return the thumbnail of an image file."""
+    out_HW3 = np.empty((*_SIZE, 3), np.uint8)
+    read(path, out_HW3, printable(str(path)))
+    return out_HW3
+
+
+def _uri(pixels: np.ndarray) -> str:
+    return image_uri(webp(resize(pixels, np.empty((*_SIZE, 3), np.uint8))))
