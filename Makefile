@@ -6,7 +6,7 @@ PIP := $(VENV)/bin/python -m pip install --disable-pip-version-check --quiet
 # A process for each core, at most four; the tests of a file share what it compiles, so they stay together.
 PYTEST := $(VENV)/bin/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
-.PHONY: demo check lint test coverage docs
+.PHONY: demo check lint test slow coverage docs
 .DELETE_ON_ERROR:
 
 # The main job: prepares the synthetic data set, trains, and prints the table of both rankings.
@@ -27,6 +27,10 @@ lint: $(VENV)/.installed-dev
 # All of it but what is marked slow: at most eight minutes on two cores.
 test: lint
 	$(PYTEST)
+
+# What is marked slow: whole trainings in several processes, kills, full disks, benchmarks. Before a release; an hour or two.
+slow: $(VENV)/.installed-dev
+	$(PYTEST) -m slow
 
 # The same tests, and the share of lines and branches that they run; programs that tests start are not counted.
 coverage: $(VENV)/.installed-dev

@@ -164,6 +164,7 @@ def test_flip_averages_maps_whose_positions_match():
     assert flipped == plain
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_result_of_one(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -283,6 +283,7 @@ def test_help_lists_the_flags(command):
     assert all(f"\n  {mode} " in done.stdout for mode in MODES)
 
 
+@pytest.mark.slow
 def test_one_camera_is_fine_without_the_filter_and_a_large_top_k_is_cut(command):
     market(command.folder, cameras=(1,))
     words = (*MARKET, "--config.eval.camera_filter=False", "--config.eval.top_k=100", "--config.epochs=2")
@@ -299,6 +300,7 @@ def test_one_camera_is_fine_without_the_filter_and_a_large_top_k_is_cut(command)
     assert all(ours.match(line) for line in lines if line not in warnings), done.stderr
 
 
+@pytest.mark.slow
 def test_a_workdir_of_another_config_and_a_finished_one(command):
     words = (*SYNTHETIC, "--config.epochs=2")
     assert command(*words).returncode == 0

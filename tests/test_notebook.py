@@ -169,6 +169,7 @@ def test_requirements_are_floors():
         assert line.startswith("#") or re.fullmatch(r"[\w-]+>=[\d.]+", line.partition("#")[0].strip()), line
 
 
+@pytest.mark.slow
 def test_short_form_runs(tmp_path, monkeypatch, request):
     notebook = read()
     settings = next(i for i, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", ()))

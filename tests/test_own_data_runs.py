@@ -50,6 +50,7 @@ def test_an_evaluation_set_needs_no_train_split(trained):
         train(config, folder / "third run")
 
 
+@pytest.mark.slow
 def test_training_needs_no_test_split(trained, capsys, caplog):
     folder, config = trained
     config = config.copy_and_resolve_references()

@@ -133,6 +133,7 @@ def test_a_network_that_knows_the_validation_identities_is_refused(folder):
         check_source(first, to_dict(config), data)
 
 
+@pytest.mark.slow
 def test_a_frozen_network_of_other_people_finds_look_alikes_by_mean_embeddings(folder, capsys):
     folder, _, _ = folder
     config = second_config(folder)

@@ -106,6 +106,7 @@ def test_two_runs_are_equal_to_the_last_bit(whole):
     assert {**results[0], "seconds": 0} == {**results[1], "seconds": 0}
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(whole):
     workdir = whole.folder / "killed"
     words = (*TRAIN, "--workdir=killed")

@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import pytest
 
 from benchmarks import backbone
 from cacenet_jax.models import backbones
@@ -27,6 +28,7 @@ def test_each_form_is_timed_under_its_name(capsys, monkeypatch):
     assert "plain" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_passes_are_those_of_the_network():
     images = np.random.default_rng(0).standard_normal((8, 32, 16, 3), np.float32)
     fast, plain = (

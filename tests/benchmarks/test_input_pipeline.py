@@ -21,6 +21,7 @@ OPTIONS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("need", "code"), [("1", 0), ("1e12", 1)])
 def test_rates_are_measured_and_a_missed_need_fails(need, code, tmp_path, capsys):
     assert input_pipeline.main([*OPTIONS, "--check", f"--need={need}", f"--out={tmp_path}"]) == code
@@ -30,6 +31,7 @@ def test_rates_are_measured_and_a_missed_need_fails(need, code, tmp_path, capsys
     assert ("MISSED" in capsys.readouterr().out) == bool(code)
 
 
+@pytest.mark.slow
 def test_the_loop_is_set_against_the_step(tmp_path, monkeypatch, capsys):
     def step_of(net):
         def step(state, batch):

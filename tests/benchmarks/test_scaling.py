@@ -9,6 +9,7 @@ from benchmarks import scaling
 OPTIONS = ["--backbone=resnet_tiny", "--batch=8", "--height=32", "--width=16", "--embed-dim=8", "--identities=8"]
 
 
+@pytest.mark.slow
 def test_two_devices_have_the_losses_of_one(one_block, tmp_path, capsys):
     options = ["--counts", "1", "2", "--mode=pmap", "--no-weak", "--repeats=1", "--check", f"--out={tmp_path}"]
     assert scaling.main([*OPTIONS, *options]) == 0

@@ -58,6 +58,7 @@ import benchmarks.train_step, benchmarks.scaling
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
+@pytest.mark.slow
 def test_the_parts_add_up_to_the_step(one_block):
     state, batch = problem.state_of(TINY), step_parts.on_device(problem.batch_of(TINY))
     net, index = problem.network(TINY), jnp.arange(TINY.batch)
@@ -108,6 +109,7 @@ def test_resnet_50_has_the_operations_it_is_known_for():
     assert flops["bare Gram"] == 6 * (8 * 14 * 14) ** 2 * 2048
 
 
+@pytest.mark.slow
 def test_it_measures_and_fails_past_a_bound(one_block, tmp_path, capsys):
     result = tmp_path / "torch.json"
     seconds = {"literal eager": {"median": 5.0}, "literal compiled": {"median": 4.0}, "exact eager": {"median": 1.0}}

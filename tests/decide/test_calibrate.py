@@ -55,6 +55,7 @@ def test_python_reads_what_the_command_wrote(calibrated, made):
     assert cace.load(made.run).calibration is None
 
 
+@pytest.mark.slow
 def test_an_export_carries_it(calibrated, made, tmp_path):
     run = shutil.copytree(calibrated[0], tmp_path / "run")
     folder = shutil.move(export.export(made.config, run), tmp_path / "export")
@@ -135,6 +136,7 @@ def test_mistakes_are_one_line_and_leave_nothing(made, words, message):
     assert not (made.run / "calibration.json").exists()
 
 
+@pytest.mark.slow
 def test_the_validation_split_of_a_run_is_what_it_was_not_trained_on(tmp_path):
     fields = {"data.val_share": 0.5, "data.num_ids": 2, "data.dir": str(tmp_path / "data")}
     data = experiment.read(workdir(tmp_path / "other", **fields)[1]).data

@@ -54,6 +54,7 @@ def test_devices_agree_in_float64(x64, reference, mode, count):
     assert_same_float64(result, expected, before)
 
 
+@pytest.mark.slow
 @device_cases(("pmap", 4))
 def test_devices_agree_in_float64_on_a_resnet(x64, reference, mode, count):
     before, expected = reference("float64", False)
@@ -80,8 +81,8 @@ def test_devices_agree_with_batch_normed_keys_and_clues_in_blocks(x64):
     [
         {"pair_stage": "keypoints"},
         {"pair_stage": "evidence", "pair": {"features": 4}, "pair_memory_mib": 0.12},
-        {"pair_stage": "evidence", "pair": {"features": 4}, "frozen": True},
-        {"pair": {"alignment": "similarity", "neighbours": 2}},
+        pytest.param({"pair_stage": "evidence", "pair": {"features": 4}, "frozen": True}, marks=pytest.mark.slow),
+        pytest.param({"pair": {"alignment": "similarity", "neighbours": 2}}, marks=pytest.mark.slow),
         {"pair": {"alignment": "semantic"}},
         # The grid of attention with a cross block of zeros.
         pytest.param({"pair": {"alignment": "individual"}}, marks=pytest.mark.slow),

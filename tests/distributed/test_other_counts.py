@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 from command import ROOT, TINY, Command
 
 TRAIN = (
@@ -42,6 +43,7 @@ def losses(workdir: Path) -> np.ndarray:
     return np.array([[row[name] for name in ("loss", "identity", "triplet", "pair_triplet")] for row in rows])
 
 
+@pytest.mark.slow
 def test_from_eight_devices_to_two_and_back(command):
     whole = run(command, "whole", 8)
     assert len(whole) == STEPS

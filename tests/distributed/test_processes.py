@@ -69,6 +69,7 @@ def runs(tmp_path_factory, request):
     return command.folder
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_does_and_write_one_set_of_files(runs):
     one, two = runs / "one", runs / "two"
     assert_same_losses(rows(two), rows(one))
@@ -95,6 +96,7 @@ def test_each_process_reads_only_its_share_of_the_batch(runs):
         assert first["decoded"] + second["decoded"] == first["batch"] == second["batch"]
 
 
+@pytest.mark.slow
 def test_a_killed_run_of_two_processes_resumes_in_one(runs, request):
     command = Command(runs, request.config.cache.mkdir("xla"))
     address = free_address()

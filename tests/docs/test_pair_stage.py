@@ -87,6 +87,7 @@ def test_example_scores_and_shows_pairs():
     assert view.correspondence_NM.shape == (8, 8) and view.norm_N is None
 
 
+@pytest.mark.slow
 def test_example_exports(example):
     """Two functions, and the same from an artefact for any number of images."""
     config = tiny_training.tiny_config(pair_stage=STAGE, pair={"stripes": 2})

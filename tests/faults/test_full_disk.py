@@ -156,6 +156,7 @@ def checksums(workdir: Path, step: int) -> dict:
     return json.loads((workdir / f"checkpoints/{step}/_CHECKPOINT_METADATA").read_text())["custom_metadata"]["arrays"]
 
 
+@pytest.mark.slow
 def test_training_stops_on_a_full_disk_and_goes_on_with_space(trained):
     with small_disk(trained.folder.parent / "disk") as disk:
         command = Command(disk.folder, trained.cache)
@@ -229,6 +230,7 @@ def test_reproducing_on_a_full_disk_stops_at_the_first_run(trained):
         assert command(*words).returncode == 0
 
 
+@pytest.mark.slow
 def test_a_read_only_disk(trained):
     with small_disk(trained.folder.parent / "read_only") as disk:
         shutil.copytree(trained.folder / "run", disk.folder / "run")

@@ -26,7 +26,9 @@ def group_is_empty(leader: int) -> bool:
     return False
 
 
-@pytest.mark.parametrize("name", ENDS)
+@pytest.mark.parametrize(
+    "name", [name if name == "SIGTERM for all" else pytest.param(name, marks=pytest.mark.slow) for name in ENDS]
+)
 def test_workers_end_with_a_run_that_is_stopped(command, name):
     kill, number, code, told = ENDS[name]
     log, metrics = command.folder / "log", command.folder / "run/metrics.jsonl"
@@ -46,6 +48,7 @@ def test_workers_end_with_a_run_that_is_stopped(command, name):
     assert number == signal.SIGKILL or "leaked" not in text  # after a kill, the system's tracker tells what it removes
 
 
+@pytest.mark.slow
 def test_a_run_that_comes_to_its_end_leaves_no_shared_memory(command):
     done = command(*WORDS, "--config.epochs=1", "--config.optim.warmup_epochs=0")
     assert done.returncode == 0 and "leaked" not in done.stderr and "Traceback" not in done.stderr, done.stderr

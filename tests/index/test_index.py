@@ -110,6 +110,7 @@ def test_exactly_what_changed_is_touched_and_the_index_equals_a_new_one(reid, in
     assert changes[:4] == (0, 0, 0, len(NAMES) + 1)
 
 
+@pytest.mark.slow
 def test_an_interrupted_update_goes_on_where_it_stopped(network, reid, photographs, tmp_path, monkeypatch):
     """kill -9 after the first version of eight images."""
     place = tmp_path / "killed.lance"

@@ -29,6 +29,7 @@ def test_local_ends_all_when_one_fails_and_passes_the_code_on(command):
     assert out.count("+ env") == 2 and not (command.folder / "run").exists()
 
 
+@pytest.mark.slow
 def test_local_trains_and_ctrl_c_ends_all(command):
     process = local(command, *RUN, "--config.data.dir=prepared", "--config.epochs=5000")
     checkpoints = command.folder / "run/checkpoints"

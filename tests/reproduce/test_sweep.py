@@ -25,6 +25,7 @@ def folder(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_each_k_is_what_the_evaluator_says(folder, monkeypatch):
     net, values = state()
     monkeypatch.setattr(sweep, "open_split", lambda prepared, name: {"query": NUM_QUERY, "gallery": NUM_GALLERY}[name])

@@ -74,9 +74,10 @@ def negative(path, x):
 
 @pytest.mark.parametrize(
     "model",
-    [{}, {"pair": {"keys": "correlation"}}, {"pair": {"alignment": "none"}}, {"pair": {"alignment": "individual"}},
-     {"pair_stage": "keypoints"}, RELEASED, {**RELEASED, "relu": True}, EVIDENCE, {**EVIDENCE, "frozen": True},
-     {"pair_stage": "none"}],
+    [{}, {"pair": {"alignment": "none"}}, {"pair_stage": "keypoints"}, RELEASED, EVIDENCE, {"pair_stage": "none"},
+     *(pytest.param(model, marks=pytest.mark.slow)
+       for model in ({"pair": {"keys": "correlation"}}, {"pair": {"alignment": "individual"}}, {**RELEASED, "relu": True},
+                     {**EVIDENCE, "frozen": True}))],
     ids=lambda model: "-".join(map(str, model.values())) or "paper",
 )  # fmt: skip
 def test_a_healthy_network_raises_no_alarm(model, warned):
@@ -131,6 +132,7 @@ def test_a_zero_weight_is_dead_unless_it_is_about_to_learn(before, after, grad, 
     assert count_dead(tree(before), tree(after), tree(grad)) == count
 
 
+@pytest.mark.slow
 def test_training_tells_it(tmp_path, tmp_path_factory, monkeypatch, warned):
     spec = importlib.util.spec_from_file_location("tiny", TINY)
     module = importlib.util.module_from_spec(spec)

@@ -88,6 +88,7 @@ def test_a_backbone_that_is_not_known_is_told():
         fields_of(*recognise(arrays, "FILE"), "FILE")
 
 
+@pytest.mark.slow
 def test_a_checkpoint_becomes_a_workdir_and_is_loaded_in_memory(tmp_path):
     """Under any name, without --config; both have its arrays, and the ReLU belongs to the embedding."""
     arrays = state_dict("osnet_x0_25")

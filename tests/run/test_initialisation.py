@@ -94,6 +94,7 @@ def test_a_backbone_starts_from_published_weights_and_the_rest_as_without_them(w
     assert capsys.readouterr().out == f"starting from {source}: 60 arrays of resnet_tiny; left out: fc (1)\n"
 
 
+@pytest.mark.slow
 def test_a_training_goes_on_from_the_files_weights(weights, tmp_path, capsys, monkeypatch):
     source, variables = weights
     config = config_of(pretrained=source, epochs=1)

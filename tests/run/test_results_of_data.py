@@ -149,6 +149,7 @@ def test_the_page_of_other_data_shows_their_results_or_none(study):
     assert "5 queries" in page.read_text() and "5 gallery images" in page.read_text()
 
 
+@pytest.mark.slow
 def test_rows_of_table_1_have_the_papers_stage_and_the_header_names_it(tmp_path, monkeypatch):
     """Of a config with another pair distance and untied filters; the rows are not trained here."""
     trained = {}

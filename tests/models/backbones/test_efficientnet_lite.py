@@ -165,6 +165,7 @@ def test_maps_of_the_head_are_not_negative_and_those_of_blocks_are():
     assert blocks.apply({**inner, "batch_stats": variables["batch_stats"]}, images).min() < 0
 
 
+@pytest.mark.slow
 def test_bfloat16_computes_in_bfloat16_and_stores_float32():
     model, variables, images = small(dtype=jnp.bfloat16, matmul_1x1=True, cpu_depthwise=True)
     (_, (maps, stats)), grads = value_and_grad(model, variables, images)
