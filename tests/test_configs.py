@@ -30,18 +30,25 @@ def load(name, *arguments):
     return module.get_config(*arguments)
 
 
-def second_stage(folder, first):
-    """The second stage of a config, whose workdir recorded it."""
+def after(folder, first, name, *arguments):
+    """A config that goes on from another one, whose workdir recorded it."""
     write_json(folder / "config.json", to_dict(first))
-    config = load("second_stage")
+    config = load(name, *arguments)
     config.init_from = str(folder)
     return complete(config)
 
 
-@pytest.mark.parametrize("name", [*(file.stem for file in FILES), *(f"{name}:released" for name in PAPER)])
+def second_stage(folder, first):
+    return after(folder, first, "second_stage")
+
+
+@pytest.mark.parametrize(
+    "name", [*(file.stem for file in FILES), "finetune:pairs", *(f"{name}:released" for name in PAPER)]
+)
 def test_config_is_valid_and_its_network_fits_its_images(name, tmp_path):
     name, *variant = name.split(":")
-    config = second_stage(tmp_path, load("synthetic")) if name == "second_stage" else load(name, *variant)
+    goes_on = name in ("second_stage", "finetune")
+    config = after(tmp_path, load("synthetic"), name, *variant) if goes_on else load(name, *variant)
     validate(config)
     builder_class(config.data.name).complete_options(config.data.options.to_dict())
     net = experiment.read(config).network.build(10)
@@ -190,3 +197,14 @@ def test_a_cross_domain_test_keeps_the_options_that_the_other_data_set_has_too(n
     config.eval.data = "nowhere"
     with pytest.raises(UserError, match=r"data set 'nowhere' is unknown"):
         with_eval_dataset(config)
+
+
+def test_fine_tuning_keeps_the_pair_stage_and_its_fields_unless_told(tmp_path):
+    first = load("synthetic")
+    assert to_dict(after(tmp_path, first, "finetune"))["model"] == to_dict(first)["model"]
+    baseline = load("synthetic", "baseline")
+    assert after(tmp_path, baseline, "finetune").model.pair_stage == "none"
+    pairs = after(tmp_path, baseline, "finetune", "pairs").model
+    assert pairs.pair_stage == "conditional" and pairs.pair.clue_weight == 0.9
+    with pytest.raises(UserError, match="expected plain or pairs"):
+        load("finetune", "other")

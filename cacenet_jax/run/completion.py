@@ -1,8 +1,8 @@
 """Completion of a config: expansion of `~` in paths, and inheritance from a first stage.
 
-A second stage starts from the network of another workdir (config.init_from). If its config leaves data.name or
-model.backbone empty (None), they and the related fields are inherited from the config.json of that workdir. Does not
-import jax.
+A second stage or a fine-tuning starts from the network of another workdir (config.init_from). If its config leaves
+data.name, model.backbone or model.pair_stage empty (None), they and the related fields are inherited from the config.json
+of that workdir. Does not import jax.
 """
 
 import copy
@@ -26,7 +26,7 @@ _TAKEN = (
     "augment.pad", "model.embed_dim", "model.pooling", "model.relu",
     "model.head_bias", "model.embedding_relu",
 )  # fmt: skip
-_TAKEN_WITH = {"data.name": ("data.root", "data.parts"), "model.backbone": ()}
+_TAKEN_WITH = {"data.name": ("data.root", "data.parts"), "model.backbone": (), "model.pair_stage": ()}
 
 
 def leave_to_first_stage(config: ConfigDict) -> ConfigDict:
