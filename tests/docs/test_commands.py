@@ -81,7 +81,16 @@ def commands() -> list[tuple[str, list[str]]]:
 @pytest.fixture
 def folder(tmp_path):
     """Where the workdirs that the commands read are those of their configs, and what users write can be imported."""
-    for workdir in ("W", "W2", "W/S", "W/market", "workdirs/synthetic", "workdirs/osnet"):
+    for workdir in (
+        "W",
+        "W2",
+        "W/S",
+        "W/market",
+        "workdirs/synthetic",
+        "workdirs/osnet",
+        "workdirs/msmt17",
+        "workdirs/half",
+    ):
         (tmp_path / workdir).mkdir(parents=True, exist_ok=True)
         config = to_dict(paper())
         config["data"]["name"], config["model"]["backbone"] = "synthetic_pedestrians", "resnet_small"
