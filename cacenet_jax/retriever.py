@@ -136,7 +136,7 @@ class Retriever:
         """Make an index of photographs on disk, or bring one up to date; needs the extra [index].
 
         Args:
-            images: folder of images, with its subfolders, or a manifest; see `cacenet_jax.index.photographs`.
+            images: folder of images, with its subfolders, or a manifest; see `cacenet_jax.data.photographs`.
             place: folder of the index, made if it is missing.
 
         Raises:

@@ -131,7 +131,25 @@ def ordinary(encoded: bytes) -> bytes:
         ImageError: the file is refused.
     """
     pixels = convert(encoded)
-    return encoded if pixels is None else cv2.imencode(".png", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR))[1].tobytes()
+    return encoded if pixels is None else png(pixels)
+
+
+def rgb(encoded: bytes) -> UInt8[np.ndarray, "h w 3"]:
+    """Decode an image file to RGB pixels.
+
+    Raises:
+        ImageError: the file is refused.
+    """
+    pixels = convert(encoded)
+    if pixels is None:
+        decoded: Any = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR)
+        pixels = cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB)
+    return pixels
+
+
+def png(pixels_hw3: UInt8[np.ndarray, "h w 3"]) -> bytes:
+    """Encode RGB pixels as PNG."""
+    return cv2.imencode(".png", cv2.cvtColor(pixels_hw3, cv2.COLOR_RGB2BGR))[1].tobytes()
 
 
 def pil_rgb(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:

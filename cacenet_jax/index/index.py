@@ -18,11 +18,7 @@ from PIL import Image
 
 from cacenet_jax.data.image_files import ImageError
 from cacenet_jax.data.images import ListedImages
-from cacenet_jax.distributed.progress import track
-from cacenet_jax.errors import UserError, printable
-from cacenet_jax.index import groups as grouping
-from cacenet_jax.index import search as searching
-from cacenet_jax.index.photographs import (
+from cacenet_jax.data.photographs import (
     KNOWN,
     Photograph,
     Photographs,
@@ -31,6 +27,10 @@ from cacenet_jax.index.photographs import (
     list_photographs,
     read_photograph,
 )
+from cacenet_jax.distributed.progress import track
+from cacenet_jax.errors import UserError, printable
+from cacenet_jax.index import groups as grouping
+from cacenet_jax.index import search as searching
 from cacenet_jax.index.stored_terms import pack, unpack
 from cacenet_jax.index.table import Table, as_matrix, literal, locked
 from cacenet_jax.retrieval.compare import HostTerms
@@ -236,7 +236,7 @@ class Index:
         images, so that an interrupted update goes on where it stopped.
 
         Args:
-            images: folder, with its subfolders, or manifest; see `index.photographs`.
+            images: folder, with its subfolders, or manifest; see `data.photographs`.
 
         Raises:
             UserError: there are no images, the manifest has mistakes, or another update is in progress.

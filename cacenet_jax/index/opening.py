@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cacenet_jax import __version__
+from cacenet_jax.data.photographs import KNOWN, list_photographs
 from cacenet_jax.errors import UserError
 from cacenet_jax.index.index import Changes, Index
-from cacenet_jax.index.photographs import KNOWN, list_photographs
 from cacenet_jax.index.stored_terms import layout_of
 from cacenet_jax.index.table import Table, locked
 

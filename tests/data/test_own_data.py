@@ -5,11 +5,24 @@ import pathlib
 import shutil
 import zipfile
 
+import cv2
+import numpy as np
 import pytest
 from own_images import LABELS, PLAIN, ROWS, images, load, manifest, mistake, picture, plain
 
 from cacenet_jax.data.builders import SPLITS, TEST_SPLITS, open_split, prepare
+from cacenet_jax.data.images import decode
 from cacenet_jax.data.subsets import all_records
+
+
+def video(path: pathlib.Path, frames: int) -> pathlib.Path:
+    """Write a video of noise."""
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 5, (64, 32))
+    for i in range(frames):
+        writer.write(np.random.default_rng(i).integers(0, 256, (32, 64, 3), np.uint8))
+    writer.release()
+    return path
+
 
 # -- Manifests --------------------------------------------------------------------------------------------------------
 
@@ -22,6 +35,56 @@ def test_a_manifest_of_any_program(tmp_path, separator, encoding):
     else:
         root = manifest(tmp_path / "mine", ROWS, separator, encoding)
     assert load(root, tmp_path) == LABELS
+
+
+def test_a_manifest_of_crops_elsewhere_is_a_training_set(tmp_path):
+    """As --mode=group writes it: absolute paths, boxes in one image, no split; identity and camera for pid and camid."""
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 9, 3), np.uint8)
+    photograph = tmp_path / "elsewhere" / "both.png"
+    photograph.parent.mkdir()
+    cv2.imwrite(str(photograph), pixels[..., ::-1])
+    lines = [f"{photograph},{identity},3,{x},0,{x + 3},8,,{identity}" for identity, x in ((0, 0), (1, 3), (0, 6))]
+    lines.append(f"{images(tmp_path / 'elsewhere', ['whole.png']) / 'whole.png'},1,,,,,,,1")
+    file = tmp_path / "groups" / "groups.csv"
+    file.parent.mkdir()
+    file.write_text("\n".join(["path,identity,camera,x1,y1,x2,y2,frame,group", *lines]) + "\n")
+    prepared = prepare("reid_folder", root=str(file), data_dir=str(tmp_path / "out"), needs=("train",), progress=False)
+    records = open_split(prepared, "train").records
+    assert [(r["name"], r["pid"], r["camid"]) for r in records] == [
+        (f"{photograph}#0,0,3,8", 0, 3), (f"{photograph}#3,0,6,8", 1, 3), (f"{photograph}#6,0,9,8", 0, 3),
+        (str(photograph.with_name("whole.png")), 1, -1),
+    ]  # fmt: skip
+    for record, x in zip(records, (0, 3, 6)):
+        np.testing.assert_array_equal(decode(record["image"], 8, 3, ""), pixels[:, x : x + 3])
+    file.write_text("path,identity,box\n" + f'{photograph},0,"20,0,30,8"\n{photograph},1,"0,0,3,8"\n')
+    text = mistake(file, tmp_path, needs=("train",))
+    assert "both.png: found the box 20,0,30,8 outside an image of 9 x 8 pixels" in text
+
+
+def test_a_manifest_in_a_folder_names_no_file_outside_it(tmp_path):
+    outside = images(tmp_path / "elsewhere", ["a.png", "b.png"])
+    root = tmp_path / "mine"
+    root.mkdir()
+    (root / "manifest.csv").write_text(f"path,pid,split\n{outside / 'a.png'},0,train\n../elsewhere/b.png,1,train\n")
+    text = mistake(root, tmp_path, needs=("train",))
+    assert text.count("expected one inside this folder") == 2
+
+
+def test_frames_of_a_video_are_images(tmp_path):
+    file = video(tmp_path / "street.avi", 4)
+    (tmp_path / "m.csv").write_text(
+        "path,identity,frame,box\n" + "".join(f'{file.name},{i % 2},{i},"0,0,32,16"\n' for i in range(4))
+    )
+    records = load(tmp_path / "m.csv", tmp_path, needs=("train",))["train"]
+    assert [(name, pid) for name, pid, _ in records] == [(f"street.avi@{i}#0,0,32,16", i % 2) for i in range(4)]
+    (tmp_path / "m.csv").write_text("path,identity,frame\nstreet.avi,0,0\nstreet.avi,1,99\n")
+    assert "found no frame 99 in the video" in mistake(tmp_path / "m.csv", tmp_path, needs=("train",))
+    root = tmp_path / "zip"
+    root.mkdir()
+    (root / "manifest.csv").write_text("path,identity,frame,split\nstreet.avi,0,0,train\nstreet.avi,1,1,train\n")
+    shutil.copy(file, root)
+    archive = shutil.make_archive(str(tmp_path / "packed"), "zip", root)
+    assert "found a video in an archive, expected one on disk" in mistake(archive, tmp_path, needs=("train",))
 
 
 def test_a_manifest_with_the_separator_in_a_line_of_its_own(tmp_path):

@@ -1,5 +1,6 @@
 """Labelled images of a manifest, and its mistakes, told together."""
 
+import cv2
 import numpy as np
 import pytest
 
@@ -32,6 +33,19 @@ def test_some_of_the_images_keep_their_labels(tmp_path):
     assert (some.pids_n.tolist(), some.camids_n.tolist()) == ([2], [0])
 
 
+def test_crops_are_cut_while_reading(tmp_path):
+    file = write(tmp_path, "path,identity,x1,y1,x2,y2\na.png,1,0,0,2,3\na.png,2,2,0,4,3\nb.png,2,,,,\n")
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 4, 3), np.uint8)
+    cv2.imwrite(str(tmp_path / "a.png"), pixels[..., ::-1])
+    labelled = read_manifest(file)
+    assert labelled.pids_n.tolist() == [0, 1, 1] and labelled.images[2] == tmp_path / "b.png"
+    for crop, expected in zip(labelled.images[:2], (pixels[:3, :2], pixels[:3, 2:])):
+        np.testing.assert_array_equal(crop, expected)
+    (tmp_path / "a.png").write_bytes(b"")
+    with pytest.raises(UserError, match=r"a.png#0,0,2,3: found 0 bytes"):
+        labelled.images[0]
+
+
 @pytest.mark.parametrize(
     ("text", "messages"),
     [
@@ -42,7 +56,7 @@ def test_some_of_the_images_keep_their_labels(tmp_path):
             "path,identity\nno.png,1\na.png,1\na.png,2\n",
             ["line 2: found no file", "line 4: found the image of line 3 again"],
         ),
-        ('path,identity,box\na.png,1,"1,2,3,4"\n', ["line 2: found a box or frame, expected an image of one person"]),
+        ('path,identity,box\na.png,1,"3,2,1,4"\n', ["line 2: found the box 3,2,1,4, expected x1 < x2 and y1 < y2"]),
         ("path,identity\na.png,\n", ["found no row with an identity"]),
     ],
 )

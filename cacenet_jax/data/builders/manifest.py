@@ -1,49 +1,56 @@
-"""Manifests: tables of a user's own images with the columns path, pid and, if known, camid and split."""
+"""Manifests: tables of a user's own images with the columns path, pid and, if known, camid and split.
 
-import csv
-import io
+They may also have the columns of `data.photographs`: identity and camera in place of pid and camid, a box, a frame.
+"""
+
 import os
 import posixpath
 import re
 from collections.abc import Mapping, Sequence
 
+from cacenet_jax.data import table
 from cacenet_jax.data.builders.market_style import FOLDERS
 from cacenet_jax.data.builders.scan import NO_CAMERA, SPLITS, Entry
 from cacenet_jax.data.builders.source import Source, raise_together
 from cacenet_jax.data.image_files import IMAGE_SUFFIXES
+from cacenet_jax.data.photographs import VIDEO_SUFFIXES, suffix
 from cacenet_jax.errors import UserError
 
 _SPLIT_OF_FOLDER = {split: split for split in SPLITS} | {folder: split for split, folder in FOLDERS.items()}
-_SEPARATORS = (",", ";", "\t", "|")
+_ALIASES = {"identity": "pid", "camera": "camid"}
 _MAX_LABEL = 1000  # characters
 _INTEGER = re.compile(r"[+-]?\d+(?:\.0*)?")  # pandas writes 1.0 in a column of integers with an empty cell
 
 
-def read_manifest(source: Source, path: str, default_split: str | None = None) -> dict[str, list[Entry]]:
+def read_manifest(
+    source: Source, path: str, default_split: str | None = None, is_alone: bool = False
+) -> dict[str, list[Entry]]:
     """Parse a manifest into the entries of each split.
 
     Args:
         source: source that contains the manifest.
         path: path of the manifest.
         default_split: split of all images if there is no column `split`; None takes it from the first folder of the path.
+        is_alone: True if the manifest is the data root: where neither a column nor a folder names a split, all images are
+            then for training.
 
     Raises:
         UserError: a column is missing, or cells are empty or do not parse; the message has one line per mistake.
     """
     where = source.display_path(path)
-    columns, table = _parse_table(source.read_text(path), where)
-    rows = [row for _, row in table]
-    lines = [f"{where} line {number}" for number, _ in table]
-    mistakes = [f"{line}: {error}" for line, row in zip(lines, rows) if (error := _length_error(row, columns))]
-    raise_together(mistakes)
-    cells = [dict(zip(columns, row)) for row in rows]
+    columns, rows = table.parse(source.read_text(path), where, ("path", "pid"), "path,pid[,camid][,split]", _ALIASES)
+    lines = [f"{where} line {row.line}" for row in rows]
+    cells = [row.cells for row in rows]
     pids = parse_column([row["pid"] for row in cells], "pid", lines)
     camids = parse_column([row.get("camid", "") for row in cells], "camid", lines)
 
     splits: dict[str, list[Entry]] = {split: [] for split in SPLITS}
+    names = [posixpath.normpath(row["path"].replace("\\", "/")) for row in cells]
+    if is_alone and "split" not in columns and not any(name.split("/")[0] in _SPLIT_OF_FOLDER for name in names):
+        default_split = "train"
     base = posixpath.dirname(path)
-    for row, line, pid, camid in zip(cells, lines, pids, camids):
-        name = posixpath.normpath(row["path"].replace("\\", "/"))
+    mistakes: list[str] = []
+    for row, line, name, pid, camid in zip(cells, lines, names, pids, camids):
         image = posixpath.normpath(posixpath.join(base, os.path.expanduser(name)))
         split = (
             row["split"].lower() if "split" in columns else default_split or _SPLIT_OF_FOLDER.get(name.split("/")[0])
@@ -51,47 +58,11 @@ def read_manifest(source: Source, path: str, default_split: str | None = None) -
         errors = list(_row_errors(source, row, image, pid, split))
         mistakes += [f"{line}: {error}" for error in errors]
         if not errors and split is not None and pid is not None:
-            splits[split].append(Entry(image, name, pid, NO_CAMERA if camid is None else camid))
+            box, frame = table.box(row), table.whole_number(row, "frame")
+            camid = NO_CAMERA if camid is None else camid
+            splits[split].append(Entry(image, name + suffix(box, frame), pid, camid, box, frame))
     raise_together(mistakes)
     return splits
-
-
-def _parse_table(text: str, where: str) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """Return the columns and the (line number, cells) of each row, for the separator that the first line uses."""
-    skipped = 0
-    if re.match(r"sep=.\r?\n", text):  # written by Excel
-        text, skipped = text.split("\n", 1)[1], 1
-    for separator in _SEPARATORS:
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True)
-        try:
-            columns = [cell.strip().lower() for cell in next(reader, ())]
-            while columns and not columns[-1]:
-                columns.pop()
-            if {"path", "pid"} <= set(columns):
-                return columns, [
-                    (reader.line_num + skipped, [cell.strip() for cell in row]) for row in reader if any(row)
-                ]
-        except csv.Error as error:
-            raise UserError(f"{where} line {reader.line_num + skipped}: {error}; correct the line") from error
-    header = text.split("\n", 1)[0].strip() or "nothing"
-    missing = [column for column in ("path", "pid") if not re.search(rf"\b{column}\b", header.lower())]
-    raise UserError(
-        f"{where}: found {header} in the first line, without {' and '.join(missing or ['columns path and pid'])}, expected "
-        "path,pid[,camid][,split], separated by commas, semicolons, tabs or |; correct the first line"
-    )
-
-
-def _length_error(row: Sequence[str], columns: Sequence[str]) -> str:
-    """Return the mistake in the number of cells, or an empty string."""
-    if len(row) < len(columns):
-        missing = columns[len(row) :]
-        return (
-            f"found {len(row)} cells, expected {len(columns)}: {', '.join(missing)} "
-            f"{'is' if len(missing) == 1 else 'are'} missing; fill in the line"
-        )
-    if any(row[len(columns) :]):
-        return f"found {len(row)} cells, expected {len(columns)}; quote cells that contain the separator"
-    return ""
 
 
 def _row_errors(source: Source, row: Mapping[str, str], image: str, pid: int | None, split: str | None) -> list[str]:
@@ -99,7 +70,13 @@ def _row_errors(source: Source, row: Mapping[str, str], image: str, pid: int | N
     errors = []
     if pid is None:
         errors.append("found an empty pid, expected an integer or a name; fill it in")
-    if not image.lower().endswith(IMAGE_SUFFIXES):
+    try:
+        table.box(row)
+        frame = table.whole_number(row, "frame")
+    except ValueError as error:
+        errors.append(str(error))
+        frame = None
+    if not image.lower().endswith(IMAGE_SUFFIXES if frame is None else VIDEO_SUFFIXES):
         errors.append(
             f"path {row['path']!r} is no image; expected a name in {', '.join(IMAGE_SUFFIXES)}; correct or convert it"
         )

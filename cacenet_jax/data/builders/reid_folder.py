@@ -27,7 +27,9 @@ class ReidFolder(ReidBuilder, skip_registration=True):
     file. Cells are separated by commas, semicolons, tabs or |. Its paths are relative to the manifest. The columns `pid`
     and `camid` must each contain only integers or only names; names are numbered from 0 in sorted order. An empty or
     absent camid means that the camera is unknown (-1). Without a `split` column, the first folder of the path determines
-    the split: train, query, gallery, or a Market-1501 folder name.
+    the split: train, query, gallery, or a Market-1501 folder name. A manifest that is the data root itself may name
+    images anywhere, and without any split all of them are for training. Boxes and frames are cut from their images and
+    videos.
 
     Without a manifest, the identity and the optional camera are parsed from file names such as 0002_c1….jpg or
     0002_….jpg, or each identity has a folder (options `identity` and `camera`). Images with pid -1 are junk and are
@@ -60,16 +62,17 @@ class ReidFolder(ReidBuilder, skip_registration=True):
         """
         manifest, test_ids = os.path.expanduser(options["manifest"]), options["test_ids"]
         root = os.path.expanduser(root)
-        if root.lower().endswith(".csv") and not os.path.isdir(root):
+        is_alone = root.lower().endswith(".csv") and not os.path.isdir(root)
+        if is_alone:
             root, manifest = os.path.split(os.path.abspath(root))
-        source = open_source(root)
+        source = open_source(root, is_confined=not is_alone)
         location = cls._locate(source, manifest, pooled=test_ids != 0)
         where = source.display_path(location.folder)
         notes: list[str] = []
         splits: dict[str, list[Entry]]
         if location.layout == "manifest":
             pool = "train" if test_ids else None
-            splits = read_manifest(source, posixpath.join(location.folder, manifest), pool)
+            splits = read_manifest(source, posixpath.join(location.folder, manifest), pool, is_alone)
         else:
             names = {"plain": _PLAIN, "market": FOLDERS, _POOL: {"train": ""}}[location.layout.split()[0]]
             folders = {split: posixpath.join(location.folder, name) for split, name in names.items()}

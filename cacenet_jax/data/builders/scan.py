@@ -14,7 +14,8 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from cacenet_jax.data.builders.source import Source, fingerprint, raise_together
-from cacenet_jax.data.image_files import IMAGE_SUFFIXES, ImageError, ordinary
+from cacenet_jax.data.image_files import IMAGE_SUFFIXES, ImageError, ordinary, png, rgb
+from cacenet_jax.data.photographs import cut_out, read_frame
 from cacenet_jax.distributed.progress import track
 from cacenet_jax.errors import UserError, printable
 
@@ -26,12 +27,23 @@ _MAX_INT64 = 2**63 - 1
 
 
 class Entry(NamedTuple):
-    """Labelled image file: path in the source, name in the split, identity and camera."""
+    """Labelled image.
+
+    Attributes:
+        path: path of its file in the source.
+        name: name in the split; that of a crop or a frame has its box or number.
+        pid: identity.
+        camid: camera.
+        box: (x1, y1, x2, y2) in pixels of a crop, or None for the whole image.
+        frame: number of a frame, if the file is a video.
+    """
 
     path: str
     name: str
     pid: int
     camid: int
+    box: tuple[int, int, int, int] | None = None
+    frame: int | None = None
 
 
 class Scan(abc.ABC):
@@ -111,8 +123,8 @@ class FileScan(Scan):
         entries = track(self._labelled(), f"looking at {self.origin}", total, "files")
         self._stamps = {entry.path: source.stamp(entry.path) for _, entry in entries}
         self.fingerprint = fingerprint(
-            (split, *entry[1:], *(self._stamps[entry.path] or ()))
-            for split, entry in self._labelled()  # all fields except the path
+            (split, entry.name, entry.pid, entry.camid, *(self._stamps[entry.path] or ()))  # a name has box and frame
+            for split, entry in self._labelled()
         )
         self._check()
 
@@ -131,7 +143,7 @@ class FileScan(Scan):
         raise_together(mistakes)
         seen: dict[object, Entry] = {}
         for _, entry in self._labelled():
-            first = seen.setdefault(self._source.file_id(entry.path), entry)
+            first = seen.setdefault((self._source.file_id(entry.path), entry.box, entry.frame), entry)
             if first.pid != entry.pid:
                 same = "" if first.path == entry.path else f" (the same file as {printable(first.name)})"
                 mistakes.append(
@@ -177,8 +189,7 @@ class FileScan(Scan):
         for entry in entries[start:stop]:
             where = self._source.display_path(entry.path)
             try:
-                content = self._source.read(entry.path)
-                image = ordinary(content)
+                content, image = self._read(entry)
             except (ImageError, UserError) as error:
                 message = str(error) if isinstance(error, UserError) else f"{where}: {error}"
                 if self._on_error == "raise":
@@ -196,6 +207,18 @@ class FileScan(Scan):
             raise UserError(
                 f"{self.origin}: all {len(entries)} images of split {split} are broken ({printable(name)}: {reason})"
             )
+
+    def _read(self, entry: Entry) -> tuple[bytes, bytes]:
+        """Return what tells equal images, and the encoded image of the record."""
+        if entry.box is None and entry.frame is None:
+            content = self._source.read(entry.path)
+            return content, ordinary(content)
+        if entry.frame is None:
+            pixels = rgb(self._source.read(entry.path))
+        else:
+            pixels = read_frame(self._source.local_path(entry.path), entry.frame)
+        image = png(cut_out(pixels, entry.box))
+        return image, image
 
     def _compare(self, split: str, entry: Entry, content: bytes) -> None:
         """Note images with equal contents and different identities. Train may number identities separately."""

@@ -54,6 +54,14 @@ class Source(abc.ABC):
     def display_path(self, path: str) -> str:
         """Return `path` as displayed in error messages, in one line."""
 
+    def local_path(self, path: str) -> str:
+        """Return the path on disk of a file.
+
+        Raises:
+            UserError: it is inside an archive.
+        """
+        raise UserError(f"{self.display_path(path)}: found a video in an archive, expected one on disk; unpack it")
+
     def images(self, folder: str) -> list[str]:
         """Return the sorted image files below `folder`, ignoring other files (Thumbs.db, readme.txt)."""
         return [path for path in self.files(folder) if path.lower().endswith(IMAGE_SUFFIXES)]
@@ -72,10 +80,8 @@ class Source(abc.ABC):
         Raises:
             UserError: the file cannot be read or has another encoding.
         """
-        content = self.read(path)
-        is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
         try:
-            return content.decode("utf-16" if is_utf16 else "utf-8-sig")
+            return decode_text(self.read(path))
         except UnicodeDecodeError as error:
             raise UserError(f"{self.display_path(path)}: not UTF-8 text ({error.reason}); save it as UTF-8") from error
 
@@ -83,9 +89,19 @@ class Source(abc.ABC):
 class FolderSource(Source):
     """Folder on disk."""
 
+    def __init__(self, root: str, is_confined: bool = True):
+        """Remember the folder.
+
+        Args:
+            root: absolute path of the folder.
+            is_confined: False to allow paths outside the folder.
+        """
+        super().__init__(root)
+        self._is_confined = is_confined
+
     def _full(self, path: str) -> str:
         full = os.path.join(self.root, path)
-        if os.path.commonpath([self.root, os.path.normpath(full)]) != self.root:
+        if self._is_confined and os.path.commonpath([self.root, os.path.normpath(full)]) != self.root:
             raise UserError(
                 f"{self.root}: found the path {path[:200]!r}, expected one inside this folder; set the data root to one "
                 "above all images"
@@ -147,6 +163,10 @@ class FolderSource(Source):
             raise UserError(
                 f"{self.display_path(path)}: cannot be read ({error.strerror}); check that it exists and its permissions"
             ) from error
+
+    def local_path(self, path: str) -> str:
+        """Return the path on disk of a file."""
+        return self._full(path)
 
     def display_path(self, path: str) -> str:
         """Return the path on disk."""
@@ -215,11 +235,12 @@ class ZipSource(Source):
         return printable(f"{self.root}!{path}" if path else self.root)
 
 
-def open_source(root: str) -> Source:
+def open_source(root: str, is_confined: bool = True) -> Source:
     """Open a folder or a zip.
 
     Args:
         root: path of the folder or zip.
+        is_confined: False to allow paths outside the folder, in a manifest that the user names.
 
     Returns:
         The source. A missing root is reported later, by `locate`.
@@ -228,7 +249,7 @@ def open_source(root: str) -> Source:
         UserError: `root` is a file but not a zip.
     """
     root = os.path.abspath(os.path.expanduser(root))
-    return ZipSource(root) if os.path.isfile(root) else FolderSource(root)
+    return ZipSource(root) if os.path.isfile(root) else FolderSource(root, is_confined)
 
 
 def fingerprint(parts: Iterable[object]) -> str:
@@ -237,6 +258,16 @@ def fingerprint(parts: Iterable[object]) -> str:
     for part in parts:
         digest.update(repr(part).encode() + b"\n")
     return digest.hexdigest()[:16]
+
+
+def decode_text(content: bytes) -> str:
+    """Decode UTF-8, or UTF-16 with a byte order mark.
+
+    Raises:
+        UnicodeDecodeError: the encoding is another one.
+    """
+    is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return content.decode("utf-16" if is_utf16 else "utf-8-sig")
 
 
 def raise_together(mistakes: Sequence[str]) -> None:

@@ -6,12 +6,9 @@ A manifest is a table with a column `path` (relative to the manifest) and any of
     frame                    number of a frame, from 0, if the path is that of a video
     camera, time, track, identity
 
-and further columns, which are kept. A column whose cells are all numbers becomes one of numbers. Commas, semicolons,
-tabs and bars separate cells.
+and further columns, which are kept. A column whose cells are all numbers becomes one of numbers.
 """
 
-import csv
-import io
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,8 +19,9 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
+from cacenet_jax.data import table
 from cacenet_jax.data.builders.source import raise_together
-from cacenet_jax.data.image_files import IMAGE_SUFFIXES, OTHER_IMAGE_SUFFIXES, ImageError, convert, read_file
+from cacenet_jax.data.image_files import IMAGE_SUFFIXES, OTHER_IMAGE_SUFFIXES, ImageError, read_file, rgb
 from cacenet_jax.errors import UserError, printable
 
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
@@ -80,7 +78,7 @@ def list_photographs(place: str | os.PathLike[str]) -> Photographs:
     if path.is_dir():
         return _of_folder(path)
     if path.is_file():
-        return _of_manifest(path)
+        return list_manifest(path)
     raise UserError(
         f"--images={printable(str(place))}: found nothing there, expected a folder of images or a manifest (CSV); correct "
         "the path"
@@ -123,17 +121,38 @@ def _of_folder(root: Path) -> Photographs:
     return Photographs(root, sorted(rows), notes)
 
 
-def _of_manifest(file: Path) -> Photographs:
+def list_manifest(
+    file: Path, required: Sequence[str] = (), expected: str = f"path[,x1,y1,x2,y2][,frame][,{'][,'.join(KNOWN)}]"
+) -> Photographs:
+    """List the photographs of a manifest.
+
+    Args:
+        file: path of the manifest.
+        required: columns that it must have besides path.
+        expected: its columns, for error messages.
+
+    Raises:
+        UserError: the file cannot be read, or it has mistakes, which are listed.
+    """
     where = printable(str(file))
-    columns, cells = _parse(file, where)
+    text = table.read_text(file, f"--images={where}", f"a folder or a manifest, a table with the columns {expected}")
+    columns, cells = table.parse(text, where, ("path", *required), expected, _ALIASES)
+    wrong = [name for name in columns if name in _RESERVED or not name.isidentifier() or columns.count(name) > 1]
+    if wrong:
+        raise UserError(
+            f"{where}: found the column {printable(wrong[0])!r}, expected letters, digits and _, each name once and none of "
+            f"{', '.join(_RESERVED)}; rename it"
+        )
     names = [column for column in columns if column not in ("path", "box", "frame", *_BOX)]
-    values = {name: _typed([row.get(name, "") for _, row in cells]) for name in names}
+    values = {name: _typed([row.cells[name] for row in cells]) for name in names}
     mistakes: list[str] = []
     rows: list[Photograph] = []
     seen: dict[str, int] = {}  # line of each id
     for place, (line, row) in enumerate(cells):
         try:
-            box, frame = _box(row), _whole(row, "frame")
+            if not row["path"]:
+                raise ValueError("found an empty path, expected one; fill it in")
+            box, frame = table.box(row), table.whole_number(row, "frame")
             path = Path(file.parent, os.path.expanduser(row["path"]))
             relative = Path(os.path.relpath(path, file.parent)).as_posix()
             if frame is None and path.suffix.lower() in VIDEO_SUFFIXES:
@@ -144,9 +163,7 @@ def _of_manifest(file: Path) -> Photographs:
                 raise ValueError(
                     f"found no file {printable(str(path))!r}, expected an image; paths are relative to the manifest"
                 ) from error
-            name = (
-                relative + (f"@{frame}" if frame is not None else "") + (f"#{','.join(map(str, box))}" if box else "")
-            )
+            name = relative + suffix(box, frame)
             if name in seen:
                 raise ValueError(f"found the image of line {seen[name]} again, expected it once; delete one")
             seen[name] = line
@@ -160,67 +177,9 @@ def _of_manifest(file: Path) -> Photographs:
     return Photographs(file.parent, sorted(rows, key=lambda row: row.id), [])
 
 
-def _parse(file: Path, where: str) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
-    """Return the columns of a manifest and the (line number, cells) of each row."""
-    try:
-        text = file.read_text("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise UserError(
-            f"--images={where}: cannot be read ({reason}), expected a folder or a manifest with a column path; correct it"
-        ) from error
-    header = text.split("\n", 1)[0]
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t|", key=header.count), skipinitialspace=True)
-    names = [cell.strip().lower() for cell in next(reader, [])]
-    columns = [_ALIASES.get(name, name) for name in names]
-    if "path" not in columns:
-        raise UserError(
-            f"{where}: found {printable(header.strip(), 100) or 'nothing'} in the first line, without path, expected "
-            f"path[,x1,y1,x2,y2][,frame][,{'][,'.join(KNOWN)}]; correct the first line"
-        )
-    wrong = [name for name in columns if name in _RESERVED or not name.isidentifier() or columns.count(name) > 1]
-    if wrong:
-        raise UserError(
-            f"{where}: found the column {printable(wrong[0])!r}, expected letters, digits and _, each name once and none of "
-            f"{', '.join(_RESERVED)}; rename it"
-        )
-    rows, mistakes = [], []
-    for row in reader:
-        if any(row):
-            if len(row) > len(columns) or not row[columns.index("path")].strip():
-                mistakes.append(
-                    f"{where} line {reader.line_num}: found {len(row)} cells, expected {len(columns)} and a path; correct it"
-                )
-            rows.append((reader.line_num, dict(zip(columns, (cell.strip() for cell in row)))))
-    raise_together(mistakes)
-    return columns, rows
-
-
-def _whole(row: Mapping[str, str], column: str) -> int | None:
-    cell = row.get(column, "")
-    if not cell:
-        return None
-    number = float(cell) if cell.replace(".", "", 1).replace("-", "", 1).isdigit() else -1.0
-    if number < 0 or number != int(number):
-        raise ValueError(f"found {column} {cell!r}, expected a whole number from 0; correct it")
-    return int(number)
-
-
-def _box(row: Mapping[str, str]) -> tuple[int, int, int, int] | None:
-    cells = row.get("box", "").replace(";", ",").strip("[]() ").split(",") if row.get("box") else [
-        row[name] for name in _BOX if row.get(name)
-    ]  # fmt: skip
-    if not cells:
-        return None
-    try:
-        left, top, right, bottom = (round(float(cell)) for cell in cells)
-    except ValueError:
-        raise ValueError(
-            f"found a box of {', '.join(cells)!r}, expected x1, y1, x2, y2 in pixels; correct it"
-        ) from None
-    if left >= right or top >= bottom:
-        raise ValueError(f"found the box {left},{top},{right},{bottom}, expected x1 < x2 and y1 < y2; correct it")
-    return left, top, right, bottom
+def suffix(box: tuple[int, int, int, int] | None, frame: int | None) -> str:
+    """Return what the name of a crop or a frame has after that of its file."""
+    return (f"@{frame}" if frame is not None else "") + (f"#{','.join(map(str, box))}" if box else "")
 
 
 def _typed(cells: Sequence[str]) -> list[str | float | int | None]:
@@ -242,30 +201,39 @@ def read_photograph(root: Path, photograph: Photograph) -> UInt8[np.ndarray, "h 
     """
     path = root / photograph.path
     if photograph.frame is not None:
-        pixels = _frame(path, photograph.frame)
-    else:
-        encoded = read_file(path)
-        converted = convert(encoded)
-        if converted is None:  # OpenCV decodes it by the same rules
-            decoded: Any = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR)
-            converted = cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB)
-        pixels = converted
-    if photograph.box is None:
-        return pixels
-    left, top, right, bottom = photograph.box
-    height, width = pixels.shape[:2]
+        return cut_out(read_frame(path, photograph.frame), photograph.box)
+    return cut_out(rgb(read_file(path)), photograph.box)
+
+
+def cut_out(
+    pixels_hw3: UInt8[np.ndarray, "h w 3"], box: tuple[int, int, int, int] | None
+) -> UInt8[np.ndarray, "y x 3"]:
+    """Return the pixels of a box, cut at the border of the image, or all of them if it is None.
+
+    Raises:
+        ImageError: the box lies outside the image.
+    """
+    if box is None:
+        return pixels_hw3
+    left, top, right, bottom = box
+    height, width = pixels_hw3.shape[:2]
     left, top, right, bottom = max(left, 0), max(top, 0), min(right, width), min(bottom, height)
     if left >= right or top >= bottom:
         raise ImageError(
-            f"found the box {','.join(map(str, photograph.box))} outside an image of {width} x {height} pixels, expected "
-            "one inside; correct it"
+            f"found the box {','.join(map(str, box))} outside an image of {width} x {height} pixels, expected one inside; "
+            "correct it"
         )
-    return np.ascontiguousarray(pixels[top:bottom, left:right])
+    return np.ascontiguousarray(pixels_hw3[top:bottom, left:right])
 
 
-def _frame(path: Path, number: int) -> UInt8[np.ndarray, "h w 3"]:
+def read_frame(path: str | os.PathLike[str], number: int) -> UInt8[np.ndarray, "h w 3"]:
+    """Read the RGB pixels of a frame of a video.
+
+    Raises:
+        ImageError: there is no such frame.
+    """
     with _VIDEO_LOCK:
-        video = cv2.VideoCapture(str(path))
+        video = cv2.VideoCapture(os.fspath(path))
         try:
             video.set(cv2.CAP_PROP_POS_FRAMES, number)
             is_read, pixels = video.read()
