@@ -46,6 +46,15 @@ class Sheet:
             spine.set_visible(False)
         return axes
 
+    def plot(self, left: float, top: float, width: float, height: float) -> Axes:
+        """Add axes for curves, with ticks, faint lines at the ticks, and no frame at the top and right."""
+        across, down = self._size
+        axes = self.figure.add_axes((left / across, 1 - (top + height) / down, width / across, height / down))
+        axes.tick_params(labelsize=FONT)
+        axes.grid(color="#dddddd", linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+        return axes
+
     def image(
         self, picture_HW3: np.ndarray, left: float, top: float, width: float, height: float, right: bool | None = None
     ) -> Axes:
