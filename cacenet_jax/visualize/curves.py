@@ -77,7 +77,9 @@ def figure(curves: Mapping[str, Curve], steps_per_epoch: int | None = None) -> F
         curves: result of `read_curves`, not empty.
         steps_per_epoch: number of steps of an epoch, which adds an axis of epochs; None if unknown.
     """
-    panels = [(name.replace("_", " "), {name.replace("_", " "): curves[name]}) for name in (*LOSSES, RATE) if name in curves]
+    panels = [
+        (name.replace("_", " "), {name.replace("_", " "): curves[name]}) for name in (*LOSSES, RATE) if name in curves
+    ]
     validation = {short: curves[name] for name, short in VALIDATION.items() if name in curves}
     if validation:
         percent = {name: curve._replace(value_n=100 * curve.value_n) for name, curve in validation.items()}
@@ -92,7 +94,7 @@ def figure(curves: Mapping[str, Curve], steps_per_epoch: int | None = None) -> F
         axes = sheet.plot(left + column * (wide + left), top + row * (tall + between), wide, tall)
         _draw(axes, title, lines)
         axes.set_xlim(0, 1.02 * last)
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10], integer=True))
         if place + columns >= len(panels):
             axes.set_xlabel("step", fontsize=FONT)
         if row == 0 and steps_per_epoch:
@@ -101,7 +103,7 @@ def figure(curves: Mapping[str, Curve], steps_per_epoch: int | None = None) -> F
             )
             epochs.set_xlabel("epoch", fontsize=FONT)
             epochs.tick_params(labelsize=FONT)
-            epochs.xaxis.set_major_locator(MaxNLocator(5))
+            epochs.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
             axes.set_title(title, loc="left", fontsize=FONT + 1, weight="bold", pad=30)
     return sheet.figure
 
@@ -111,9 +113,7 @@ def _draw(axes: Axes, title: str, lines: Mapping[str, Curve]) -> None:
     for name, curve in lines.items():
         colour, dashes, marker = _LOOKS.get(name, (INK, "solid", "o"))
         marked = marker if len(curve.step_n) <= _FEW else "none"
-        axes.plot(
-            *curve, color=colour, linestyle=dashes, marker=marked, markersize=2.5, linewidth=1.1, label=name
-        )
+        axes.plot(*curve, color=colour, linestyle=dashes, marker=marked, markersize=2.5, linewidth=1.1, label=name)
     axes.set_title(title, loc="left", fontsize=FONT + 1, weight="bold", pad=5)
     if any(name in _LOOKS for name in lines):
         axes.legend(fontsize=FONT, frameon=False, labelspacing=0.2, borderaxespad=0.1)

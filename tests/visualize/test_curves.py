@@ -19,7 +19,9 @@ def drawn(curves, steps_per_epoch=None):
     """The lines of every panel by its title: (steps, values)."""
     panels = [axes for axes in figure(curves, steps_per_epoch).axes if axes.get_lines()]
     return {
-        axes.get_title(loc="left"): {str(line.get_label()): tuple(np.asarray(line.get_data())) for line in axes.get_lines()}
+        axes.get_title(loc="left"): {
+            str(line.get_label()): tuple(np.asarray(line.get_data())) for line in axes.get_lines()
+        }
         for axes in panels
     }
 
