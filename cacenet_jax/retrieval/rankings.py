@@ -259,7 +259,7 @@ def ranked_lists(
 
         def cut(values_QK: np.ndarray, padding: int | float) -> np.ndarray:
             cut_QL = np.where(past_QL, padding, np.take_along_axis(values_QK, place_QL, axis=1))
-            return np.pad(cut_QL, ((0, 0), (0, length - cut_QL.shape[1])), constant_values=padding)
+            return np.pad(cut_QL, ((0, 0), (0, length - kept_QL.shape[1])), constant_values=padding)
 
         return RankedLists(
             cut(ranking.candidates_QK, -1), cut(ranking.distance_QK, np.nan), cut(pair_QK, np.nan),

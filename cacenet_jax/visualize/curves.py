@@ -98,8 +98,9 @@ def figure(curves: Mapping[str, Curve], steps_per_epoch: int | None = None) -> F
         if place + columns >= len(panels):
             axes.set_xlabel("step", fontsize=FONT)
         if row == 0 and steps_per_epoch:
+            to_epoch = lambda step: np.asarray(step) / steps_per_epoch
             epochs = axes.secondary_xaxis(
-                "top", functions=(lambda step: step / steps_per_epoch, lambda epoch: epoch * steps_per_epoch)
+                "top", functions=(to_epoch, lambda epoch: np.asarray(epoch) * steps_per_epoch)
             )
             epochs.set_xlabel("epoch", fontsize=FONT)
             epochs.tick_params(labelsize=FONT)
