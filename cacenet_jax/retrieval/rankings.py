@@ -258,8 +258,8 @@ def ranked_lists(
         place_QL = np.take_along_axis(place_QK, kept_QL, axis=1)
 
         def cut(values_QK: np.ndarray, padding: int | float) -> np.ndarray:
-            cut_QL = np.where(past_QL, padding, np.take_along_axis(values_QK, place_QL, axis=1))
-            return np.pad(cut_QL, ((0, 0), (0, length - kept_QL.shape[1])), constant_values=padding)
+            cut_QL: np.ndarray = np.where(past_QL, padding, np.take_along_axis(values_QK, place_QL, axis=1))
+            return np.pad(cut_QL, ((0, 0), (0, length - cut_QL.shape[-1])), constant_values=padding)
 
         return RankedLists(
             cut(ranking.candidates_QK, -1), cut(ranking.distance_QK, np.nan), cut(pair_QK, np.nan),

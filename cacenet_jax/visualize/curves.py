@@ -70,12 +70,13 @@ def _sorted(of_step: Mapping[float, float]) -> Curve:
     return Curve(step_n, np.array([of_step[step] for step in step_n]))
 
 
-def figure(curves: Mapping[str, Curve], steps_per_epoch: int | None = None) -> Figure:
+def figure(curves: Mapping[str, Curve], steps_per_epoch: int | None = None, columns: int = 2) -> Figure:
     """Draw one panel per training loss, one for the learning rate and one for the validation mAP, as far as they exist.
 
     Args:
         curves: result of `read_curves`, not empty.
         steps_per_epoch: number of steps of an epoch, which adds an axis of epochs; None if unknown.
+        columns: number of panels side by side.
     """
     panels = [
         (name.replace("_", " "), {name.replace("_", " "): curves[name]}) for name in (*LOSSES, RATE) if name in curves
@@ -84,10 +85,10 @@ def figure(curves: Mapping[str, Curve], steps_per_epoch: int | None = None) -> F
     if validation:
         percent = {name: curve._replace(value_n=100 * curve.value_n) for name, curve in validation.items()}
         panels.append(("validation mAP, per cent", percent))
-    columns, rows = 2, -(-len(panels) // 2)
+    rows = -(-len(panels) // columns)
     left, top, below, tall, between = 0.6, 0.75 if steps_per_epoch else 0.4, 0.5, 1.25, 0.5
-    wide = (WIDTH - columns * left - 0.15) / columns
-    sheet = Sheet(WIDTH, top + rows * tall + (rows - 1) * between + below)
+    wide = (WIDTH - 2 * left - 0.15) / 2
+    sheet = Sheet(0.15 + columns * (left + wide), top + rows * tall + (rows - 1) * between + below)
     last = max(float(curve.step_n[-1]) for curve in curves.values())
     for place, (title, lines) in enumerate(panels):
         row, column = divmod(place, columns)
