@@ -244,7 +244,9 @@ def ranked_lists(
     ranking = _rank(query, gallery, settings, deep, _distances(query, gallery, settings))
 
     first_QK = ranking.candidates_QK[:, :top_k]
-    pair_QK = np.full(ranking.distance_QK.shape, np.nan, np.float32)  # of all that were ranked, in individual order
+    pair_QK: np.ndarray = np.full(
+        ranking.distance_QK.shape, np.nan, np.float32
+    )  # of all ranked, in individual order
     if rescore is not None:
         pair_QK[:, :top_k] = rescore(first_QK)
 
@@ -258,8 +260,8 @@ def ranked_lists(
         place_QL = np.take_along_axis(place_QK, kept_QL, axis=1)
 
         def cut(values_QK: np.ndarray, padding: int | float) -> np.ndarray:
-            cut_QL: np.ndarray = np.where(past_QL, padding, np.take_along_axis(values_QK, place_QL, axis=1))
-            return np.pad(cut_QL, ((0, 0), (0, length - cut_QL.shape[-1])), constant_values=padding)
+            cut_QL = np.where(past_QL, padding, np.take_along_axis(values_QK, place_QL, axis=1))
+            return np.pad(cut_QL, ((0, 0), (0, length - place_QL.shape[1])), constant_values=padding)
 
         return RankedLists(
             cut(ranking.candidates_QK, -1), cut(ranking.distance_QK, np.nan), cut(pair_QK, np.nan),

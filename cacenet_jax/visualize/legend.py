@@ -96,7 +96,7 @@ def wrapped(words: str, width: float) -> list[str]:
 
 
 def fitted(name: str, width: float, most: int = 3) -> list[str]:
-    """Break a name anywhere into at most `most` lines of `width` inches; the middle of a longer one is left out."""
+    """Break a name, best at its marks, into `most` lines of `width` inches or fewer; a long one loses its middle."""
     for kept in range(len(name), 0, -1):
         short = name if kept == len(name) else f"{name[: kept // 2]}\u2026{name[len(name) - (kept - kept // 2) :]}"
         lines = _cut(short, width)
@@ -109,6 +109,9 @@ def _cut(name: str, width: float) -> list[str]:
     lines = [""]
     for letter in name:
         if lines[-1] and text_width(lines[-1] + letter) > width:
-            lines.append("")
+            line = lines[-1]
+            part = max(line.rfind(mark) for mark in "/_- .") + 1
+            end = part if 2 * part >= len(line) else len(line)  # at a mark, if that leaves no short line
+            lines[-1:] = [line[:end], line[end:]]
         lines[-1] += letter
     return lines

@@ -121,7 +121,7 @@ def figure(
     label, gap, bar, line = 0.72, 0.12, 0.72, 0.145
     wide = min((WIDTH - label - bar) / (count + 1) - gap, 0.85)
     tall = wide * query_HW3.shape[0] / query_HW3.shape[1]
-    names = [fitted(printable(name), wide + gap - 0.04) for name in (query_name, *(one.name for one in compared))]
+    names = [fitted(printable(name), wide + gap - 0.1) for name in (query_name, *(one.name for one in compared))]
     kinds = ("ranks", *Scores._fields)
     top = 0.28 + line * (len(kinds) + max(map(len, names))) + 0.06
     step = tall + gap

@@ -146,8 +146,8 @@ def _summary(change: Change | None, chosen: bool) -> str:
         if chosen
         else "Below are the queries that changed most, both ways: first what gained, then what lost."
     )
-    return f"""<p>Average precision of {total} queries: <b>{change.better} rose, {change.worse} fell, {change.same} stayed</b>;
-the mean changed by {100 * change.mean:+.2f} points. {below}</p>"""
+    return f"""<p>Average precision of {total} queries: <b>{change.better} rose, {change.worse} fell,
+{change.same} stayed</b>; the mean changed by {100 * change.mean:+.2f} points. {below}</p>"""
 
 
 def _section(number: int, case: Case, facts: Facts) -> str:
@@ -165,9 +165,9 @@ def _section(number: int, case: Case, facts: Facts) -> str:
     else:
         words = (
             f"The query's map ({rows} x {columns} positions) depends on the image that it is compared with. From the top: "
-            "the gallery images, with their ranks before and after re-scoring and their distances; the norm of the query's own "
-            "map and of its conditional maps, on the query; how far each is from its own map; how far from the mean over "
-            "these images."
+            "the gallery images, with their ranks before and after re-scoring and their distances; the norm of the query's "
+            "own map and of its conditional maps, on the query; how far each is from its own map; how far from the "
+            "mean over these images."
         )
         alt = f"Conditional maps of query {number} given different gallery images, as heat maps on the query"
         maps = f"<h3>What the network looks at (figure 4)</h3>\n{image_figure(case.maps.png, alt, words, case.maps.narrow)}"
@@ -274,8 +274,8 @@ def _curves(curves: Drawn | None) -> str:
     else:
         words = (
             "As in metrics.jsonl of this run, from its first step to its last: the total training loss and its weighted "
-            "terms, the learning rate and, if identities are held out, the mAP on them. Of a step that was repeated, the last "
-            "values are shown; gaps are values that are no numbers."
+            "terms, the learning rate and, if identities are held out, the mAP on them. Of a step that was repeated, the "
+            "last values are shown; gaps are values that are no numbers."
         )
         shown = image_figure(curves.png, "Learning curves against the training step", words, curves.narrow)
     return f'<section id="curves">\n<h2>Learning curves</h2>\n{shown}\n</section>'
