@@ -244,9 +244,7 @@ def ranked_lists(
     ranking = _rank(query, gallery, settings, deep, _distances(query, gallery, settings))
 
     first_QK = ranking.candidates_QK[:, :top_k]
-    pair_QK: np.ndarray = np.full(
-        ranking.distance_QK.shape, np.nan, np.float32
-    )  # of all ranked, in individual order
+    pair_QK: np.ndarray = np.full(ranking.distance_QK.shape, np.nan, np.float32)  # of all ranked, in individual order
     if rescore is not None:
         pair_QK[:, :top_k] = rescore(first_QK)
 

@@ -222,6 +222,7 @@ def _symmetric(largest: float) -> Normalize:
 def _bar(sheet: Sheet, scale: Normalize, colours: str, left: float, top: float, height: float) -> None:
     """Draw a colour bar with its limits among the ticks."""
     axes = sheet.axes(left, top, 0.1, height)
+    axes.set_label("scale")
     low, high = float(scale.vmin or 0), float(scale.vmax or 0)
     apart = 0.1 * (high - low)  # keeps the labels of ticks off those of the limits
     inner = [tick for tick in MaxNLocator(4).tick_values(low, high) if low + apart < tick < high - apart]
