@@ -92,7 +92,11 @@ def draw(source: Source, q: int) -> Case:
         given_Ghw = np.stack([views.norm(pair) for pair in together])
         rows = maps.rows_of(views.own_nhw[0], given_Ghw)
         narrow = [
-            png(maps.figure(query_HW3, rows.part(some), gallery_GHW3[some], others[some], name))
+            png(
+                maps.figure(
+                    query_HW3, rows.part(some), gallery_GHW3[some], others[some], name, some.stop >= len(others)
+                )
+            )
             for some in (slice(start, start + _NARROW) for start in range(0, len(others), _NARROW))
         ]
         drawn_maps = Drawn(png(maps.figure(query_HW3, rows, gallery_GHW3, others, name)), stacked(narrow))
@@ -101,8 +105,11 @@ def draw(source: Source, q: int) -> Case:
         views.lines(0, g + 1, together[g], settings.visualization.lines, others[g])
         for g in (*np.flatnonzero(right_G)[:1].tolist(), *np.flatnonzero(~right_G)[:2].tolist())
     ]
-    draw_lines = lambda some: png(correspondences.figure(query_HW3, some, views.grid, source.net.pair_title, name))
-    drawn_lines = Drawn(draw_lines(pairs), stacked([draw_lines([pair]) for pair in pairs]))
+    learned = source.net.pair_title
+    narrow = [
+        png(correspondences.figure(query_HW3, [pair], views.grid, learned, name, pair is pairs[-1])) for pair in pairs
+    ]
+    drawn_lines = Drawn(png(correspondences.figure(query_HW3, pairs, views.grid, learned, name)), stacked(narrow))
     lists_png = png(ranked_lists.figure(query_HW3, shown_lists, name))
     return Case(name, camid, query_HW3, shown_lists, others, views.grid, drawn_maps, drawn_lines, lists_png)
 
@@ -191,12 +198,14 @@ def draw_pair(settings: Experiment, net: CACENet, variables: Any, pair: Sequence
     views = Views(net, variables, images_2HWC, settings.evaluation.flip)
     together, reverse = views.compare(0, 1), views.compare(1, 0)
     lines = views.lines(0, 1, together, settings.visualization.lines, other)
-    pixels_2HW3, maps_png = images_2HWC[..., :3], None
+    pixels_2HW3, drawn_maps = images_2HWC[..., :3], None
     lines_png = png(correspondences.figure(pixels_2HW3[0], [lines], views.grid, net.pair_title, names[0]))
     if together.norm_N is not None and reverse.norm_N is not None:
         given_2hw = np.stack([views.norm(together), views.norm(reverse)])
-        maps_png = png(maps.pair_figure(pixels_2HW3, views.own_nhw, given_2hw, names, scores))
-    return PairCase(names, pixels_2HW3, other.right, scores, maps_png, lines_png)
+        drawn_maps = Drawn(
+            *(png(maps.pair_figure(pixels_2HW3, views.own_nhw, given_2hw, names, scores, count)) for count in (4, 2))
+        )
+    return PairCase(names, pixels_2HW3, other.right, scores, drawn_maps, lines_png)
 
 
 def read(settings: Experiment, subset: Subset, positions: Int[np.ndarray, "n"]) -> UInt8[np.ndarray, "n H W C"]:

@@ -97,6 +97,7 @@ def figure(
     grid: Grid,
     learned_name: str,
     query_name: str = "",
+    has_legend: bool = True,
 ) -> Figure:
     """Draw one column per pair of images, with correspondences by similarity above and learned ones below.
 
@@ -109,6 +110,7 @@ def figure(
         grid: numbers of rows and columns of the maps.
         learned_name: label of the learned correspondences.
         query_name: name of the query.
+        has_legend: draw the legend.
     """
     label, between, middle, line = 0.3, 0.3, 0.22, 0.145
     wide = (WIDTH - label - between * len(pairs)) / (2 * len(pairs)) - middle / 2
@@ -123,7 +125,7 @@ def figure(
     top, step = head + line * max(map(len, captions)) + 0.06, tall + 0.3
     frames = FRAME_ENTRIES if is_labelled else ()
     entries = (*_SAMPLES, *frames, Entry(_MEANING))
-    sheet = Sheet(width, top + 2 * step + legend_height(entries, width))
+    sheet = Sheet(width, top + 2 * step + (legend_height(entries, width) if has_legend else 0.1))
     if query_name:
         words = f"left: query {printable(query_name, 90)}"
         sheet.text(0.08, 0.19, words, ha="left", size=FONT + 1, weight="bold")
@@ -144,7 +146,8 @@ def figure(
             if len(lines.strength_L):
                 words = f"{lines.strength_L.min():.3g} to {lines.strength_L.max():.3g}"
                 sheet.text(left + column / 2, above + tall + 0.16, words)
-    draw_legend(sheet, entries, width, top + 2 * step)
+    if has_legend:
+        draw_legend(sheet, entries, width, top + 2 * step)
     return sheet.figure
 
 

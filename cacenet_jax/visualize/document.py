@@ -19,13 +19,15 @@ th:first-child {{ text-align: left; }} thead {{ border-bottom: 1px solid #888; }
 figure {{ margin: 1rem 0; max-width: 58rem; }} figcaption, .note {{ color: #444; font-size: .9rem; max-width: 46rem; }}
 ol {{ display: flex; flex-wrap: wrap; gap: .5rem; list-style: none; margin: .25rem 0; padding: 0; }}
 li {{ width: 4.4rem; text-align: center; font-weight: 600; font-size: .9rem; }}
-li small, .query small {{ display: block; font-weight: 400; line-height: 1.25; overflow-wrap: anywhere; }}
+li small {{ display: block; color: #444; font-weight: 400; line-height: 1.25; overflow-wrap: anywhere; }}
 .names td, .names th {{ vertical-align: top; }} .names th {{ font-weight: 400; overflow-wrap: anywhere; min-width: 5rem; }}
 .note, figcaption, h2 {{ overflow-wrap: anywhere; }} ol.two li {{ width: 9rem; }}
 li img, .query img {{ display: block; width: 100%; height: auto; box-sizing: border-box; }}
 .lists {{ display: flex; gap: 1.5rem; }} @media (max-width: 40rem) {{ .lists {{ display: block; }} }}
 .query {{ width: 4.4rem; flex: none; text-align: center; font-size: .9rem; }}
-@media (max-width: 30rem) {{ th, td {{ padding: .2rem .3rem; font-size: .85rem; }} }}
+@media (max-width: 30rem) {{ th, td {{ padding: .2rem; font-size: .8rem; }}
+  .names th, .names td {{ padding: .2rem .15rem; font-size: .7rem; }} .names th {{ min-width: 3.5rem; }}
+  .names thead th {{ min-width: 0; overflow-wrap: normal; }} }}
 .right {{ color: #00664a; }} .right img {{ border: 3px solid {RIGHT}; }}
 .wrong {{ color: #a34700; }} .wrong img {{ border: 3px dashed {WRONG}; }}
 """

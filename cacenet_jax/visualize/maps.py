@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from cacenet_jax.errors import printable
-from cacenet_jax.visualize.legend import FRAME_ENTRIES, Entry, draw_legend, fitted, legend_height
+from cacenet_jax.visualize.legend import FRAME_ENTRIES, Entry, draw_legend, fitted, legend_height, wrapped
 from cacenet_jax.visualize.scores import Compared, Scores
 from cacenet_jax.visualize.style import COLOURS, FONT, INK, MARKS, WIDTH, Sheet
 
@@ -25,8 +25,9 @@ VISIBLE = 1e-3  # smallest difference that is shown, as a fraction of the mean n
 _OPACITY = 0.7
 _MEANING = (
     "Maps are drawn on the image that they describe, with their L2 norm at each position divided by its mean. Green "
-    "to yellow: large norm; purple: larger norm than in the other map, orange: smaller. One scale for each row."
+    "to yellow: large norm; purple: larger norm than in the other map, orange: smaller."
 )
+_ROW_SCALES, _PAIR_SCALES = "One scale for each row.", "One scale for all norms, one for all changes."
 
 
 def overlay(
@@ -101,6 +102,7 @@ def figure(
     gallery_GHW3: UInt8[np.ndarray, "G H W 3"],
     compared: Sequence[Compared],
     query_name: str = "",
+    has_legend: bool = True,
 ) -> Figure:
     """Draw a query's own map and its conditional maps given gallery images, and how these differ from it and each other.
 
@@ -113,6 +115,7 @@ def figure(
         gallery_GHW3: gallery images.
         compared: name, ranks and distances of each gallery image.
         query_name: name of the query.
+        has_legend: draw the legend.
 
     Source: paper, figure 4 and section 4.3.1.
     """
@@ -127,10 +130,10 @@ def figure(
     step = tall + gap
     width = label + (count + 1) * (wide + gap) + bar
     entries = (
-        *FRAME_ENTRIES, Entry(_MEANING), Entry(difference_words("Change from its own map", rows.change)),
+        *FRAME_ENTRIES, Entry(f"{_MEANING} {_ROW_SCALES}"), Entry(difference_words("Change from its own map", rows.change)),
         Entry(difference_words("Difference between the conditional maps", rows.apart)),
     )  # fmt: skip
-    sheet = Sheet(width, top + 4 * step + legend_height(entries, width))
+    sheet = Sheet(width, top + 4 * step + (legend_height(entries, width) if has_legend else 0.1))
     place = lambda column, row: (label + column * (wide + gap), top + row * step, wide, tall)
     titles = ("images", "norm \u00f7 mean", "change from\nits own map", "difference to\ntheir mean")
     for row, words in enumerate(titles):
@@ -158,7 +161,8 @@ def figure(
     for row, (_, colours) in enumerate(shown, start=1):
         left, above, _, _ = place(count + 1, row)
         _bar(sheet, scales[row - 1], colours, left, above, tall)
-    draw_legend(sheet, entries, width, top + 4 * step)
+    if has_legend:
+        draw_legend(sheet, entries, width, top + 4 * step)
     return sheet.figure
 
 
@@ -168,6 +172,7 @@ def pair_figure(
     given_2hw: Float[np.ndarray, "2 h w"],
     names: Sequence[str],
     scores: Scores,
+    columns: int = 4,
 ) -> Figure:
     """Draw the own and the conditional maps of two images A and B, each given the other, and the changes.
 
@@ -179,37 +184,45 @@ def pair_figure(
         given_2hw: L2 norm of each position of their conditional maps, given the other image.
         names: names of the images.
         scores: distances of the images.
+        columns: number of panels side by side, 4 or 2.
     """
     rows = [rows_of(own_hw, given_hw[None]) for own_hw, given_hw in zip(own_2hw, given_2hw)]
     low, high = min(one.norms[0] for one in rows), max(one.norms[1] for one in rows)
     change = max(one.change for one in rows)
     norms, changes = Normalize(low, high), _symmetric(change)
-    label, gap, bar, between = 0.3, 0.12, 0.8, 0.42
-    wide = 1.05
+    left, gap, bar, name_height, title_height, wide = 0.3, 0.12, 0.85, 0.24, 0.2, 1.05
     tall = wide * pictures_2HW3.shape[1] / pictures_2HW3.shape[2]
-    width, step = label + 4 * (wide + gap) + bar, tall + between
-    distances = ", ".join(f"{kind} {words}" for kind, words in zip(Scores._fields, scores.words()))
+    width, step = left + columns * (wide + gap) + bar, title_height + tall + 0.06
+    block = name_height + 4 // columns * step
     titles = ("image", "its own map", "given the other", "change")
-    entries = (Entry(_MEANING), Entry(difference_words("Change from its own map", change)))
-    sheet = Sheet(width, 0.3 + 2 * step + legend_height(entries, width))
-    sheet.text(label, 0.19, f"distances: {distances}", ha="left", size=FONT + 1, weight="bold")
-    for row, (letter, picture_HW3, one) in enumerate(zip("AB", pictures_2HW3, rows)):
-        top = 0.3 + row * step + 0.32
-        (name,) = fitted(printable(names[row]), width - label - 0.3, 1)
-        sheet.text(label, top - 0.2, f"{letter}: {name}", ha="left")
+    entries = (Entry(f"{_MEANING} {_PAIR_SCALES}"), Entry(difference_words("Change from its own map", change)))
+    heading = [f"{kind} {words}" for kind, words in zip(Scores._fields, scores.words())]
+    lines = wrapped("distances: " + ", ".join(heading), 0.85 * width)  # bold letters are wider
+    top = 0.06 + 0.18 * len(lines)
+    sheet = Sheet(width, top + 2 * block + legend_height(entries, width))
+    for number, words in enumerate(lines, start=1):
+        sheet.text(0.08, 0.01 + 0.18 * number, words, ha="left", size=FONT + 1, weight="bold")
+    for letter, picture_HW3, name, one in zip("AB", pictures_2HW3, names, rows):
+        (short,) = fitted(printable(name), width - left - 0.3, 1)
+        sheet.text(0.08, top + 0.16, f"{letter}: {short}", ha="left")
         shown = (
             picture_HW3, overlay(picture_HW3, one.own_hw, norms, NORMS),
             overlay(picture_HW3, one.given_Ghw[0], norms, NORMS),
             overlay(picture_HW3, one.change_Ghw[0], changes, DIFFERENCES),
         )  # fmt: skip
-        for column, (title, panel_HW3) in enumerate(zip(titles, shown)):
-            left = label + column * (wide + gap)
-            sheet.text(left + wide / 2, top - 0.05, title)
-            sheet.image(panel_HW3, left, top, wide, tall)
-        scale, colours = ((norms, NORMS), (changes, DIFFERENCES))[row]
-        _bar(sheet, scale, colours, label + 4 * (wide + gap), top, tall)
-        sheet.text(label + 4 * (wide + gap), top - 0.05, ("norm \u00f7 mean", "change")[row], ha="left")
-    draw_legend(sheet, entries, width, 0.3 + 2 * step)
+        for place, (title, panel_HW3) in enumerate(zip(titles, shown)):
+            row, column = divmod(place, columns)
+            across, above = left + column * (wide + gap), top + name_height + row * step + title_height
+            sheet.text(across + wide / 2, above - 0.05, title)
+            sheet.image(panel_HW3, across, above, wide, tall)
+        top += block
+    for number in range(2 * 4 // columns):  # norms and changes in turn, beside each row of panels
+        block_number, row = divmod(number, 4 // columns)
+        above = top - (2 - block_number) * block + name_height + row * step + title_height
+        across = left + columns * (wide + gap)
+        _bar(sheet, (norms, changes)[number % 2], (NORMS, DIFFERENCES)[number % 2], across, above, tall)
+        sheet.text(across, above - 0.11, ("norm \u00f7 mean", "change")[number % 2], ha="left")
+    draw_legend(sheet, entries, width, top)
     return sheet.figure
 
 

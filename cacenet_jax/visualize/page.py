@@ -59,7 +59,7 @@ class PairCase(NamedTuple):
         pixels_2HW3: the images.
         same: True if both show one person; None if that is unknown.
         scores: distances of the images.
-        maps_png: maps of both images as PNG; None for a network without a graph convolution.
+        maps: maps of both images; None for a network without a graph convolution.
         lines_png: correspondences as PNG.
     """
 
@@ -67,7 +67,7 @@ class PairCase(NamedTuple):
     pixels_2HW3: UInt8[np.ndarray, "2 H W 3"]
     same: bool | None
     scores: Scores
-    maps_png: bytes | None
+    maps: Drawn | None
     lines_png: bytes
 
 
@@ -244,12 +244,12 @@ def _pair(pair: PairCase, facts: Facts) -> str:
     head = "".join(f"<th>{words}</th>" for words in Scores._fields)
     cells = "".join(f"<td>{words}</td>" for words in pair.scores.words())
     maps = '<p class="note">This network has no graph convolution, so there is no conditional map to show.</p>'
-    if pair.maps_png is not None:
+    if pair.maps is not None:
         words = (
             "Norm of each image's own map and of its conditional map, given the other image, and the change from one to the "
             "other."
         )
-        maps = image_figure(pair.maps_png, "Maps of both images, as heat maps on them", words, pair.maps_png)
+        maps = image_figure(pair.maps.png, "Maps of both images, as heat maps on them", words, pair.maps.narrow)
     lines = image_figure(pair.lines_png, "Lines between the two images", _words_of_lines(facts), pair.lines_png)
     return f"""<section id="pair">
 <h2>Chosen pair{verdict}</h2>

@@ -138,7 +138,7 @@ def _pictures(cases: Sequence[page.Case], pair: page.PairCase | None, curves: pa
         for kind, data in ((4, case.maps and case.maps.png), (5, case.lines.png), (6, case.lists_png))
     }
     if pair is not None:
-        drawn |= {"figure4_pair.png": pair.maps_png, "figure5_pair.png": pair.lines_png}
+        drawn |= {"figure4_pair.png": pair.maps and pair.maps.png, "figure5_pair.png": pair.lines_png}
     drawn["curves.png"] = curves and curves.png
     return {name: data for name, data in drawn.items() if data is not None}
 

@@ -106,6 +106,10 @@ def test_pair_figure_shows_both_images_on_common_scales():
         expected += [overlay(pair[i], given[i] - own[i], Normalize(-most, most), DIFFERENCES)]
     for one, other in zip(panels(drawn), expected, strict=True):
         np.testing.assert_allclose(one, other, atol=1)
+    narrow = pair_figure(pair, np.stack([OWN, GIVEN[2]]), GIVEN[:2], ("first.png", "second.png"), SCORES[0], 2)
+    for one, other in zip(panels(narrow), panels(drawn), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert narrow.get_figwidth() < 4 < drawn.get_figwidth()
     texts = words(drawn)
     assert {"A: first.png", "B: second.png", "distances: individual 0.1234, pair 0.2345, mixed 0.3456"} <= set(texts)
 

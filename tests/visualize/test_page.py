@@ -35,7 +35,7 @@ def case(name, has_maps=True):
 
 def pair_case(names=("a.png", "<b>.png"), has_maps=True):
     pixels = np.stack([picture(1), picture(2)])
-    return PairCase(names, pixels, False, Scores(0.1234, 1.5, 0.8117), FIGURE.png if has_maps else None, FIGURE.png)
+    return PairCase(names, pixels, False, Scores(0.1234, 1.5, 0.8117), FIGURE if has_maps else None, FIGURE.png)
 
 
 @pytest.fixture
