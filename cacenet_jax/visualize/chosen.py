@@ -74,7 +74,7 @@ class _Names:
         grams = lambda name: {name[i : i + 3] for i in range(len(name))}
         of_word, names = grams(word), {form(name): None for name in self.names}
         likely = heapq.nlargest(_COMPARED, names, key=lambda name: len(of_word & grams(name)))
-        matches = difflib.get_close_matches(word, likely, _MOST)
+        matches = difflib.get_close_matches(word, likely, _MOST, cutoff=0.5)
         return [self.names[self[match][0]] for match in matches]
 
 

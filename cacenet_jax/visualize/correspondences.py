@@ -184,7 +184,7 @@ def _draw(panel_u: Axes, panel_v: Axes, lines: Lines, grid: Grid, shape: tuple[i
         aside = 0.6 * ((u % grid[1] + 0.5) / grid[1] - 0.5)
         ends = [(np.array([i % grid[1] + 0.5, i // grid[1] + 0.5 + aside])) * cell_2 - 0.5 for i in (u, v)]
         patch = ConnectionPatch(
-            ends[0], ends[1], "data", "data", axesA=panel_u, axesB=panel_v, capstyle="round", **_stroke(share)
+            ends[0], ends[1], "data", "data", axesA=panel_u, axesB=panel_v, capstyle="round", **_stroke(float(share))
         )
         panel_u.figure.add_artist(patch)
         for panel, end in zip((panel_u, panel_v), ends):
