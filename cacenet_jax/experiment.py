@@ -220,8 +220,7 @@ class Visualization:
 
     Attributes:
         num_queries: number of queries to draw, unless they are chosen.
-        queries: names of chosen queries, separated by commas; empty for none.
-        pair: names of two images to draw together, separated by a comma; empty for none.
+        queries, pair: names of chosen queries and of two images to draw together, separated by commas; empty for none.
         ranks: number of images per ranked list.
         lines: number of strongest correspondences drawn between two images.
     """

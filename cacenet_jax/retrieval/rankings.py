@@ -88,8 +88,8 @@ class RankedLists(NamedTuple):
 
     Attributes:
         order_QL: indices of gallery images after the camera filter, best first, padded with -1.
-        individual_QL: individual distances of these images; NaN for padding.
-        pair_QL: their pair distances; NaN for images that are not re-scored, and for padding.
+        individual_QL: individual distances of these images; NaN for padding, as in `pair_QL`.
+        pair_QL: their pair distances; NaN for images that are not re-scored.
         statistics: per-query statistics of the full ranking.
     """
 
@@ -243,13 +243,11 @@ def ranked_lists(
     deep = min(max(top_k, length + spare), num_gallery)
     ranking = _rank(query, gallery, settings, deep, _distances(query, gallery, settings))
 
-    first_QK = ranking.candidates_QK[:, :top_k]
     pair_QK: np.ndarray = np.full(ranking.distance_QK.shape, np.nan, np.float32)  # of all ranked, in individual order
     if rescore is not None:
-        pair_QK[:, :top_k] = rescore(first_QK)
+        pair_QK[:, :top_k] = rescore(ranking.candidates_QK[:, :top_k])
 
     def ranked_list(place_QK: np.ndarray, matches: list[MatchRanks]) -> RankedLists:
-        """Cut the ranking that takes the ranked images from these places of the individual ranking."""
         order_QK = np.take_along_axis(ranking.candidates_QK, place_QK, axis=1)
         own_QK = gallery.pids[order_QK] == query.pids[:, None]
         removed_QK = settings.camera_filter & own_QK & (gallery.camids[order_QK] == query.camids[:, None])

@@ -99,18 +99,18 @@ def fitted(name: str, width: float, most: int = 3) -> list[str]:
     """Break a name, best at its marks, into `most` lines of `width` inches or fewer; a long one loses its middle."""
     for kept in range(len(name), 0, -1):
         short = name if kept == len(name) else f"{name[: kept // 2]}\u2026{name[len(name) - (kept - kept // 2) :]}"
-        lines = _cut(short, width)
-        if len(lines) <= most:
-            return lines
+        for lines in (_cut(short, width, "/_- ."), _cut(short, width)):
+            if len(lines) <= most:
+                return lines
     return [name[:1]]
 
 
-def _cut(name: str, width: float) -> list[str]:
+def _cut(name: str, width: float, marks: str = "") -> list[str]:
     lines = [""]
     for letter in name:
         if lines[-1] and text_width(lines[-1] + letter) > width:
             line = lines[-1]
-            part = max(line.rfind(mark) for mark in "/_- .") + 1
+            part = max((line.rfind(mark) for mark in marks), default=-1) + 1
             end = part if 2 * part >= len(line) else len(line)  # at a mark, if that leaves no short line
             lines[-1:] = [line[:end], line[end:]]
         lines[-1] += letter
