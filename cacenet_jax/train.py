@@ -44,14 +44,7 @@ from cacenet_jax.train_step import TrainState, create_state, make_train_step
 # Data fields that may differ between the processes of a run: where each machine stores the data and how it reads them.
 _OF_THE_MACHINE = ("root", "dir", "parts", "workers")
 _PATIENCE_S = 10.0
-LOSSES = (
-    "loss",
-    "identity",
-    "triplet",
-    "pair_identity",
-    "pair_triplet",
-    "evidence",
-)  # total and terms in metrics.jsonl
+LOSSES = ("loss", "identity", "triplet", "pair_identity", "pair_triplet", "evidence")  # names in metrics.jsonl
 
 
 def prepare_data(data: Data, needs: Sequence[str]) -> Prepared:

@@ -111,7 +111,7 @@ def figure(query_HW3: UInt8[np.ndarray, "H W 3"], lists: Sequence[ShownList], qu
     tall = wide * query_HW3.shape[0] / query_HW3.shape[1]
     left = max(label + wide + 0.3, 0.85)
     width = max(left + length * (wide + gap) + gap, 4.5)
-    names = [[fitted(printable(name), wide + gap - 0.06) for name in shown.names] for shown in lists]
+    names = [[fitted(printable(name), wide + gap - 0.06, 4) for name in shown.names] for shown in lists]
     below = 0.2 + len(_KINDS) * line + line * max((len(lines) for row in names for lines in row), default=0)
     step, top = 0.2 + tall + below + 0.15, 0.3 if query_name else 0.1
     entries = (*FRAME_ENTRIES, Entry(_MEANING))
