@@ -102,6 +102,8 @@ def paper() -> ml_collections.ConfigDict:
 
     config.visualize = ml_collections.ConfigDict()  # settings of --mode=visualize
     config.visualize.num_queries = 4
+    config.visualize.queries = ""  # names of the queries to draw, NAME,NAME; empty for those that changed most
+    config.visualize.pair = ""  # names of two images to draw together, A,B, of query or gallery
     config.visualize.ranks = 10  # length of a ranked list
     config.visualize.lines = 12  # strongest correspondences drawn between two images
 

@@ -219,12 +219,15 @@ class Visualization:
     """Figures of --mode=visualize.
 
     Attributes:
-        num_queries: number of queries to draw.
+        num_queries: number of queries to draw, unless they are chosen.
+        queries, pair: names of chosen queries and of two images to draw together, separated by commas; empty for none.
         ranks: number of images per ranked list.
         lines: number of strongest correspondences drawn between two images.
     """
 
     num_queries: int
+    queries: str
+    pair: str
     ranks: int
     lines: int
 

@@ -44,7 +44,7 @@ from cacenet_jax.train_step import TrainState, create_state, make_train_step
 # Data fields that may differ between the processes of a run: where each machine stores the data and how it reads them.
 _OF_THE_MACHINE = ("root", "dir", "parts", "workers")
 _PATIENCE_S = 10.0
-_SHOWN = ("loss", "identity", "triplet", "pair_identity", "pair_triplet", "evidence")
+LOSSES = ("loss", "identity", "triplet", "pair_identity", "pair_triplet", "evidence")  # names in metrics.jsonl
 
 
 def prepare_data(data: Data, needs: Sequence[str]) -> Prepared:
@@ -193,7 +193,7 @@ def _train(config: ConfigDict, workdir: Path, held: contextlib.ExitStack) -> dic
         if watch:
             watch.check(step, metrics, lambda: state.params)
         if step % settings.log_every == 0 or step == last_step:
-            shown = {name: metrics[name] for name in _SHOWN if name in metrics}
+            shown = {name: metrics[name] for name in LOSSES if name in metrics}
             rate = progress.update(step, shown)
             writer.write(step, {**metrics, "learning_rate": float(learning_rate(step - 1)), "images_per_second": rate})
 

@@ -53,7 +53,7 @@ class _Reader(HTMLParser):
         if tag == "img":
             encoded = given["src"].removeprefix("data:image/webp;base64,")
             self.images.append((given["alt"], Image.open(io.BytesIO(base64.b64decode(encoded, validate=True))).width))
-        elif tag not in ("meta", "link"):
+        elif tag not in ("meta", "link", "source"):
             self.open.append(tag)
         if tag == "li":
             self.items.append((given.get("class", ""), ""))

@@ -88,10 +88,14 @@ class RankedLists(NamedTuple):
 
     Attributes:
         order_QL: indices of gallery images after the camera filter, best first, padded with -1.
+        individual_QL: individual distances of these images; NaN for padding, as in `pair_QL`.
+        pair_QL: their pair distances; NaN for images that are not re-scored.
         statistics: per-query statistics of the full ranking.
     """
 
     order_QL: Int[np.ndarray, "Q L"]
+    individual_QL: Float[np.ndarray, "Q L"]
+    pair_QL: Float[np.ndarray, "Q L"]
     statistics: QueryStatistics
 
 
@@ -239,23 +243,34 @@ def ranked_lists(
     deep = min(max(top_k, length + spare), num_gallery)
     ranking = _rank(query, gallery, settings, deep, _distances(query, gallery, settings))
 
-    def ranked_list(order_QK: np.ndarray, matches: list[MatchRanks]) -> RankedLists:
+    pair_QK: np.ndarray = np.full(ranking.distance_QK.shape, np.nan, np.float32)  # of all ranked, in individual order
+    if rescore is not None:
+        pair_QK[:, :top_k] = rescore(ranking.candidates_QK[:, :top_k])
+
+    def ranked_list(place_QK: np.ndarray, matches: list[MatchRanks]) -> RankedLists:
+        order_QK = np.take_along_axis(ranking.candidates_QK, place_QK, axis=1)
         own_QK = gallery.pids[order_QK] == query.pids[:, None]
         removed_QK = settings.camera_filter & own_QK & (gallery.camids[order_QK] == query.camids[:, None])
-        kept_QK = np.take_along_axis(order_QK, np.argsort(removed_QK, axis=1, kind="stable"), axis=1)
-        past_QK = np.arange(order_QK.shape[1]) >= (~removed_QK).sum(axis=1, keepdims=True)
-        cut_QL = np.where(past_QK, -1, kept_QK)[:, :length]
-        return RankedLists(np.pad(cut_QL, ((0, 0), (0, length - cut_QL.shape[1])), constant_values=-1),
-                           _gather_statistics(matches, num_query))  # fmt: skip
+        kept_QL = np.argsort(removed_QK, axis=1, kind="stable")[:, :length]
+        past_QL = np.arange(kept_QL.shape[1]) >= (~removed_QK).sum(axis=1, keepdims=True)
+        place_QL = np.take_along_axis(place_QK, kept_QL, axis=1)
 
-    lists = {"individual": ranked_list(ranking.candidates_QK, ranking.matches)}
+        def cut(values_QK: np.ndarray, padding: int | float) -> np.ndarray:
+            cut_QL = np.where(past_QL, padding, np.take_along_axis(values_QK, place_QL, axis=1))
+            return np.pad(cut_QL, ((0, 0), (0, length - place_QL.shape[1])), constant_values=padding)
+
+        return RankedLists(
+            cut(ranking.candidates_QK, -1), cut(ranking.distance_QK, np.nan), cut(pair_QK, np.nan),
+            _gather_statistics(matches, num_query),
+        )  # fmt: skip
+
+    all_QK = np.broadcast_to(np.arange(pair_QK.shape[1]), pair_QK.shape)
+    lists = {"individual": ranked_list(all_QK, ranking.matches)}
     if rescore is not None:
-        first_QK, rest_QR = ranking.candidates_QK[:, :top_k], ranking.candidates_QK[:, top_k:]
-        pair_QK = rescore(first_QK)
         for name, weight in {"conditional": 1.0, "mixed": settings.mix}.items():
-            order_QK = _mixed_order(pair_QK, ranking.distance_QK[:, :top_k], weight)
-            whole_QN = np.concatenate([np.take_along_axis(first_QK, order_QK, axis=1), rest_QR], axis=1)
-            lists[name] = ranked_list(whole_QN, _reorder_all(ranking.matches, order_QK))
+            order_QK = _mixed_order(pair_QK[:, :top_k], ranking.distance_QK[:, :top_k], weight)
+            place_QK = np.concatenate([order_QK, all_QK[:, top_k:]], axis=1)
+            lists[name] = ranked_list(place_QK, _reorder_all(ranking.matches, order_QK))
     return lists
 
 

@@ -16,8 +16,9 @@ from cacenet_jax.evaluate import describe
 from cacenet_jax.experiment import Experiment
 from cacenet_jax.retrieval.rankings import RankedLists, ranked_lists
 from cacenet_jax.train import Trained
-from cacenet_jax.visualize.cases import read
+from cacenet_jax.visualize.cases import read, record_name
 from cacenet_jax.visualize.ranked_lists import ShownList, figure
+from cacenet_jax.visualize.scores import ranked_scores
 
 
 class Ranked(NamedTuple):
@@ -72,5 +73,12 @@ def ranked_list(ranked: Ranked, query: int, *names: str) -> Figure:
         order_L = order_L[order_L >= 0]
         right_L = ranked.gallery.pids[order_L] == ranked.query.pids[query]
         pictures = list(read(ranked.settings, ranked.gallery, order_L)[..., :3])
-        shown.append(ShownList(name, float(ranking.statistics.ap[query]), pictures, right_L))
-    return figure(read(ranked.settings, ranked.query, np.array([query]))[0, ..., :3], shown)
+        scores = ranked_scores(ranking, query, ranked.settings.evaluation.mix)
+        shown.append(
+            ShownList(
+                name, float(ranking.statistics.ap[query]), pictures, right_L,
+                [record_name(ranked.gallery, g) for g in order_L.tolist()], [scores[g] for g in order_L.tolist()],
+            )
+        )  # fmt: skip
+    picture_HW3 = read(ranked.settings, ranked.query, np.array([query]))[0, ..., :3]
+    return figure(picture_HW3, shown, record_name(ranked.query, query))

@@ -9,7 +9,20 @@ from jaxtyping import UInt8
 from cacenet_jax.retrieval.rankings import METRICS
 from cacenet_jax.visualize.document import document, escape, image_figure, image_uri
 from cacenet_jax.visualize.ranked_lists import Change, ShownList
+from cacenet_jax.visualize.scores import Compared, Scores
 from cacenet_jax.visualize.style import MARKS, webp
+
+
+class Drawn(NamedTuple):
+    """A figure.
+
+    Attributes:
+        png: the figure as PNG.
+        narrow: the same for a narrow screen, as PNG; None if it is narrow anyway.
+    """
+
+    png: bytes
+    narrow: bytes | None = None
 
 
 class Case(NamedTuple):
@@ -20,9 +33,10 @@ class Case(NamedTuple):
         camera: camera of the query, -1 if unknown.
         query_HW3: the query image.
         lists: ranked lists before and after re-scoring.
+        compared: gallery images of figures 4 and 5.
         grid: numbers of rows and columns of the map.
-        maps_png: figure 4 as PNG; None for a network without a graph convolution.
-        lines_png: figure 5 as PNG.
+        maps: figure 4; None for a network without a graph convolution.
+        lines: figure 5.
         lists_png: figure 6 as PNG; not used by the page, which renders the lists in HTML.
     """
 
@@ -30,10 +44,31 @@ class Case(NamedTuple):
     camera: int
     query_HW3: UInt8[np.ndarray, "H W 3"]
     lists: Sequence[ShownList]
+    compared: Sequence[Compared]
     grid: tuple[int, int]
-    maps_png: bytes | None
-    lines_png: bytes
+    maps: Drawn | None
+    lines: Drawn
     lists_png: bytes
+
+
+class PairCase(NamedTuple):
+    """A chosen pair of images and its figures.
+
+    Attributes:
+        names: names of the images.
+        pixels_2HW3: the images.
+        same: True if both show one person; None if that is unknown.
+        scores: distances of the images.
+        maps: maps of both images; None for a network without a graph convolution.
+        lines_png: correspondences as PNG.
+    """
+
+    names: Sequence[str]
+    pixels_2HW3: UInt8[np.ndarray, "2 H W 3"]
+    same: bool | None
+    scores: Scores
+    maps: Drawn | None
+    lines_png: bytes
 
 
 class Facts(NamedTuple):
@@ -61,83 +96,189 @@ class Facts(NamedTuple):
 _THUMBNAIL = 160  # height in pixels, about twice the display size on most screens
 
 
-def html(cases: Sequence[Case], change: Change, facts: Facts, results: dict[str, Any] | None) -> str:
+def html(
+    cases: Sequence[Case],
+    change: Change | None,
+    facts: Facts,
+    results: dict[str, Any] | None,
+    curves: Drawn | None,
+    pair: PairCase | None = None,
+    chosen: bool = False,
+) -> str:
     """Render the page.
 
     Args:
         cases: queries to show, one section each, in this order.
-        change: effect of re-scoring on all queries.
+        change: effect of re-scoring on all queries; None if no query was ranked.
         facts: information about the run.
         results: contents of results.json, for the table; None if there is no such file.
+        curves: learning curves; None if the run has none.
+        pair: chosen pair of images.
+        chosen: True if the user chose the queries.
 
     Returns:
         HTML without external references.
     """
-    sections = "\n".join(_section(number, case, facts) for number, case in enumerate(cases, start=1))
+    parts = [_pair(pair, facts)] if pair is not None else []
+    parts += [_section(number, case, facts) for number, case in enumerate(cases, start=1)]
+    parts.append(_curves(curves))
+    sections = "\n".join(parts)
     title = f"Why two images match: {facts.data}"
-    total = change.better + change.worse + change.same
     filtered = " Gallery images of the query's person by its own camera are left out." if facts.camera_filter else ""
     body = f"""<p>CACE-Net looks at two images together. The individual ranking compares images one by one; the
 {escape(facts.ranking)} ranking orders its first {facts.top_k} images again, by {escape(facts.distance)}. Checkpoint of step
 {facts.step}.{filtered}</p>
 {_table(results)}
-<p>Average precision of {total} queries: <b>{change.better} rose, {change.worse} fell, {change.same} stayed</b>; the mean
-changed by {100 * change.mean:+.2f} points. Below are the queries that changed most, both ways: first what gained, then what
-lost.</p>
+{_summary(change, chosen)}
 <p class="note">Frames: <span class="right">{MARKS[True]} solid green, the same person</span>;
-<span class="wrong">{MARKS[False]} dashed orange, another person</span>.</p>
+<span class="wrong">{MARKS[False]} dashed orange, another person</span>. Distances: smaller is more alike; a dash stands for
+images that the pair stage did not compare. Every figure is also a PNG beside this page.</p>
 {sections}"""
     return document(title, body)
+
+
+def _summary(change: Change | None, chosen: bool) -> str:
+    if change is None:
+        return ""
+    total = change.better + change.worse + change.same
+    below = (
+        "Below are the queries that were chosen by name."
+        if chosen
+        else "Below are the queries that changed most, both ways: first what gained, then what lost."
+    )
+    return f"""<p>Average precision of {total} queries: <b>{change.better} rose, {change.worse} fell,
+{change.same} stayed</b>; the mean changed by {100 * change.mean:+.2f} points. {below}</p>"""
 
 
 def _section(number: int, case: Case, facts: Facts) -> str:
     before, after = case.lists
     gain = 100 * (after.ap - before.ap)
     verdict = "better" if gain > 0 else "worse" if gain < 0 else "unchanged"
+    score = f"average precision {100 * before.ap:.1f} \u2192 {100 * after.ap:.1f}, {verdict}"
+    if np.isnan(gain):
+        score = "no match in the gallery"
     camera = f", camera {case.camera}" if case.camera >= 0 else ""
     lists = "\n".join(_list(shown) for shown in case.lists)
     rows, columns = case.grid
-    if case.maps_png is None:
+    if case.maps is None:
         maps = '<p class="note">This network has no graph convolution, so there is no conditional map to show.</p>'
     else:
         words = (
-            f"The query's map ({rows} x {columns} positions) depends on the image that it is compared with. Top: the "
-            "gallery images, with their ranks before and after re-scoring. Middle: L2 norm of the query's conditional map, "
-            "on the query. Bottom: how far it is from the mean over these images."
+            f"The query's map ({rows} x {columns} positions) depends on the image that it is compared with. From the top: "
+            "the gallery images, with their ranks before and after re-scoring and their distances; the norm of the query's "
+            "own map and of its conditional maps, on the query; how far each is from its own map; how far from the "
+            "mean over these images."
         )
         alt = f"Conditional maps of query {number} given different gallery images, as heat maps on the query"
-        maps = f"<h3>What the network looks at (figure 4)</h3>\n{image_figure(case.maps_png, alt, words)}"
-    words = (
-        "Strongest correspondences. Top: each position's most similar position, by cosine of the maps. Bottom: "
-        f"{facts.learned}, what the network's graph connects. The wider a line, the stronger, within each panel. The "
-        "strongest are taken first, and their ends are kept apart."
-    )
-    lines = image_figure(case.lines_png, f"Lines between query {number} and three gallery images", words)
+        maps = f"<h3>What the network looks at (figure 4)</h3>\n{image_figure(case.maps.png, alt, words, case.maps.narrow)}"
+    alt = f"Lines between query {number} and gallery images"
+    lines = image_figure(case.lines.png, alt, _words_of_lines(facts), case.lines.narrow)
+    picture = image_uri(webp(case.query_HW3, _THUMBNAIL))
     return f"""<section id="query-{number}">
-<h2>Query {number}: average precision {100 * before.ap:.1f} \u2192 {100 * after.ap:.1f}, {verdict}</h2>
+<h2>Query {number}: {score}</h2>
 <p class="note">{escape(case.name)}{camera}</p>
 <h3>Ranked lists (figure 6)</h3>
 <div class="lists">
-<div class="query"><p>query</p><img src="{image_uri(webp(case.query_HW3, _THUMBNAIL))}" alt="Query {number}"></div>
+<div class="query"><p>query</p><img src="{picture}" alt="Query {number}"></div>
 <div>
 {lists}
 </div>
 </div>
+<h3>Images compared with the query</h3>
+{_compared(case.compared)}
 {maps}
 <h3>What it connects (figure 5)</h3>
 {lines}
 </section>"""
 
 
+def _words_of_lines(facts: Facts) -> str:
+    return (
+        "Strongest correspondences. Top: each position's most similar position, by cosine of the maps. Bottom: "
+        f"{facts.learned}, what the network's graph connects. The strongest are taken first, and their ends are kept apart."
+    )
+
+
 def _list(shown: ShownList) -> str:
     items = []
-    for rank, (picture, right) in enumerate(zip(shown.pictures, shown.right_L.tolist()), start=1):
+    own = {"individual": 0, "conditional": 1, "mixed": 2}.get(shown.name, 0)
+    for rank, (picture, right, name, scores) in enumerate(
+        zip(shown.pictures, shown.right_L.tolist(), shown.names, shown.scores, strict=True), start=1
+    ):
         kind, words = ("right", "same person") if right else ("wrong", "another person")
         source = image_uri(webp(picture, _THUMBNAIL))
         items.append(
-            f'<li class="{kind}"><img src="{source}" alt="Rank {rank}: {words}"><span>{rank} {MARKS[right]}</span></li>'
+            f'<li class="{kind}"><img src="{source}" alt="Rank {rank}: {words}"><span>{rank} {MARKS[right]}</span> '
+            f"<small>{scores.words()[own]}</small> <small>{escape(name)}</small></li>"
         )
-    return f"<p>{escape(shown.name)}, average precision {100 * shown.ap:.1f}</p>\n<ol>{''.join(items)}</ol>"
+    distance = ("individual", "pair", "mixed")[own]
+    return f"<p>{escape(shown.title())}; below each image its {distance} distance</p>\n<ol>{''.join(items)}</ol>"
+
+
+def _compared(compared: Sequence[Compared]) -> str:
+    rows = "\n".join(
+        f"<tr><th>{escape(one.name)}</th><td>{_person(one.right)}</td><td>{escape(one.ranks.removeprefix('rank '))}</td>"
+        + "".join(f"<td>{words}</td>" for words in one.scores.words())
+        + "</tr>"
+        for one in compared
+    )
+    head = "".join(f"<th>{words}</th>" for words in ("image", "person", "ranks", *Scores._fields))
+    return (
+        f'<div class="wide"><table class="names"><thead><tr>{head}</tr></thead><tbody>\n{rows}\n</tbody></table></div>'
+    )
+
+
+def _person(right: bool | None) -> str:
+    if right is None:
+        return "\u2013"
+    return f'<span class="{"right" if right else "wrong"}">{MARKS[right]} {"same" if right else "other"}</span>'
+
+
+def _pair(pair: PairCase, facts: Facts) -> str:
+    images = "".join(
+        f'<li><img src="{image_uri(webp(picture_HW3, 2 * _THUMBNAIL))}" alt="Image {letter}"> '
+        f"<small>{letter}: {escape(name)}</small></li>"
+        for letter, name, picture_HW3 in zip("AB", pair.names, pair.pixels_2HW3)
+    )
+    verdict = "" if pair.same is None else f": {MARKS[pair.same]} {'same person' if pair.same else 'another person'}"
+    head = "".join(f"<th>{words}</th>" for words in Scores._fields)
+    cells = "".join(f"<td>{words}</td>" for words in pair.scores.words())
+    maps = '<p class="note">This network has no graph convolution, so there is no conditional map to show.</p>'
+    if pair.maps is not None:
+        words = (
+            "Norm of each image's own map and of its conditional map, given the other image, and the change from one to the "
+            "other."
+        )
+        maps = image_figure(pair.maps.png, "Maps of both images, as heat maps on them", words, pair.maps.narrow)
+    lines = image_figure(pair.lines_png, "Lines between the two images", _words_of_lines(facts), pair.lines_png)
+    return f"""<section id="pair">
+<h2>Chosen pair{verdict}</h2>
+<ol class="two">{images}</ol>
+<div class="wide"><table><thead><tr><th>distance</th>{head}</tr></thead><tbody>
+<tr><th>A and B</th>{cells}</tr>
+</tbody></table></div>
+<h3>What the network looks at</h3>
+{maps}
+<h3>What it connects</h3>
+{lines}
+</section>"""
+
+
+def _curves(curves: Drawn | None) -> str:
+    if curves is None:
+        words = (
+            "None: metrics.jsonl of this workdir has no training losses, learning rates or validation mAP. An imported "
+            "network was trained elsewhere."
+        )
+        shown = f'<p class="note">{words}</p>'
+    else:
+        words = (
+            "As in metrics.jsonl of this run, from its first step to its last: the total training loss and its weighted "
+            "terms, the learning rate and, if identities are held out, the mAP on them. Of a step that was repeated, the "
+            "last values are shown; gaps are values that are no numbers."
+        )
+        shown = image_figure(curves.png, "Learning curves against the training step", words, curves.narrow)
+    return f'<section id="curves">\n<h2>Learning curves</h2>\n{shown}\n</section>'
 
 
 def _table(results: dict[str, Any] | None) -> str:

@@ -10,7 +10,17 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 from matplotlib.figure import Figure
 
+from cacenet_jax.errors import printable
+from cacenet_jax.visualize.legend import FRAME_ENTRIES, Entry, draw_legend, fitted, legend_height
+from cacenet_jax.visualize.scores import Scores
 from cacenet_jax.visualize.style import COLOURS, FONT, MARKS, WIDTH, Sheet
+
+_KINDS = Scores._fields
+_MEANING = (
+    "Below each image: its place, its individual, pair and mixed distances to the query (smaller is more alike), and its "
+    "name. Each list is sorted by the distance that it is named after, a conditional one by the pair distance; images "
+    "without a pair distance (\u2013) are not re-scored and follow in individual order."
+)
 
 
 class Change(NamedTuple):
@@ -37,12 +47,21 @@ class ShownList(NamedTuple):
         ap: average precision of the ranking for this query.
         pictures: the highest-ranked gallery images.
         right_L: True for the pictures that show the query's identity.
+        names: names of the pictures.
+        scores: distances of the pictures to the query.
     """
 
     name: str
     ap: float
     pictures: Sequence[UInt8[np.ndarray, "H W 3"]]
     right_L: Bool[np.ndarray, "L"]
+    names: Sequence[str]
+    scores: Sequence[Scores]
+
+    def title(self) -> str:
+        """Return the name of the ranking and its average precision."""
+        words = "no match in the gallery" if np.isnan(self.ap) else f"average precision {100 * self.ap:.1f}"
+        return f"{self.name}, {words}"
 
 
 def changed(
@@ -75,27 +94,44 @@ def changed(
     return np.concatenate([gains[:num_gains], losses[:num_losses], rest]), summary
 
 
-def figure(query_HW3: UInt8[np.ndarray, "H W 3"], lists: Sequence[ShownList]) -> Figure:
-    """Draw a query and its ranked lists, one below the other, marking matches by colour, frame and symbol.
+def figure(query_HW3: UInt8[np.ndarray, "H W 3"], lists: Sequence[ShownList], query_name: str = "") -> Figure:
+    """Draw a query and its ranked lists, one below the other, with the distance and the name of each image.
 
-    If a list has more than 12 images, the figure is wider than `WIDTH`.
+    Matches are marked by colour, frame and symbol. If a list has more than 10 images, the figure is wider than `WIDTH`.
+
+    Args:
+        query_HW3: the query.
+        lists: its ranked lists.
+        query_name: name of the query.
     """
     length = max(len(shown.right_L) for shown in lists)
-    label, gap, start = 0.05, 0.1, 0.95
+    label, gap, start, line = 0.05, 0.1, 0.95, 0.145
     wide = min((WIDTH - label - start) / (length + 1) - gap, 0.8)
-    wide = max(wide, 0.4)
+    wide = max(wide, 0.46)
     tall = wide * query_HW3.shape[0] / query_HW3.shape[1]
-    step = tall + 0.55
-    left = label + wide + 0.3
-    sheet = Sheet(left + length * (wide + gap) + gap, 0.1 + len(lists) * step)
-    sheet.text(label + wide / 2, 0.24, "query", size=FONT + 1, weight="bold")
-    sheet.image(query_HW3, label, 0.3, wide, tall)
+    left = max(label + wide + 0.3, 0.85)
+    width = max(left + length * (wide + gap) + gap, 4.5)
+    names = [[fitted(printable(name), wide + gap - 0.06, 4) for name in shown.names] for shown in lists]
+    below = 0.2 + len(_KINDS) * line + line * max((len(lines) for row in names for lines in row), default=0)
+    step, top = 0.2 + tall + below + 0.15, 0.3 if query_name else 0.1
+    entries = (*FRAME_ENTRIES, Entry(_MEANING))
+    bottom = top + len(lists) * step
+    sheet = Sheet(width, bottom + legend_height(entries, width))
+    if query_name:
+        sheet.text(label, 0.19, f"query {printable(query_name, 90)}", ha="left", size=FONT + 1, weight="bold")
+    sheet.text(label + wide / 2, top + 0.14, "query", size=FONT + 1, weight="bold")
+    sheet.image(query_HW3, label, top + 0.2, wide, tall)
     for row, shown in enumerate(lists):
-        top = 0.1 + row * step
-        words = f"{shown.name}, average precision {100 * shown.ap:.1f}"
-        sheet.text(left, top + 0.14, words, ha="left", size=FONT + 1, weight="bold")
+        above = top + row * step
+        sheet.text(left, above + 0.14, shown.title(), ha="left", size=FONT + 1, weight="bold")
+        under = above + 0.2 + tall + 0.18
+        for number, kind in enumerate(_KINDS, start=1):
+            sheet.text(left - 0.06, under + number * line, kind, ha="right")
         for place, (picture_HW3, right) in enumerate(zip(shown.pictures, shown.right_L.tolist())):
             x = left + place * (wide + gap)
-            sheet.image(picture_HW3, x, top + 0.2, wide, tall, right)
-            sheet.text(x + wide / 2, top + 0.2 + tall + 0.18, f"{place + 1} {MARKS[right]}", COLOURS[right], FONT + 1)
+            sheet.image(picture_HW3, x, above + 0.2, wide, tall, right)
+            sheet.text(x + wide / 2, under, f"{place + 1} {MARKS[right]}", COLOURS[right], FONT + 1)
+            for number, words in enumerate((*shown.scores[place].words(), *names[row][place]), start=1):
+                sheet.text(x + wide / 2, under + number * line, words)
+    draw_legend(sheet, entries, width, bottom)
     return sheet.figure

@@ -4,26 +4,37 @@ The full gallery is ranked as in the evaluation. Maps are recomputed only for th
 """
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
+import numpy as np
+from jaxtyping import Int
 from ml_collections import ConfigDict
 
 from cacenet_jax.config import NO_PAIR_STAGE
+from cacenet_jax.data.builders import open_split
+from cacenet_jax.data.json_files import number
+from cacenet_jax.data.subsets import Subset, all_records
 from cacenet_jax.distributed.progress import track
 from cacenet_jax.errors import UserError
-from cacenet_jax.experiment import Experiment
+from cacenet_jax.experiment import Experiment, Visualization
 from cacenet_jax.run.fingerprint import matching_results, of_data, of_network
-from cacenet_jax.run.workdir import write_file
+from cacenet_jax.run.workdir import recorded_data, write_file
 from cacenet_jax.train import load
 from cacenet_jax.visualize import page
 from cacenet_jax.visualize.browse import rank
-from cacenet_jax.visualize.cases import Rankings, Source, draw
+from cacenet_jax.visualize.cases import Rankings, Source, draw, draw_pair
+from cacenet_jax.visualize.chosen import chosen_pair, chosen_queries
+from cacenet_jax.visualize.curves import figure, read_curves
 from cacenet_jax.visualize.ranked_lists import changed
+from cacenet_jax.visualize.style import png
 
 
 def visualize(config: ConfigDict, workdir: str | Path) -> Path:
-    """Write figure4_*.png, figure5_*.png, figure6_*.png and report.html to WORKDIR/figures.
+    """Write figure4_*.png, figure5_*.png, figure6_*.png, curves.png and report.html to WORKDIR/figures.
+
+    With a chosen pair and no chosen queries, no query is drawn and the gallery is not ranked.
 
     Args:
         config: config of the run. The eval and visualize fields and the data set may differ from those of the training.
@@ -33,8 +44,8 @@ def visualize(config: ConfigDict, workdir: str | Path) -> Path:
         Path of report.html.
 
     Raises:
-        UserError: the network has no pair stage, config.eval.data is set, the figures folder is not writable, there are
-            several processes, or `cacenet_jax.train.load` raises it.
+        UserError: the network has no pair stage, config.eval.data is set, a chosen image does not exist, the figures
+            folder is not writable, there are several processes, or `cacenet_jax.train.load` raises it.
     """
     if config.model.pair_stage == NO_PAIR_STAGE:
         raise UserError(
@@ -52,33 +63,84 @@ def visualize(config: ConfigDict, workdir: str | Path) -> Path:
         )
     trained = load(config, workdir)
     settings, workdir = trained.settings, Path(workdir).expanduser()
+    query, gallery = (all_records(open_split(trained.prepared, split)) for split in ("query", "gallery"))
+    chosen_Q, pair = _chosen(settings.visualization, query, gallery)
     folder = _folder(workdir)
-    _, query, gallery, lists = rank(trained, max(settings.visualization.ranks, settings.evaluation.top_k))
-    name = "mixed" if settings.evaluation.mix > 0 else "conditional"
-    rankings = Rankings(lists["individual"], lists[name], name)
-    before, after = rankings.before.statistics.ap, rankings.after.statistics.ap
-    chosen, change = changed(before, after, settings.visualization.num_queries)
     variables = jax.device_get({"params": trained.state.params, "batch_stats": trained.state.batch_stats})
-    source = Source(settings, trained.net, variables, query, gallery, rankings)
-    cases = [draw(source, q) for q in track(chosen.tolist(), "drawing", len(chosen), "queries")]
+    pair_case = None if pair is None else draw_pair(settings, trained.net, variables, pair)
+    name = "mixed" if settings.evaluation.mix > 0 else "conditional"
+    cases, change = [], None
+    if pair is None or chosen_Q is not None:
+        *_, lists = rank(trained, max(settings.visualization.ranks, settings.evaluation.top_k))
+        rankings = Rankings(lists["individual"], lists[name], name)
+        before, after = rankings.before.statistics.ap, rankings.after.statistics.ap
+        changed_Q, change = changed(before, after, settings.visualization.num_queries)
+        shown_Q = changed_Q if chosen_Q is None else chosen_Q
+        source = Source(settings, trained.net, variables, query, gallery, rankings)
+        cases = [draw(source, q) for q in track(shown_Q.tolist(), "drawing", len(shown_Q), "queries")]
+    curves = _curves(workdir, settings)
 
-    for old in folder.glob("figure[456]_*.png"):
+    for old in (*folder.glob("figure[456]_*.png"), *folder.glob("curves.png")):
         old.unlink()
-    pictures = {
-        f"figure{kind}_{number}.png": data
-        for number, case in enumerate(cases, start=1)
-        for kind, data in ((4, case.maps_png), (5, case.lines_png), (6, case.lists_png))
-        if data is not None
-    }
+    pictures = _pictures(cases, pair_case, curves)
     for picture, data in pictures.items():
         write_file(folder / picture, data)
     path = folder / "report.html"
     results = matching_results(workdir, of_data(trained.prepared), of_network(trained.state))
     facts = _facts(settings, trained.step, name, len(gallery.indices), trained.net.pair_title)
-    write_file(path, page.html(cases, change, facts, results))
+    write_file(path, page.html(cases, change, facts, results, curves, pair_case, chosen_Q is not None))
     size = path.stat().st_size / 1024
     print(f"{path}: {size:.0f} KiB, self-contained; beside it {len(pictures)} figures as PNG", flush=True)
     return path
+
+
+def _chosen(
+    shown: Visualization, query: Subset, gallery: Subset
+) -> tuple[Int[np.ndarray, "n"] | None, tuple[tuple[Subset, int], ...] | None]:
+    """Return the queries and the pair of images that the user chose by name; None for what was not chosen.
+
+    Raises:
+        UserError: names are wrong; one line for each field.
+    """
+    subsets = {"query": query, "gallery": gallery}
+    names = [[subset.split.names[i] for i in subset.indices] for subset in subsets.values()]
+    mistakes: list[str] = []
+    chosen_Q, pair = None, None
+    try:
+        chosen_Q = chosen_queries(shown.queries, *names) if shown.queries.strip(" ,") else None
+    except UserError as error:
+        mistakes.append(str(error))
+    try:
+        if shown.pair:
+            pair = tuple((subsets[place.split], place.position) for place in chosen_pair(shown.pair, *names))
+    except UserError as error:
+        mistakes.append(str(error))
+    if mistakes:
+        raise UserError("\n".join(mistakes))
+    return chosen_Q, pair
+
+
+def _curves(workdir: Path, settings: Experiment) -> page.Drawn | None:
+    """Draw the learning curves of a workdir, for a wide and for a narrow screen; None if it has none."""
+    curves = read_curves(workdir / "metrics.jsonl")
+    if not curves:
+        return None
+    images = number((recorded_data(workdir) or {}).get("images"))  # an imported network has none
+    steps = max(int(images) // settings.data.batch_size, 1) if images else None
+    return page.Drawn(*(png(figure(curves, steps, columns)) for columns in (2, 1)))
+
+
+def _pictures(cases: Sequence[page.Case], pair: page.PairCase | None, curves: page.Drawn | None) -> dict[str, bytes]:
+    """Return all figures as PNG, by file name."""
+    drawn = {
+        f"figure{kind}_{number}.png": data
+        for number, case in enumerate(cases, start=1)
+        for kind, data in ((4, case.maps and case.maps.png), (5, case.lines.png), (6, case.lists_png))
+    }
+    if pair is not None:
+        drawn |= {"figure4_pair.png": pair.maps and pair.maps.png, "figure5_pair.png": pair.lines_png}
+    drawn["curves.png"] = curves and curves.png
+    return {name: data for name, data in drawn.items() if data is not None}
 
 
 def _facts(settings: Experiment, step: int, ranking: str, num_gallery: int, title: str) -> page.Facts:

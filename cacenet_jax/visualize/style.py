@@ -5,6 +5,8 @@ Correct and wrong matches differ in colour (bluish green and vermillion of Okabe
 """
 
 import io
+import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -46,6 +48,15 @@ class Sheet:
             spine.set_visible(False)
         return axes
 
+    def plot(self, left: float, top: float, width: float, height: float) -> Axes:
+        """Add axes for curves, with ticks, faint lines at the ticks, and no frame at the top and right."""
+        across, down = self._size
+        axes = self.figure.add_axes((left / across, 1 - (top + height) / down, width / across, height / down))
+        axes.tick_params(labelsize=FONT)
+        axes.grid(color="#dddddd", linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+        return axes
+
     def image(
         self, picture_HW3: np.ndarray, left: float, top: float, width: float, height: float, right: bool | None = None
     ) -> Axes:
@@ -61,13 +72,30 @@ class Sheet:
         """Add text, centred above the point unless `placing` (ha, va, weight, rotation) overrides it."""
         across, down = self._size
         place: dict[str, Any] = {"ha": "center", "va": "baseline", **placing}
-        self.figure.text(x / across, 1 - y / down, words, color=colour, fontsize=size, linespacing=1.15, **place)
+        self.figure.text(
+            x / across, 1 - y / down, words, color=colour, fontsize=size, linespacing=1.15, parse_math=False, **place
+        )
 
 
 def png(figure: Figure) -> bytes:
     """Encode a figure as PNG, with reproducible bytes."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
+    with warnings.catch_warnings():  # a letter of a file name that the font lacks is drawn as a box
+        warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
+        figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def stacked(pictures: Sequence[bytes]) -> bytes:
+    """Place PNGs below each other, on white, and encode them as one PNG."""
+    images = [Image.open(io.BytesIO(picture)).convert("RGB") for picture in pictures]
+    whole = Image.new("RGB", (max(image.width for image in images), sum(image.height for image in images)), "white")
+    top = 0
+    for image in images:
+        whole.paste(image, (0, top))
+        top += image.height
+    buffer = io.BytesIO()
+    whole.save(buffer, "PNG")
     return buffer.getvalue()
 
 

@@ -89,7 +89,14 @@ def test_ranked_lists_equal_the_loop_and_are_those_that_are_scored(top_k, length
         for q, order_L in enumerate(result[name].order_QL.tolist()):
             expected = order_by_hand(q, weight, top_k, camera_filter)[:length]
             assert order_L == expected + [-1] * (length - len(expected))
+            for place, g in enumerate(order_L):
+                individual, pair = result[name].individual_QL[q, place], result[name].pair_QL[q, place]
+                rescored = g >= 0 and g in order_by_hand(q, None, top_k, False)[:top_k]
+                assert individual == pytest.approx(1 - QUERY.embedding[q] @ GALLERY.embedding[g], abs=1e-6) or g < 0
+                assert np.isnan(individual) == (g < 0) and np.isnan(pair) == (not rescored)
+                assert not rescored or pair == PAIR[q, g]
         assert np.nanmean(result[name].statistics.ap) == pytest.approx(scored[name]["mAP"], rel=1e-12)
+    assert np.isnan(ranked_lists(QUERY, GALLERY, None, settings, length)["individual"].pair_QL).all()
     assert set(ranked_lists(QUERY, GALLERY, None, settings, length)) == {"individual"}
 
 

@@ -68,14 +68,24 @@ def test_list_holds_the_nearest_images_in_their_order(ranked, q):
         for picture, expected in zip(pictures, [decode(query, q), *(decode(gallery, g) for g in seen[:5])]):
             np.testing.assert_array_equal(picture, expected)
         assert [c.upper() for c in colours] == [RIGHT if gallery.pids[g] == query.pids[q] else WRONG for g in seen[:5]]
+        texts = [text.get_text() for text in drawn.texts]
+        for g in seen[:5]:
+            words = [
+                f"{x:.4f}" for x in (individual_QG[q, g], pair_QG[q, g], (individual_QG[q, g] + pair_QG[q, g]) / 2)
+            ]
+            place = texts.index(words[0])
+            assert texts[place : place + 3] == words  # then the lines of its name
+            assert "".join(texts[place + 3 : place + 6]).startswith(gallery.split.names[g][:12])
+        assert f"query {query.split.names[q]}" in texts
         hits = [rank for rank, g in enumerate(seen, start=1) if gallery.pids[g] == query.pids[q]]
         precision = 100 * sum((i + 1) / rank for i, rank in enumerate(hits)) / len(hits)
-        assert f"{name}, average precision {precision:.1f}" in [text.get_text() for text in drawn.texts]
+        assert f"{name}, average precision {precision:.1f}" in texts
 
 
 def test_all_rankings_where_none_is_named(ranked):
-    texts = [text.get_text().split(",")[0] for text in browse.ranked_list(ranked[0], 3).texts]
-    assert [text for text in texts if text.isalpha()] == ["query", "individual", "conditional", "mixed"]
+    drawn = browse.ranked_list(ranked[0], 3)
+    titles = [text.get_text() for text in drawn.texts if ", average precision" in text.get_text()]
+    assert [title.split(",")[0] for title in titles] == ["individual", "conditional", "mixed"]
 
 
 def test_what_is_not_there_is_one_line(ranked):

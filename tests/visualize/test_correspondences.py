@@ -55,12 +55,18 @@ def test_figure_draws_every_line_and_says_what_it_is():
     some = Lines(np.array([0, 3]), np.array([1, 2]), np.array([0.9, 0.1]))
     none = Lines(np.array([], int), np.array([], int), np.array([]))
     pairs = [ComparedPair(PICTURE, True, "rank 3", some, none), ComparedPair(PICTURE, False, "rank 1", some, some)]
-    drawn = figure(PICTURE, pairs, (2, 2), "correspondence attention")
+    pairs[0] = pairs[0]._replace(caption="rank 3\nimage_7.png\npair 0.1234")
+    drawn = figure(PICTURE, pairs, (2, 2), "correspondence attention", "query.png")
     patches = drawn.findobj(ConnectionPatch)
     assert len(patches) == 2 + 0 + 2 + 2
     assert patches[0].get_linewidth() > patches[1].get_linewidth()
     assert [text.get_text() for panel in drawn.axes for text in panel.texts] == ["none"]
+    legend = [axes.get_lines()[0] for axes in drawn.axes if axes.get_label() == "legend" and axes.get_lines()]
+    assert [line.get_linewidth() for line in legend] == [patches[1].get_linewidth(), patches[0].get_linewidth()]
+    assert [line.get_alpha() for line in legend] == [patches[1].get_alpha(), patches[0].get_alpha()]
     texts = {text.get_text() for text in drawn.texts}
+    assert {"rank 3", "image_7.png", "pair 0.1234", "left: query query.png", "0.1 to 0.9"} <= texts
+    assert {"weakest line of a panel", "strongest line", "\u2713 same person"} <= texts
     assert {"by similarity", "correspondence attention", "\u2713 same person", "\u2717 another person"} <= texts
     frames = [panel.spines["top"] for panel in drawn.axes if panel.spines["top"].get_visible()]
     assert [to_hex(frame.get_edgecolor()).upper() for frame in frames] == [RIGHT, RIGHT, WRONG, WRONG]

@@ -4,6 +4,7 @@ import numpy as np
 from matplotlib.colors import to_hex
 
 from cacenet_jax.visualize.ranked_lists import Change, ShownList, changed, figure
+from cacenet_jax.visualize.scores import Scores
 from cacenet_jax.visualize.style import RIGHT, WRONG
 
 NAN = float("nan")
@@ -34,12 +35,24 @@ def test_equal_changes_keep_the_order_of_the_queries():
 def test_figure_tells_right_from_wrong_by_colour_frame_and_mark():
     picture = np.zeros((16, 8, 3), np.uint8)
     right = np.array([False, True, True])
-    lists = [ShownList("individual", 0.25, [picture] * 3, right), ShownList("mixed", 0.5, [picture] * 2, ~right[:2])]
-    drawn = figure(picture, lists)
+    scores = [Scores(0.11111, 0.2, 0.3), Scores(1.0, NAN, NAN), Scores(0.4, 0.5, 0.6)]
+    names = ["a.png", "0002_c1s1_000451_03.jpg", "$x$_\udcff"]
+    lists = [
+        ShownList("individual", 0.25, [picture] * 3, right, names, scores),
+        ShownList("mixed", NAN, [picture] * 2, ~right[:2], names[:2], scores[:2]),
+    ]
+    drawn = figure(picture, lists, "query_1.png")
     texts = [text.get_text() for text in drawn.texts]
-    assert texts[0] == "query"
-    assert texts[1:5] == ["individual, average precision 25.0", "1 \u2717", "2 \u2713", "3 \u2713"]
-    assert texts[5:] == ["mixed, average precision 50.0", "1 \u2713", "2 \u2717"]
+    assert texts[:2] == ["query query_1.png", "query"]
+    assert texts[2:6] == ["individual, average precision 25.0", "individual", "pair", "mixed"]
+    assert texts[6:11] == ["1 \u2717", "0.1111", "0.2000", "0.3000", "a.png"]
+    assert texts[11:15] == ["2 \u2713", "1.0000", "\u2013", "\u2013"]
+    assert "".join(texts[15 : texts.index("3 \u2713")]) == names[1]  # a long name in lines
+    assert texts[texts.index("3 \u2713") + 4] == "$x$_\\xff"
+    assert "mixed, no match in the gallery" in texts
+    legend = texts.index("\u2713 same person")
+    assert texts[legend + 1] == "\u2717 another person" and "(smaller is more alike)" in " ".join(texts[legend:])
+    drawn.canvas.draw()  # a name is no formula
     frames = [panel.spines["left"] for panel in drawn.axes if panel.spines["left"].get_visible()]
     colours = [to_hex(frame.get_edgecolor()).upper() for frame in frames]
     assert colours == [WRONG, RIGHT, RIGHT, RIGHT, WRONG]
