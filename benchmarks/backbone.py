@@ -21,7 +21,7 @@ import numpy as np
 from benchmarks import problem, timing
 from cacenet_jax.models import backbones
 
-_TORCH_NETWORKS = Path(__file__).parents[1] / "tests/golden/make_osnet.py"
+TORCH_NETWORKS = Path(__file__).parents[1] / "tests/golden/make_osnet.py"
 FORMS = ("matmul_1x1", "cpu_stem", "cpu_depthwise")  # fields that change the speed alone
 
 
@@ -47,7 +47,7 @@ def torch_passes(name: str, images_BHWC: np.ndarray) -> dict[str, Callable[[], A
     """Return the same passes of torchreid's OSNet in PyTorch, float32 and channels last."""
     import torch
 
-    network = runpy.run_path(str(_TORCH_NETWORKS))["published_network"](name).float()
+    network = runpy.run_path(str(TORCH_NETWORKS))["published_network"](name).float()
     network = network.to(memory_format=torch.channels_last)
     x_BCHW = torch.from_numpy(images_BHWC).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
 

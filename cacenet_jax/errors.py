@@ -4,8 +4,9 @@ import contextlib
 import errno
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
+_MAX_MISTAKES = 10  # told together
 # Refusals of the file system, by any library. Other OSErrors, such as lost connections, are not about a folder.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 _REFUSALS = (*_FULL, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ESTALE)
@@ -93,3 +94,10 @@ def writing(folder: str | os.PathLike[str], kept: Callable[[], str] = str) -> It
         raise cannot_write(
             os.path.dirname(file) or folder if isinstance(file, str) else folder, number, kept()
         ) from error
+
+
+def raise_together(mistakes: Sequence[str]) -> None:
+    """If there are any mistakes, raise UserError with one line for each of the first ten."""
+    if mistakes:
+        more = [f"and {len(mistakes) - _MAX_MISTAKES:,} more"] if len(mistakes) > _MAX_MISTAKES else []
+        raise UserError("\n".join([*mistakes[:_MAX_MISTAKES], *more]))

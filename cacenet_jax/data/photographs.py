@@ -20,9 +20,8 @@ import numpy as np
 from jaxtyping import UInt8
 
 from cacenet_jax.data import table
-from cacenet_jax.data.builders.source import raise_together
 from cacenet_jax.data.image_files import IMAGE_SUFFIXES, OTHER_IMAGE_SUFFIXES, ImageError, read_file, rgb
-from cacenet_jax.errors import UserError, printable
+from cacenet_jax.errors import UserError, printable, raise_together
 
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
 KNOWN = ("camera", "time", "track", "identity")

@@ -1,5 +1,6 @@
 """Tables of a user's own images, as people, spreadsheets and programs write them: a first line of names, then rows."""
 
+import codecs
 import csv
 import io
 import os
@@ -7,8 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from cacenet_jax.data.builders.source import decode_text, raise_together
-from cacenet_jax.errors import UserError, printable
+from cacenet_jax.errors import UserError, printable, raise_together
 
 _SEPARATORS = (",", ";", "\t", "|")
 
@@ -42,6 +42,16 @@ def read_text(path: str | os.PathLike[str], where: str, expected: str) -> str:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
         raise UserError(f"{where}: cannot be read ({reason}), expected {expected}; correct it") from error
+
+
+def decode_text(content: bytes) -> str:
+    """Decode UTF-8, or UTF-16 with a byte order mark.
+
+    Raises:
+        UnicodeDecodeError: the encoding is another one.
+    """
+    is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return content.decode("utf-16" if is_utf16 else "utf-8-sig")
 
 
 def parse(

@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from cacenet_jax.data import table
 from cacenet_jax.data.builders.market_style import FOLDERS
 from cacenet_jax.data.builders.scan import NO_CAMERA, SPLITS, Entry
-from cacenet_jax.data.builders.source import Source, raise_together
+from cacenet_jax.data.builders.source import Source
 from cacenet_jax.data.image_files import IMAGE_SUFFIXES
 from cacenet_jax.data.photographs import VIDEO_SUFFIXES, suffix
-from cacenet_jax.errors import UserError
+from cacenet_jax.errors import UserError, raise_together
 
 _SPLIT_OF_FOLDER = {split: split for split in SPLITS} | {folder: split for split, folder in FOLDERS.items()}
 _ALIASES = {"identity": "pid", "camera": "camid"}

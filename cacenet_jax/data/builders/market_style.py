@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 from cacenet_jax.data.builders.base import Entry, FileScan, ReidBuilder, Scan, record_name
 from cacenet_jax.data.builders.location import locate
 from cacenet_jax.data.builders.scan import unread_images
-from cacenet_jax.data.builders.source import Source, open_source, raise_together
+from cacenet_jax.data.builders.source import Source, open_source
+from cacenet_jax.errors import raise_together
 
 FOLDERS = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
 PARTIAL = {"test": (FOLDERS["query"], FOLDERS["gallery"]), "train": (FOLDERS["train"],)}

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from cacenet_jax.data.builders.manifest import parse_column
 from cacenet_jax.data.builders.scan import NO_CAMERA, Entry, record_name
-from cacenet_jax.data.builders.source import Source, raise_together
-from cacenet_jax.errors import UserError, printable
+from cacenet_jax.data.builders.source import Source
+from cacenet_jax.errors import UserError, printable, raise_together
 
 IDENTITY = ("auto", "name", "folder")  # values of the option `identity`
 NO_CAMERAS = "none"  # value of the option `camera`

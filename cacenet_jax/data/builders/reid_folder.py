@@ -12,9 +12,9 @@ from cacenet_jax.data.builders.manifest import read_manifest
 from cacenet_jax.data.builders.market_style import FOLDERS
 from cacenet_jax.data.builders.name_labels import entries_of_folders
 from cacenet_jax.data.builders.scan import unread_images
-from cacenet_jax.data.builders.source import Source, open_source, raise_together
+from cacenet_jax.data.builders.source import Source, open_source
 from cacenet_jax.data.image_files import IMAGE_SUFFIXES
-from cacenet_jax.errors import UserError
+from cacenet_jax.errors import UserError, raise_together
 
 _PLAIN = {split: split for split in SPLITS}
 _POOL = "pool"  # layout of images without folders for the splits

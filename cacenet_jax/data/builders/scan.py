@@ -13,11 +13,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from cacenet_jax.data.builders.source import Source, fingerprint, raise_together
+from cacenet_jax.data.builders.source import Source, fingerprint
 from cacenet_jax.data.image_files import IMAGE_SUFFIXES, ImageError, ordinary, png, rgb
 from cacenet_jax.data.photographs import cut_out, read_frame
 from cacenet_jax.distributed.progress import track
-from cacenet_jax.errors import UserError, printable
+from cacenet_jax.errors import UserError, printable, raise_together
 
 SPLITS = ("train", "query", "gallery")
 TEST_SPLITS = ("query", "gallery")

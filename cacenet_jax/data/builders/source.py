@@ -1,18 +1,17 @@
 """Image sources: a folder, or a zip that is read by random access without unpacking."""
 
 import abc
-import codecs
 import hashlib
 import os
 import posixpath
 import stat
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from cacenet_jax.data.image_files import IMAGE_SUFFIXES, MAX_BYTES, OTHER_IMAGE_SUFFIXES, ImageError, read_file
+from cacenet_jax.data.table import decode_text
 from cacenet_jax.errors import UserError, printable
 
-_MAX_MISTAKES = 10
 _MAX_NAME = 4096  # characters of a member of a zip, as in a path on disk
 
 
@@ -258,23 +257,6 @@ def fingerprint(parts: Iterable[object]) -> str:
     for part in parts:
         digest.update(repr(part).encode() + b"\n")
     return digest.hexdigest()[:16]
-
-
-def decode_text(content: bytes) -> str:
-    """Decode UTF-8, or UTF-16 with a byte order mark.
-
-    Raises:
-        UnicodeDecodeError: the encoding is another one.
-    """
-    is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    return content.decode("utf-16" if is_utf16 else "utf-8-sig")
-
-
-def raise_together(mistakes: Sequence[str]) -> None:
-    """If there are any mistakes, raise UserError with one line for each of the first ten."""
-    if mistakes:
-        more = [f"and {len(mistakes) - _MAX_MISTAKES:,} more"] if len(mistakes) > _MAX_MISTAKES else []
-        raise UserError("\n".join([*mistakes[:_MAX_MISTAKES], *more]))
 
 
 def _file_id(path: str) -> object:
