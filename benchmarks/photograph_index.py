@@ -22,13 +22,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import lancedb
 import numpy as np
 import pyarrow as pa
 from PIL import Image
 
 import cacenet_jax as cace
 from benchmarks.backbone import TORCH_NETWORKS
+from cacenet_jax.index import table as table_module
 from cacenet_jax.index.table import NAME, Table
 
 SEARCHES, NEAREST, CENTRES, ROWS_OF_A_WRITE, NOISE = 50, 100, 10_000, 50_000, 0.8
@@ -109,7 +109,7 @@ def of_rows(count: int, size: int, place: str) -> None:
     centres = generator.standard_normal((CENTRES, size), np.float32)
     settings = {"network": "random", "embedding_size": size, "terms": {}, "root": "/"}
     table = Table.create(f"{place}/rows.lance", settings, {})
-    rows_of_lance = lancedb.connect(table.place).open_table(NAME)
+    rows_of_lance = table_module.lancedb.connect(table.place).open_table(NAME)
     queries = []
     begin = time.perf_counter()
     for start in range(0, count, ROWS_OF_A_WRITE):

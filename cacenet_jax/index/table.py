@@ -147,7 +147,7 @@ class Table:
         """
         query: Any = self._table.search(embedding_F, vector_column_name="embedding")
         query = query.distance_type("cosine").limit(count)
-        query = query.select(["id", "embedding"])
+        query = query.select(["id", "embedding", "_distance"])
         if exact:
             query = query.bypass_vector_index()
         else:
