@@ -137,8 +137,8 @@ def of_rows(count: int, size: int, place: str) -> None:
         for ids, query in zip(exact, chosen)
     ]
     print(
-        f"approximate: {median_ms(lambda i: table.closest(chosen[i], NEAREST, None, False))}, recall of the {NEAREST} nearest "
-        f"{np.mean(recalls):.3f} (lowest {min(recalls):.2f})",
+        f"approximate: {median_ms(lambda i: table.closest(chosen[i], NEAREST, None, False))}, recall of the {NEAREST} "
+        f"nearest {np.mean(recalls):.3f} (lowest {min(recalls):.2f})",
         flush=True,
     )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -90,6 +90,7 @@ def folder(tmp_path):
         "workdirs/osnet",
         "workdirs/msmt17",
         "workdirs/half",
+        "workdirs/mine",
     ):
         (tmp_path / workdir).mkdir(parents=True, exist_ok=True)
         config = to_dict(paper())
