@@ -89,6 +89,7 @@ _APPROXIMATE = flags.DEFINE_bool("approximate", False, "Build, or search, an app
 _CHECK = flags.DEFINE_string(
     "check", None, "Manifest of other people to check a calibration on, with --mode=calibrate."
 )
+_REASONS = flags.DEFINE_integer("reasons", 8, "Best matches for which the page of a search shows why.")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for what compare, search and group write.")
 _PRIOR = flags.DEFINE_float(
     "prior", None, "Share of matching pairs that probabilities assume; 0.5 if not calibrated so."
@@ -186,7 +187,7 @@ def _search(config: ConfigDict | None, workdir: str) -> None:
     from cacenet_jax.find import search
 
     query = (_INDEX.value, _QUERY.value, _K.value, _WHERE.value, _RERANK.value, not _APPROXIMATE.value)
-    search.search(config, workdir, *query, _OUTPUT.value)
+    search.search(config, workdir, *query, _OUTPUT.value, _REASONS.value)
 
 
 def _group(config: ConfigDict | None, workdir: str) -> None:

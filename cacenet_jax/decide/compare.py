@@ -10,11 +10,12 @@ from ml_collections import ConfigDict
 
 from cacenet_jax import retriever
 from cacenet_jax.data.images import ListedImages, batches
-from cacenet_jax.decide import page, why
+from cacenet_jax.decide import page
 from cacenet_jax.errors import UserError, printable
 from cacenet_jax.retrieval.calibration import PRIOR, RATE, Calibration, check_prior
 from cacenet_jax.retrieval.ranked_list import Comparison
 from cacenet_jax.run.workdir import check_writable, write_file
+from cacenet_jax.visualize import why
 
 UNCALIBRATED = (
     "This network is not calibrated, so the distances have no probability: a distance that means one person for one network "

@@ -6,17 +6,18 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
-from cacenet_jax.decide.why import Why
 from cacenet_jax.visualize.document import document, escape, image_uri
 from cacenet_jax.visualize.style import webp
+from cacenet_jax.visualize.why import STYLE, Why, render
 
 _TITLE = "Do these two images show one person?"
-_STYLE = """
-.pair li { width: 9rem; font-weight: 400; overflow-wrap: anywhere; }
-.maps li { width: 7rem; font-weight: 400; } .answer { font-size: 1.15rem; }
-.lines img { display: block; width: 100%; max-width: 34rem; height: auto; }
-@media (max-width: 40rem) { .pair li { width: 8rem; } .maps li { width: 4.9rem; font-size: .8rem; } }
+_STYLE = (
+    STYLE
+    + """
+.pair li { width: 9rem; font-weight: 400; overflow-wrap: anywhere; } .answer { font-size: 1.15rem; }
+@media (max-width: 40rem) { .pair li { width: 8rem; } }
 """
+)
 
 
 class Row(NamedTuple):
@@ -63,7 +64,7 @@ def html(
 {answer}<p>{escape(verdict[-1])}</p>
 {_table(rows)}
 <h2>Why</h2>
-{_reasons(why)}"""
+{render(why)}"""
     return document(_TITLE, body, _STYLE)
 
 
@@ -88,39 +89,6 @@ def _table(rows: Sequence[Row]) -> str:
         "at both images together, the mixed distance is their weighted mean. The last column is the threshold for one "
         "false match in 100 pairs of different people.</p>"
     )
-
-
-def _reasons(why: Why) -> str:
-    parts = []
-    if why.lines_png is not None:
-        similar, learned = (
-            "none" if ends is None else f"the lines are {ends[0]:.3g} to {ends[1]:.3g}" for ends in why.strengths
-        )
-        caption = (
-            "Strongest correspondences, A left and B right. Top: each position's most similar position, by cosine of the "
-            f"maps ({similar}). Bottom: {why.learned}, what the network's graph connects ({learned}). The wider and more "
-            "opaque a line, the stronger, within each pair of panels. The strongest are taken first, and their ends are "
-            "kept apart."
-        )
-        image = f'<img src="{image_uri(webp(why.lines_png))}" alt="Lines between the two images">'
-        parts.append(f'<figure class="lines">{image}<figcaption>{escape(caption)}</figcaption></figure>')
-    if why.maps:
-        low, high, most = why.scales
-        for letter, other, maps in zip("AB", "BA", why.maps):
-            titles = ("its own map", f"given {other}", "change")
-            items = "".join(
-                f'<li><img src="{_picture(picture)}" alt="Image {letter}: {title}"><span>{title}</span></li>'
-                for title, picture in zip(titles, maps)
-            )
-            parts.append(f'<h3>Image {letter}</h3>\n<ol class="maps">{items}</ol>')
-        parts.append(
-            '<p class="note">L2 norm of the map at each position, divided by its mean over the image: dark blue is '
-            f"{low:.2f}, yellow {high:.2f}. The conditional map depends on the image that it is compared with. Change: "
-            f"the conditional map less its own; orange is -{most:.2f}, white 0, purple +{most:.2f}.</p>"
-        )
-    if why.note:
-        parts.append(f"<p>{escape(why.note)}</p>")
-    return "\n".join(parts)
 
 
 def _picture(pixels_HW3: UInt8[np.ndarray, "H W 3"]) -> str:

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,16 @@ from ml_collections import ConfigDict
 
 from cacenet_jax import retriever
 from cacenet_jax.data.image_files import IMAGE_SUFFIXES
+from cacenet_jax.data.images import ListedImages, batches
 from cacenet_jax.errors import UserError, printable
 from cacenet_jax.find.flags import need
 from cacenet_jax.find.pages import search_page
 from cacenet_jax.index.index import Index
 from cacenet_jax.index.opening import open_index
 from cacenet_jax.index.search import SearchResult
+from cacenet_jax.index.table import literal
 from cacenet_jax.run.workdir import check_writable, write_file
+from cacenet_jax.visualize import why
 
 
 def query_images(query: str) -> list[Path]:
@@ -41,7 +45,7 @@ def query_images(query: str) -> list[Path]:
 
 def search(
     config: ConfigDict | None, workdir: str, place: str | None, query: str | None, k: int, where: str | None,
-    rerank: str, exact: bool, output: str | None,
+    rerank: str, exact: bool, output: str | None, reasons: int = 8,
 ) -> SearchResult:  # fmt: skip
     """Search an index and print the matches.
 
@@ -55,11 +59,14 @@ def search(
         rerank: "none" or "k_reciprocal".
         exact: False to use the approximate index.
         output: folder for search.html, search.csv and search.json; None writes nothing.
+        reasons: number of re-scored matches for which search.html shows why.
 
     Raises:
-        UserError: a flag is missing, or see `Index.search`.
+        UserError: a flag is missing or wrong, or see `Index.search`.
     """
     need("search", index=place, query=query)
+    if reasons < 0:
+        raise UserError(f"--reasons: found {reasons}, expected 0 or more; raise it")
     if output is not None:
         check_writable(Path(output).expanduser())
     images = query_images(str(query))
@@ -68,7 +75,7 @@ def search(
     result = index.search(images, k, where=where, rerank=rerank, exact=exact)
     print(result, flush=True)
     if output is not None:
-        write(result, index, images, Path(output).expanduser())
+        write(result, index, images, Path(output).expanduser(), reasons)
     return result
 
 
@@ -83,7 +90,29 @@ def as_rows(result: SearchResult, index: Index) -> list[dict[str, Any]]:
     return rows
 
 
-def write(result: SearchResult, index: Index, query: Sequence[Path], folder: Path) -> None:
+def own_rows(index: Index, query: Sequence[Path]) -> list[dict[str, Any]]:
+    """Return id and identity of the query's images that are whole images of the index."""
+    names = [os.path.relpath(path.resolve(), index.root).replace(os.sep, "/") for path in query]
+    return index.images(f"id IN ({', '.join(map(literal, names))})", ["id", "identity"]).to_pylist()
+
+
+def draw_reasons(result: SearchResult, index: Index, query: Path, count: int) -> dict[str, why.Why]:
+    """Draw why the query resembles each of its best re-scored matches, by name."""
+    reasons: dict[str, why.Why] = {}
+    for match in result:
+        if len(reasons) == count or (math.isnan(match.pair) and reasons):
+            break
+        try:
+            listed = ListedImages.of([query, index.read_image(match.id)], "image")
+        except UserError:  # its file is gone, which the page says
+            continue
+        reasons[match.id] = why.draw(index.reid, next(batches(listed, index.reid.image_size, 2)))
+        if reasons[match.id].lines_png is None:  # nothing can be drawn, which holds for all
+            break
+    return reasons
+
+
+def write(result: SearchResult, index: Index, query: Sequence[Path], folder: Path, reasons: int) -> None:
     """Write search.csv, search.json and search.html."""
     rows = as_rows(result, index)
     names = list(rows[0]) if rows else ["rank", "id"]
@@ -96,6 +125,12 @@ def write(result: SearchResult, index: Index, query: Sequence[Path], folder: Pat
     write_file(folder / "search.csv", text.getvalue())
     whole = {"query": list(result.query), "unknown": result.unknown, "searched": result.searched, "matches": rows}
     write_file(folder / "search.json", json.dumps(whole, indent=2) + "\n")
-    page = search_page(result, index, query)
+    own = own_rows(index, query)
+    identities = {row["identity"] for row in own}
+    known = (
+        str(identities.pop()) if len(own) == len(query) and len(identities) == 1 and None not in identities else None
+    )
+    drawn = draw_reasons(result, index, query[0], reasons)
+    page = search_page(result, index, query, known, {row["id"] for row in own}, drawn)
     write_file(folder / "search.html", page)
     print(f"{folder / 'search.html'}: {len(page) / 1024:.0f} KiB, self-contained; search.csv, search.json", flush=True)

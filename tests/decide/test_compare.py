@@ -10,9 +10,9 @@ from command_in_process import run_main
 from tiny_workdir import workdir
 
 import cacenet_jax as cace
-from cacenet_jax.decide import why
 from cacenet_jax.decide.calibrate import calibrate
 from cacenet_jax.export import run as export
+from cacenet_jax.visualize import why
 
 WIDTHS = (1280, 390)
 
@@ -51,9 +51,9 @@ def check(shown):
     maps = [
         f"Image {letter}: {title}"
         for letter, other in ("AB", "BA")
-        for title in ("its own map", f"given {other}", "change")
+        for title in ("its own map", f"given image {other}", "change")
     ]
-    assert alts == ["Image A", "Image B", "Lines between the two images", *maps]
+    assert alts == ["Image A", "Image B", "Lines between image A and image B", *maps]
     assert all(width > 0 for _, width in shown.images)
     for words in ("A: a.png", "B: <b> & c.png", "Do these two images show one person?", "Probability that both show one",
                   "they match", "manifest.csv", "does not carry over", "The wider and more opaque a line"):  # fmt: skip

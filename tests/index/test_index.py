@@ -9,7 +9,7 @@ import sys
 import cv2
 import numpy as np
 import pytest
-from browser import parsed
+from browser import chromium, parsed
 from command import ROOT
 from command_in_process import run_main
 from own_images import images, picture
@@ -267,16 +267,65 @@ def test_commands_and_the_export_give_the_same_numbers(network, reid, index, pho
             for value, number in zip((match["individual"], match["pair"], match["mixed"]), numbers):
                 assert value is None if np.isnan(number) else value == pytest.approx(number, abs=1e-5)
         shown = parsed(tmp_path / "out" / "search.html")
-        assert [width for _, width in shown.images] == [96] * 9 and shown.images[1][0] == expected[0][0]
+        photographs_shown = [alt for alt, width in shown.images if width == 96 and not alt.startswith("Map")]
+        assert photographs_shown == ["Query 1", *(name for name, *_ in expected)]
+        if source == network.export:
+            assert len(shown.images) == 9 and "An export holds the network as functions" in shown.text
         assert "<b>" not in (tmp_path / "out" / "search.html").read_text()
         assert all(f"individual {number:z.4f}" in shown.text for _, number, *_ in expected)
         with open(tmp_path / "out" / "search.csv", newline="") as file:
             assert [row["id"] for row in csv.DictReader(file)] == [name for name, *_ in expected]
 
 
+def searched(network, index, folder, query, *words):
+    words = [f"--workdir={network.workdir}", f"--index={index.place}", f"--query={query}", f"--output={folder}", *words]
+    done = run_main(folder.parent, "--mode=search", *words)
+    assert done.returncode == 0, done.stderr
+    return parsed(folder / "search.html")
+
+
+def test_the_page_shows_why_for_the_best_re_scored_matches(network, index, photographs, tmp_path):
+    """Six are re-scored; lines between query and match, three maps of each, and the map that hovering shows."""
+    query = photographs / NAMES[2]
+    names = [match.id for match in index.search(query, 8)]
+    for words, count in (([], 6), (["--reasons=2"], 2), (["--reasons=0"], 0)):
+        shown = searched(network, index, tmp_path / "out", query, "--k=8", *words)
+        alts = [alt for alt, _ in shown.images]
+        lines = [alt for alt in alts if alt.startswith("Lines")]
+        assert lines == [f"Lines between the query and match {rank}" for rank in range(1, count + 1)]
+        over = [alt.split("Map of ")[1].split(" given")[0] for alt in alts if alt.startswith("Map of")]
+        assert over == names[:count]
+        maps = [alt for alt in alts if ": " in alt]
+        assert (
+            len(maps) == 6 * count and maps[:2] == ["The query: its own map", "The query: given match 1"][: len(maps)]
+        )
+        assert ("Why" in shown.text) == (count > 0)
+    with chromium(tmp_path / "profile") as browser:
+        searched(network, index, tmp_path / "out", query, "--k=8")
+        for width in (1280, 390):
+            assert browser.show(tmp_path / "out" / "search.html", width)[1] <= 0
+
+
+def test_ticks_are_where_identities_are_known(network, reid, photographs, tmp_path):
+    lines = [f'"{NAMES[i]}",{identity}' for i, identity in ((0, "ann"), (1, "ann"), (2, "bob"), (3, ""), (4, "ann"))]
+    (photographs / "m.csv").write_text("\n".join(["path,identity", *lines]))
+    index = reid.index(photographs / "m.csv", tmp_path / "m.lance")
+    shown = searched(network, index, tmp_path / "out", photographs / NAMES[0], "--k=5", "--reasons=0")
+    by_name = {name: next(kind for kind, text in shown.items[1:] if name in text) for name in NAMES[:5]}
+    assert by_name == {NAMES[0]: "", NAMES[1]: "right", NAMES[2]: "wrong", NAMES[3]: "", NAMES[4]: "right"}
+    assert sum("the query itself" in text for _, text in shown.items) == 1
+    elsewhere = images(tmp_path / "elsewhere", ["x.png"]) / "x.png"
+    shown = searched(network, index, tmp_path / "out", elsewhere, "--k=5", "--reasons=0")
+    assert {kind for kind, _ in shown.items} == {""} and "itself" not in shown.text
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (
+            ["--mode=search", "--index=PLACE", "--query=QUERY", "--output=o", "--reasons=-1"],
+            "--reasons: found -1, expected 0",
+        ),
         (["--mode=index", "--images=x"], "--index: not given"),
         (["--mode=search"], "--index, --query: not given, expected with --mode=search"),
         (["--mode=search", "--index=nowhere", "--query=a.png"], "found no index, expected one"),

@@ -13,9 +13,10 @@ from matplotlib.colors import Normalize
 
 from cacenet_jax.retriever import Retriever
 from cacenet_jax.visualize import correspondences
+from cacenet_jax.visualize.document import escape, image_uri
 from cacenet_jax.visualize.maps import DIFFERENCES, NORMS, overlay
 from cacenet_jax.visualize.network import compare, cosine, look
-from cacenet_jax.visualize.style import DPI, png
+from cacenet_jax.visualize.style import DPI, png, webp
 
 _LINES = 12
 _EXPORT = (
@@ -46,7 +47,6 @@ class Why(NamedTuple):
 
     Attributes:
         lines_png: correspondences of the two images as PNG; None if `note` says why there are none.
-        strengths: strengths of the weakest and the strongest line, by similarity and in the graph; None for no lines.
         learned: display name of the correspondences in the network's graph.
         maps: maps of both images; empty if there are no conditional maps.
         scales: limits of the colours of `maps`: smallest norm, largest norm, largest difference.
@@ -54,7 +54,6 @@ class Why(NamedTuple):
     """
 
     lines_png: bytes | None
-    strengths: tuple[tuple[float, float] | None, ...]
     learned: str
     maps: tuple[Maps, ...]
     scales: tuple[float, float, float]
@@ -70,7 +69,7 @@ def draw(reid: Retriever, pixels_2HW3: UInt8[np.ndarray, "2 H W 3"]) -> Why:
     """
     network = reid.network
     if network.net is None or network.distance is None:
-        return Why(None, (), "", (), (0.0, 0.0, 0.0), _EXPORT if network.net is None else _NO_STAGE)
+        return Why(None, "", (), (0.0, 0.0, 0.0), _EXPORT if network.net is None else _NO_STAGE)
     net, variables = network.net, network.variables[0]
     seen = look(net, variables, pixels_2HW3, network.flip)
     first, second = (jax.tree.map(operator.itemgetter(i), seen) for i in range(2))
@@ -84,12 +83,11 @@ def draw(reid: Retriever, pixels_2HW3: UInt8[np.ndarray, "2 H W 3"]) -> Why:
         for affinity_NM in (similar_NM, np.asarray(together.correspondence_NM))
     ]
     pair = correspondences.ComparedPair(pixels_2HW3[1], None, "", *lines)
-    strengths = tuple(_range(one.strength_L) for one in lines)
     figure = correspondences.figure(pixels_2HW3[0], [pair], grid, net.pair_title)
     figure.set_dpi(_SHARP * DPI)
     lines_png = png(figure)
     if together.norm_N is None or reverse.norm_N is None:
-        return Why(lines_png, strengths, net.pair_title, (), (0.0, 0.0, 0.0), _NO_MAPS)
+        return Why(lines_png, net.pair_title, (), (0.0, 0.0, 0.0), _NO_MAPS)
     own_2hw = _relative(np.linalg.norm(maps_2hwD, axis=-1))
     given_2hw = _relative(np.stack([np.asarray(x.norm_N).reshape(grid) for x in (together, reverse)]))
     change_2hw = given_2hw - own_2hw
@@ -103,11 +101,55 @@ def draw(reid: Retriever, pixels_2HW3: UInt8[np.ndarray, "2 H W 3"]) -> Why:
         )
         for pixels_HW3, own_hw, given_hw, change_hw in zip(pixels_2HW3, own_2hw, given_2hw, change_2hw)
     )  # fmt: skip
-    return Why(lines_png, strengths, net.pair_title, maps, (low, high, most), "")
+    return Why(lines_png, net.pair_title, maps, (low, high, most), "")
 
 
-def _range(strength_L: np.ndarray) -> tuple[float, float] | None:
-    return (float(strength_L.min()), float(strength_L.max())) if len(strength_L) else None
+def render(why: Why, names: tuple[str, str] = ("image A", "image B")) -> str:
+    """Render the reasons as HTML, with legends.
+
+    Args:
+        why: drawn reasons.
+        names: the two images in the text.
+    """
+    parts = []
+    if why.lines_png is not None:
+        caption = (
+            f"Strongest correspondences, {names[0]} left and {names[1]} right. Top: each position's most similar position, "
+            f"by cosine of the maps. Bottom: {why.learned}, what the network's graph connects. The wider and more "
+            "opaque a line, the stronger. The strongest are taken first, and their ends are kept apart."
+        )
+        alt = escape(f"Lines between {names[0]} and {names[1]}")
+        image = f'<img src="{image_uri(webp(why.lines_png))}" alt="{alt}">'
+        parts.append(f'<figure class="lines">{image}<figcaption>{escape(caption)}</figcaption></figure>')
+    if why.maps:
+        low, high, most = why.scales
+        for name, other, maps in zip(names, reversed(names), why.maps):
+            titles = ("its own map", f"given {other}", "change")
+            items = "".join(
+                f'<li><img src="{image_uri(webp(pixels))}" alt="{escape(f"{_capital(name)}: {title}")}">'
+                f"<span>{escape(title)}</span></li>"
+                for title, pixels in zip(titles, maps)
+            )
+            parts.append(f'<h3>{escape(_capital(name))}</h3>\n<ol class="maps">{items}</ol>')
+        parts.append(
+            '<p class="note">L2 norm of the map at each position, divided by its mean over the image: dark blue is '
+            f"{low:.2f}, yellow {high:.2f}. The conditional map depends on the image that it is compared with. Change: "
+            f"the conditional map less its own; orange is -{most:.2f}, white 0, purple +{most:.2f}.</p>"
+        )
+    if why.note:
+        parts.append(f"<p>{escape(why.note)}</p>")
+    return "\n".join(parts)
+
+
+STYLE = """
+.maps li { width: 7rem; font-weight: 400; }
+.lines img { display: block; width: 100%; max-width: 34rem; height: auto; }
+@media (max-width: 40rem) { .maps li { width: 4.9rem; font-size: .8rem; } }
+"""  # of what `render` returns
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _relative(norm_2hw: Float[np.ndarray, "2 h w"]) -> Float[np.ndarray, "2 h w"]:
