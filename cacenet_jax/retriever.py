@@ -44,6 +44,7 @@ ImageLike = str | os.PathLike[str] | np.ndarray | jax.Array | Image.Image
 Images = ImageLike | Iterable[ImageLike]
 
 _AXIS = "images"  # name of the device axis
+_SMALL_BATCHES = (1, 8)  # besides batch_size; each is compiled when it is first used
 _OTHER_DISK = "set the environment variable TMPDIR to a folder on another disk, or rank fewer queries at a time"
 
 
@@ -61,8 +62,8 @@ def load(
     Args:
         place: workdir of a run with a checkpoint, folder of an export, or a published checkpoint: a file,
             hub:OWNER/NAME or package:NAME.
-        batch_size: number of images per batch over all devices of this process; every batch is padded to this size.
-            Defaults to config.eval.batch_size of the run. A smaller value lowers the latency of calls with few images.
+        batch_size: largest number of images per batch over all devices of this process. Defaults to
+            config.eval.batch_size of the run. A call with up to one or eight images pads them to a batch of that size.
         config: config of the run in a workdir, with other values of config.eval; None for the recorded one.
 
     Raises:
@@ -82,8 +83,8 @@ class Retriever:
     Every method accepts a single image or an iterable of images of any size: paths of JPEG or PNG files, RGB uint8
     arrays (height, width, 3), or PIL images. Types may be mixed. A uint8 array (n, height, width, 3) is a sequence of
     n images. Grey images are expanded to three channels, and alpha channels are dropped. Images are decoded, resized to
-    `image_size` and processed in batches of a fixed shape, so one compiled program serves any number of images, and
-    memory use is bounded.
+    `image_size` and processed in batches of three sizes, so three compiled programs serve any number of images, and memory
+    use is bounded.
 
     Attributes:
         image_size: (height, width) of the network's input.
@@ -91,7 +92,7 @@ class Retriever:
         top_k: number of images that `rank` re-scores with the pair stage for each query, config.eval.top_k of the run;
             0 without a pair stage.
         mix: weight of the pair distance in the mixed distance, config.eval.mix of the run; 0 without a pair stage.
-        batch_size: number of images per batch.
+        batch_size: number of images per batch, at most; a few images make a smaller one.
     """
 
     def __init__(self, network: Inference, place: str):
@@ -314,9 +315,10 @@ class Retriever:
         count = len(listed.images)
         if not count:
             return np.empty((0, self.embedding_size), np.float32)
+        size = self._batch_of(count)
         embedding = extract(
-            self._network.describe, self._variables, batches(listed, self.image_size, self.batch_size), count,
-            image_shape=(*self.image_size, 3), batch=self.batch_size, mesh=self._mesh, store=terms,
+            self._network.describe, self._variables, batches(listed, self.image_size, size), count,
+            image_shape=(*self.image_size, 3), batch=size, mesh=self._mesh, store=terms,
         )  # fmt: skip
         broken = np.flatnonzero(~np.isfinite(embedding).all(axis=1))
         if broken.size:
@@ -329,4 +331,9 @@ class Retriever:
     def _allocate(self, count: int) -> HostTerms:
         """Allocate storage for the terms of `count` images."""
         limit = round(self._network.memory_gib * 2**30)
-        return HostTerms(self._terms_like, count, self.batch_size, limit, tempfile.gettempdir(), _OTHER_DISK)
+        return HostTerms(self._terms_like, count, self._batch_of(count), limit, tempfile.gettempdir(), _OTHER_DISK)
+
+    def _batch_of(self, count: int) -> int:
+        """Return the number of images of a batch, so that one image does not take the time of a full batch."""
+        sizes = (round_up(size, self._mesh) for size in _SMALL_BATCHES)
+        return next((size for size in sizes if count <= size < self.batch_size), self.batch_size)
