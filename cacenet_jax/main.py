@@ -14,11 +14,12 @@ Modes:
   index      embed photographs, --images=FOLDER or MANIFEST.csv, into --index=PLACE; again: only what changed
   search     find a person, --query=IMAGE or a folder of one person's images, in --index=PLACE
   group      group the photographs of --index=PLACE by person, and tell how many people there are
+  serve      a local page to search --index=PLACE, to see why images match, and to mark matches
   reproduce  train the networks for the tables of the paper selected by --table, and write the tables
 
 train and reproduce require --config; import can do without, and the other modes read config.json in --workdir, where
-compare, calibrate, index, search and group also take an export and, except calibrate, a published checkpoint. Any field of
-cacenet_jax/config.py can be overridden, for example --config.eval.top_k=50. Data sets, backbones and pair stages
+compare, calibrate, index, search, group and serve also take an export and, except calibrate, a published checkpoint. Any
+field of cacenet_jax/config.py can be overridden, for example --config.eval.top_k=50. Data sets, backbones and pair stages
 have additional fields: --config.data.options.seed=3, --config.model.backbone_fields.width=32,
 --config.model.pair.clue_weight=0.
 """
@@ -58,6 +59,7 @@ MODES = (
     "index",
     "search",
     "group",
+    "serve",
     "reproduce",
 )
 _EXAMPLE = "for example --config=configs/synthetic.py --workdir=workdirs/synthetic"
@@ -90,6 +92,10 @@ _CHECK = flags.DEFINE_string(
     "check", None, "Manifest of other people to check a calibration on, with --mode=calibrate."
 )
 _REASONS = flags.DEFINE_integer("reasons", 8, "Best matches for which the page of a search shows why.")
+_HOST = flags.DEFINE_string(
+    "host", "127.0.0.1", "Address that --mode=serve listens on; by default for this machine alone."
+)
+_PORT = flags.DEFINE_integer("port", 8000, "Port that --mode=serve listens on; 0 for a free one.")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for what compare, search and group write.")
 _PRIOR = flags.DEFINE_float(
     "prior", None, "Share of matching pairs that probabilities assume; 0.5 if not calibrated so."
@@ -140,7 +146,7 @@ def run(command: CommandLine) -> None:
         "train": train.train, "evaluate": train.evaluate, "visualize": _visualize, "export": _export,
         "reproduce": functools.partial(_reproduce, command),
         "import": _import, "compare": functools.partial(_compare, command.words), "calibrate": _calibrate,
-        "index": _index, "search": _search, "group": _group,
+        "index": _index, "search": _search, "group": _group, "serve": _serve,
     }  # fmt: skip
     workdir = os.path.expanduser(_WORKDIR.value)
     with progress.shown(), writing(workdir):
@@ -194,6 +200,12 @@ def _group(config: ConfigDict | None, workdir: str) -> None:
     from cacenet_jax.find import group
 
     group.group(config, workdir, _INDEX.value, _WHERE.value, _CUT.value, _OUTPUT.value)
+
+
+def _serve(config: ConfigDict | None, workdir: str) -> None:
+    from cacenet_jax.serve import run
+
+    run.serve(config, workdir, _INDEX.value, _HOST.value, _PORT.value)
 
 
 def _check_reproduce(command: CommandLine) -> None:

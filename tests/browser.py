@@ -100,11 +100,37 @@ class Browser:
 
     def show(self, path: Path, width: int = 1280) -> tuple[Shown, int]:
         """What a page shows in a window of that width, and how far it is wider than that."""
+        found = self._open(path.resolve().as_uri(), width)
+        assert found["loaded"] == []
+        return self._shown(found)
+
+    def visit(self, url: str, width: int = 1280) -> tuple[Shown, int]:
+        """The same of a page of a server, which loads its own images."""
+        found = self._open(url, width)
+        assert all(name.startswith(url.split("/", 3)[2].join(("http://", "/"))) for name in found["loaded"])
+        return self._shown(found)
+
+    def press(self, *keys: str) -> str:
+        """Press keys, one after the other, and return the address of the page then."""
+        actions = [{"type": kind, "value": key} for key in keys for kind in ("keyDown", "keyUp")]
+        self._ask("actions", {"actions": [{"type": "key", "id": "keyboard", "actions": actions}]})
+        return ask("GET", f"{self._address}/session/{self._session}/url")
+
+    def run(self, script: str) -> Any:
+        """The result of a script."""
+        return self._ask("execute/sync", {"script": script, "args": []})
+
+    def picture(self) -> bytes:
+        """The window as PNG."""
+        return base64.b64decode(ask("GET", f"{self._address}/session/{self._session}/screenshot"))
+
+    def _open(self, url: str, width: int) -> Any:
         metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
         self._ask("goog/cdp/execute", {"cmd": "Emulation.setDeviceMetricsOverride", "params": metrics})
-        self._ask("url", {"url": path.resolve().as_uri()})
-        found = self._ask("execute/sync", {"script": _SCRIPT, "args": []})
-        assert found["loaded"] == []
+        self._ask("url", {"url": url})
+        return self._ask("execute/sync", {"script": _SCRIPT, "args": []})
+
+    def _shown(self, found: Any) -> tuple[Shown, int]:
         images, items = ([tuple(pair) for pair in found[name]] for name in ("images", "items"))
         return Shown(images, items, found["text"]), found["wide"]
 

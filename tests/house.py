@@ -17,7 +17,7 @@ STAGES = "models/pair_stages"
 CONFIG_MODULES = (
     "config.py", "experiment.py", "main.py", "train.py", "evaluate.py", "retriever.py", "run/", "reproduce/",
     "export/run.py", "export/inference.py", "visualize/report.py", "visualize/browse.py",
-    "decide/compare.py", "decide/calibrate.py", "find/",
+    "decide/compare.py", "decide/calibrate.py", "find/", "serve/run.py",
 )  # fmt: skip
 
 # Rankings, one of which has the name of a stage.

@@ -8,11 +8,12 @@ from jaxtyping import UInt8
 
 from cacenet_jax.visualize.document import document, escape, image_uri
 from cacenet_jax.visualize.style import webp
-from cacenet_jax.visualize.why import STYLE, Why, render
+from cacenet_jax.visualize.why import STYLE as WHY_STYLE
+from cacenet_jax.visualize.why import Why, render
 
-_TITLE = "Do these two images show one person?"
-_STYLE = (
-    STYLE
+TITLE = "Do these two images show one person?"
+STYLE = (
+    WHY_STYLE
     + """
 .pair li { width: 9rem; font-weight: 400; overflow-wrap: anywhere; } .answer { font-size: 1.15rem; }
 @media (max-width: 40rem) { .pair li { width: 8rem; } }
@@ -55,17 +56,27 @@ def html(
     Returns:
         HTML without scripts and external references.
     """
+    return document(TITLE, body(names, pixels_2HW3, rows, verdict, why), STYLE)
+
+
+def body(
+    names: Sequence[str],
+    pixels_2HW3: UInt8[np.ndarray, "2 H W 3"],
+    rows: Sequence[Row],
+    verdict: Sequence[str],
+    why: Why,
+) -> str:
+    """Render what the page holds below its heading; see `html`."""
     images = "".join(
         f'<li><img src="{_picture(pixels_HW3)}" alt="Image {letter}"><span>{letter}: {escape(name)}</span></li>'
         for letter, name, pixels_HW3 in zip("AB", names, pixels_2HW3)
     )
     answer = "".join(f'<p class="answer">{escape(sentence)}</p>\n' for sentence in verdict[:-1])
-    body = f"""<ol class="pair">{images}</ol>
+    return f"""<ol class="pair">{images}</ol>
 {answer}<p>{escape(verdict[-1])}</p>
 {_table(rows)}
 <h2>Why</h2>
 {render(why)}"""
-    return document(_TITLE, body, _STYLE)
 
 
 def per_cent(probability: float) -> str:

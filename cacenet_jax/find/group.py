@@ -1,13 +1,12 @@
 """--mode=group: the photographs of an index grouped by person."""
 
-import csv
-import io
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from cacenet_jax import retriever
 from cacenet_jax.find.flags import need
+from cacenet_jax.find.manifest import manifest
 from cacenet_jax.find.pages import group_page
 from cacenet_jax.index.groups import Groups
 from cacenet_jax.index.opening import open_index
@@ -39,16 +38,8 @@ def group(
     if output is None:
         print("--output=DIR writes groups.csv, a manifest to correct and to train on", flush=True)
         return groups
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["path", "identity", "camera", "x1", "y1", "x2", "y2", "frame", "group"])
-    rows = zip(index.rows_of(groups.ids), groups.labels.tolist())
-    for row, label in sorted(rows, key=lambda pair: (pair[1], pair[0]["id"])):
-        box = row["box"] or [None] * 4
-        path = (index.root / row["path"]).as_posix()
-        writer.writerow([path, label, row["camera"], *box, row["frame"], label])
     file = Path(output).expanduser() / "groups.csv"
-    write_file(file, text.getvalue())
+    write_file(file, manifest(index, dict(zip(groups.ids, map(str, groups.labels.tolist())))))
     write_file(file.with_suffix(".html"), group_page(groups, index))
     print(f"{file.with_suffix('.html')}: to look through", flush=True)
     print(f"{file}: a row for each photograph; correct the column identity", flush=True)

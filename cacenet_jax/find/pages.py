@@ -1,6 +1,6 @@
 """Pages of a search and of groups: one HTML file each, which refers to nothing outside itself."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
@@ -13,7 +13,8 @@ from cacenet_jax.index.index import Index
 from cacenet_jax.index.search import SearchMatch, SearchResult
 from cacenet_jax.visualize.document import document, escape, image_uri
 from cacenet_jax.visualize.style import webp
-from cacenet_jax.visualize.why import STYLE, Why, render
+from cacenet_jax.visualize.why import STYLE as WHY_STYLE
+from cacenet_jax.visualize.why import Why, render
 
 _SIZE = (192, 96)  # height and width of a thumbnail, in pixels
 _HOVER = (
@@ -21,8 +22,8 @@ _HOVER = (
     "smallest norm, to yellow, the largest."
 )
 _SHOWN_GROUPS, _SHOWN_IN_GROUP = 200, 12
-_STYLE = (
-    STYLE
+STYLE = (
+    WHY_STYLE
     + """
 ol.matches { gap: 1rem; } ol.matches li { width: 9rem; font-weight: 400; overflow-wrap: anywhere; text-align: left; }
 ol.matches img { width: 6rem; } .name { display: block; font-weight: 600; font-size: .85em; }
@@ -41,25 +42,53 @@ def search_page(
     result: SearchResult, index: Index, query: Sequence[Path], known: str | None = None,
     itself: Collection[str] = (), reasons: Mapping[str, Why] = MappingProxyType({}),
 ) -> str:  # fmt: skip
-    """Render the result of a search.
+    """Render the result of a search as a page of its own.
 
     Args:
         result: result of `Index.search`.
         index: the index, from which the pictures are read.
         query: paths of the query's images.
-        known: identity of the query where it is known; matches of known identities then get a tick or a cross.
-        itself: names in the index of the query's own images, which get neither.
-        reasons: drawn reasons for matches, by name; those of the query's first image.
+        known: see `search_body`.
+        itself: see `search_body`.
+        reasons: see `search_body`.
 
     Returns:
         HTML without scripts and external references.
     """
+    shown = [(path.name, _pixels(path)) for path in query]
+    return document("Search", search_body(result, index, shown, known, itself, reasons), STYLE)
+
+
+def search_body(
+    result: SearchResult, index: Index, query: Sequence[tuple[str, np.ndarray]], known: str | None = None,
+    itself: Collection[str] = (), reasons: Mapping[str, Why] = MappingProxyType({}),
+    below: Callable[[SearchMatch], str] = lambda match: "",
+) -> str:  # fmt: skip
+    """Render the result of a search.
+
+    Args:
+        result: result of `Index.search`.
+        index: the index, from which the pictures are read.
+        query: names and RGB pixels of the query's images.
+        known: identity of the query where it is known; matches of known identities then get a tick or a cross.
+        itself: names in the index of the query's own images, which get neither.
+        reasons: drawn reasons for matches, by name; those of the query's first image.
+        below: returns HTML to add to a match.
+    """
     shown = "".join(
-        f'<li><img src="{_uri(_pixels(path))}" alt="Query {i}"><span class="name">{escape(path.name)}</span></li>'
-        for i, path in enumerate(query, start=1)
+        f'<li><img src="{_uri(pixels)}" alt="Query {i}"><span class="name">{escape(name)}</span></li>'
+        for i, (name, pixels) in enumerate(query, start=1)
     )
     items = "".join(
-        _match(rank, match, index, None if match.id in itself else known, match.id in itself, reasons.get(match.id))
+        _match(
+            rank,
+            match,
+            index,
+            None if match.id in itself else known,
+            match.id in itself,
+            reasons.get(match.id),
+            below(match),
+        )
         for rank, match in enumerate(result, start=1)
     )
     answer = ""
@@ -68,7 +97,7 @@ def search_page(
             "<p><strong>Unknown:</strong> even the best match is no better than that of people who are not there.</p>"
         )
     together = " Its images are taken for those of one person." if len(query) > 1 else ""
-    body = f"""<h2>Query</h2>
+    return f"""<h2>Query</h2>
 <ol class="matches">{shown}</ol>
 <p>{len(result)} of {result.searched:,} images, best first.{together}</p>
 {answer}<p class="note">{escape(result.caution)}</p>
@@ -77,7 +106,6 @@ def search_page(
 <p class="note">Smaller distances are more alike. The individual distance compares the embeddings, the pair distance looks at
 both images together, the mixed distance is their weighted mean.{_HOVER if _has_maps(reasons) else ""}</p></section>
 {_why(result, reasons, len(query))}"""
-    return document("Search", body, _STYLE)
 
 
 def group_page(groups: Groups, index: Index) -> str:
@@ -104,7 +132,7 @@ def group_page(groups: Groups, index: Index) -> str:
 {groups.best:,}.</p>
 <p class="note">{escape(groups.reason)}.</p>
 {"".join(sections)}{rest}"""
-    return document("Groups", body, _STYLE)
+    return document("Groups", body, STYLE)
 
 
 def _why(result: SearchResult, reasons: Mapping[str, Why], images: int) -> str:
@@ -127,7 +155,9 @@ def _has_maps(reasons: Mapping[str, Why]) -> bool:
     return any(why.maps for why in reasons.values())
 
 
-def _match(rank: int, match: SearchMatch, index: Index, known: str | None, is_query: bool, why: Why | None) -> str:
+def _match(
+    rank: int, match: SearchMatch, index: Index, known: str | None, is_query: bool, why: Why | None, below: str
+) -> str:
     """Render a match; its conditional map given the query, if there is one, is shown in place of it on hover and focus."""
     distances = {"individual": match.individual, "pair": match.pair, "mixed": match.mixed}
     lines = [f"{name} {value:z.4f}" for name, value in distances.items() if not np.isnan(value)]
@@ -142,7 +172,7 @@ def _match(rank: int, match: SearchMatch, index: Index, known: str | None, is_qu
         lines.insert(0, "the query itself")
     text = "".join(f"<div>{escape(line)}</div>" for line in lines)
     over = _uri(why.maps[1].given_HW3) if why is not None and why.maps else ""
-    return f"<li{kind}>{_picture(index, match.id, f'{rank}.{mark} ', over, text)}</li>"
+    return f"<li{kind}>{_picture(index, match.id, f'{rank}.{mark} ', over, text + below)}</li>"
 
 
 def _picture(index: Index, name: str, before: str = "", over: str = "", below: str = "") -> str:
@@ -174,5 +204,10 @@ def _pixels(path: Path) -> np.ndarray:
     return out_HW3
 
 
+def thumbnail(pixels: np.ndarray) -> bytes:
+    """Return RGB pixels of any size as a small WebP image."""
+    return webp(resize(pixels, np.empty((*_SIZE, 3), np.uint8)))
+
+
 def _uri(pixels: np.ndarray) -> str:
-    return image_uri(webp(resize(pixels, np.empty((*_SIZE, 3), np.uint8))))
+    return image_uri(thumbnail(pixels))

@@ -21,6 +21,7 @@ from cacenet_jax.index.index import Index
 from cacenet_jax.index.opening import open_index
 from cacenet_jax.index.search import SearchResult
 from cacenet_jax.index.table import literal
+from cacenet_jax.retriever import ImageLike
 from cacenet_jax.run.workdir import check_writable, write_file
 from cacenet_jax.visualize import why
 
@@ -96,7 +97,7 @@ def own_rows(index: Index, query: Sequence[Path]) -> list[dict[str, Any]]:
     return index.images(f"id IN ({', '.join(map(literal, names))})", ["id", "identity"]).to_pylist()
 
 
-def draw_reasons(result: SearchResult, index: Index, query: Path, count: int) -> dict[str, why.Why]:
+def draw_reasons(result: SearchResult, index: Index, query: ImageLike, count: int) -> dict[str, why.Why]:
     """Draw why the query resembles each of its best re-scored matches, by name."""
     reasons: dict[str, why.Why] = {}
     for match in result:

@@ -5,6 +5,7 @@ index = reid.index("photographs", "photographs.lance")  # again: only what chang
 print(index.search("a.jpg", k=20))
 """
 
+import functools
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -31,6 +32,7 @@ from cacenet_jax.distributed.progress import track
 from cacenet_jax.errors import UserError, printable
 from cacenet_jax.index import groups as grouping
 from cacenet_jax.index import search as searching
+from cacenet_jax.index.marks import Marks
 from cacenet_jax.index.stored_terms import pack, unpack
 from cacenet_jax.index.table import Table, as_matrix, literal, locked
 from cacenet_jax.retrieval.compare import HostTerms
@@ -112,6 +114,16 @@ class Index:
         """Names of the columns, for filters, without embedding and terms."""
         return self._table.columns
 
+    @property
+    def version(self) -> int:
+        """Number that changes with every update."""
+        return self._table.version
+
+    @functools.cached_property
+    def marks(self) -> Marks:
+        """Pairs of photographs that were marked as of one person or of two."""
+        return Marks(self._table.database)
+
     def images(self, where: str | None = None, columns: Sequence[str] | None = None) -> "pa.Table":
         """Return rows as an Arrow table, sorted by id.
 
@@ -137,6 +149,10 @@ class Index:
         """Return the pair-stage terms of images, for `Retriever.pair_distances`."""
         stored = self._table.take(ids, ["terms"])["terms"].to_pylist()
         return unpack(stored, self._table.settings["terms"], self.reid.terms_like)
+
+    def has(self, id: str) -> bool:
+        """Return True if there is an image of this name."""
+        return self._table.count(f"id = {literal(id)}") > 0
 
     def read_image(self, id: str) -> Image.Image:
         """Read an image: its file, crop or frame.

@@ -39,6 +39,7 @@ _FIXED = {
     "modified": pa.int64(),
 }  # fmt: skip
 _KEPT = datetime.timedelta(minutes=10)  # older versions are kept so long, for searches that are in progress
+_SEEN = datetime.timedelta(seconds=5)  # within which a reader sees the update of another process
 _IDS = 500  # in one filter
 
 
@@ -87,7 +88,7 @@ class Table:
         """
         if "://" not in place and not Path(place, f"{SETTINGS}.lance").is_dir():
             return None
-        database = lancedb.connect(place)
+        database = lancedb.connect(place, read_consistency_interval=_SEEN)
         if SETTINGS not in database.list_tables().tables:
             return None
         settings = json.loads(database.open_table(SETTINGS).to_arrow()["json"][0].as_py())
@@ -97,6 +98,16 @@ class Table:
             )
         return cls(place, database, settings)
 
+    @property
+    def database(self) -> "lancedb.DBConnection":
+        """The database, with further tables."""
+        return self._database
+
+    @property
+    def version(self) -> int:
+        """Number of the version; each write adds one."""
+        return self._table.version
+
     def move(self, root: str) -> None:
         """Record another folder of the images."""
         self.settings["root"] = root
@@ -104,6 +115,10 @@ class Table:
 
     def __len__(self) -> int:
         return self._table.count_rows()
+
+    def count(self, where: str) -> int:
+        """Return the number of rows that a filter leaves."""
+        return self._table.count_rows(where)
 
     @property
     def columns(self) -> list[str]:

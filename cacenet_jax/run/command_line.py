@@ -23,7 +23,7 @@ from cacenet_jax.run.completion import complete
 
 READ_WORKDIR = ("evaluate", "visualize", "export")  # modes that can use the config of --workdir
 # Modes that use it if there is one, and otherwise an export or a published checkpoint.
-READ_NETWORK = ("compare", "calibrate", "index", "search", "group")
+READ_NETWORK = ("compare", "calibrate", "index", "search", "group", "serve")
 CONFIG_WORDS: list[str] = []  # arguments that the --config flag searches for overrides; set by `parse`
 _RECORDED = str(Path(__file__).with_name("recorded.py"))
 _PUBLISHED = str(Path(__file__).with_name("published.py"))

@@ -33,13 +33,14 @@ li img, .query img {{ display: block; width: 100%; height: auto; box-sizing: bor
 """
 
 
-def document(title: str, body: str, style: str = "") -> str:
+def document(title: str, body: str, style: str = "", sources: str = "data:") -> str:
     """Render a page.
 
     Args:
         title: title and heading, as plain text.
         body: HTML below the heading.
         style: CSS of this page alone.
+        sources: where images may come from, for the Content-Security-Policy.
 
     Returns:
         HTML without scripts and external references.
@@ -49,7 +50,7 @@ def document(title: str, body: str, style: str = "") -> str:
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src {sources}; style-src 'unsafe-inline'">
 <link rel="icon" href="data:,">
 <title>{escape(title)}</title>
 <style>{STYLE}{style}</style>

@@ -1,0 +1,172 @@
+"""HTML of the pages that `--mode=serve` answers with: forms and links, without scripts."""
+
+import zlib
+from collections.abc import Sequence
+from urllib.parse import urlencode
+
+from cacenet_jax.decide import page
+from cacenet_jax.find import pages
+from cacenet_jax.index.marks import Labelled, Mark
+from cacenet_jax.visualize.document import document, escape
+
+_SHOWN_MARKS = 500
+_STYLE = (
+    pages.STYLE
+    + """
+nav { display: flex; flex-wrap: wrap; gap: .25rem 1.25rem; padding: .75rem 0; border-bottom: 1px solid #bbb; }
+form.fields { display: flex; flex-wrap: wrap; gap: .5rem 1rem; align-items: end; margin: 1rem 0; }
+label { display: block; font-size: .9rem; } input, button { font: inherit; box-sizing: border-box; max-width: 100%; }
+input:not([type=number]) { width: 22rem; } input[type=number] { width: 5rem; }
+input[type=file] { border: 2px dashed #888; padding: 1.2rem .75rem; background: #f6f6f6; }
+button, .pages a { border: 1px solid #777; border-radius: .25rem; background: #f3f3f3; color: #222; padding: .25rem .6rem;
+  cursor: pointer; text-decoration: none; }
+button:hover { background: #e2e2e2; } :focus-visible { outline: 3px solid #0072b2; outline-offset: 2px; }
+.mark { display: flex; flex-wrap: wrap; gap: .25rem; margin: .25rem 0; }
+.mark button { font-size: .85em; padding: .1rem .4rem; } .mark button[aria-pressed=true] { background: #222; color: #fff; }
+.error { border-left: 4px solid #a34700; padding: .5rem 1rem; }
+ol.matches a { color: #0b4a8a; } .pages { display: flex; gap: 1rem; align-items: center; margin: 1rem 0; }
+table td { text-align: left; overflow-wrap: anywhere; }
+"""
+)
+_SOURCES = "'self' data:"
+
+
+def shell(title: str, body: str, marks: int, style: str = "") -> str:
+    """Render a page with links to the others.
+
+    Args:
+        title: title and heading.
+        body: HTML below them.
+        marks: number of marks, for the link.
+        style: further CSS.
+    """
+    nav = f'<nav><a href="/">Photographs</a><a href="/marks">Marks ({marks:,})</a></nav>'
+    return document(title, nav + body, _STYLE + style, _SOURCES)
+
+
+def link(path: str, **values: object) -> str:
+    """Return an address with the values that are not empty as its query."""
+    given = {name: value for name, value in values.items() if value != ""}
+    return path + ("?" + urlencode(given, errors="surrogateescape") if given else "")
+
+
+def address(path: str, **values: object) -> str:
+    """Return a `link` escaped for HTML."""
+    return escape(link(path, **values))
+
+
+def anchor(match: str) -> str:
+    """Return the name of a match's buttons on the page, to which marking returns."""
+    return f"mark-{zlib.crc32(match.encode('utf-8', 'surrogateescape')):08x}"
+
+
+def error(message: str, marks: int) -> str:
+    """Render a message about a request that was refused."""
+    return shell("Not possible", f'<p class="error" role="alert">{escape(message)}</p>', marks)
+
+
+def photographs(ids: Sequence[str], total: int, start: int, size: int, where: str, k: int, marks: int) -> str:
+    """Render the photographs of an index, a page of them, with the forms to filter and to search.
+
+    Args:
+        ids: names of the photographs on the page.
+        total: number of photographs that the filter leaves.
+        start: place of the first one.
+        size: number of photographs on a full page.
+        where: filter, or an empty string.
+        k: number of matches that the form proposes.
+        marks: number of marks.
+    """
+    items = "".join(
+        f'<li><a href="{address("/search", id=name, k=k, where=where)}">'
+        f'<img loading="lazy" src="{address("/image", id=name)}" alt=""><span class="name">{escape(name)}</span></a></li>'
+        for name in ids
+    )
+    links = []
+    if start:
+        links.append(f'<a rel="prev" href="{address("/", where=where, start=max(start - size, 0))}">Earlier</a>')
+    links.append(
+        f"<span>{start + 1:,} to {start + len(ids):,} of {total:,}</span>" if ids else "<span>no photographs</span>"
+    )
+    if start + size < total:
+        links.append(f'<a rel="next" href="{address("/", where=where, start=start + size)}">Later</a>')
+    body = f"""<section><h2>Search for a person</h2>
+<form class="fields" action="/search" method="post" enctype="multipart/form-data">
+<label>Photographs of one person: choose files, or drop them here
+<input type="file" name="image" accept="image/*" multiple required></label>
+<label>Matches <input type="number" name="k" value="{k}" min="1" max="100"></label>
+<input type="hidden" name="where" value="{escape(where)}"><button>Search</button></form>
+<p class="note">Uploads are compared and forgotten. Or choose a photograph of the index below.</p></section>
+<section><h2>Photographs of the index</h2>
+<form class="fields" action="/"><label>Filter, an SQL condition
+<input name="where" value="{escape(where)}" placeholder="camera != 3 AND time &gt; 10"></label><button>Filter</button></form>
+<ol class="matches">{items}</ol>
+<div class="pages">{"".join(links)}</div></section>"""
+    return shell("Photographs", body, marks)
+
+
+def below_match(query: str, match: str, same: bool | None, k: int, where: str, can_explain: bool) -> str:
+    """Render what a match of a search has below its distances: a link to the reasons, and the buttons to mark it.
+
+    Args:
+        query: name of the query in the index.
+        match: name of the match.
+        same: the mark of the pair; None if there is none.
+        k: number of matches of the search.
+        where: its filter.
+        can_explain: True if reasons can be shown.
+    """
+    links = [f'<a href="{address("/search", id=match, k=k, where=where)}">search from it</a>']
+    if can_explain:
+        links.insert(0, f'<a href="{address("/why", query=query, match=match)}">why</a>')
+    hidden = "".join(
+        f'<input type="hidden" name="{name}" value="{escape(str(value))}">'
+        for name, value in {"query": query, "match": match, "k": k, "where": where}.items()
+    )
+    buttons = "".join(
+        f'<button name="same" value="{value}" aria-pressed="{str(same is state).lower()}">{text}</button>'
+        for value, state, text in (("1", True, "right"), ("0", False, "wrong"))
+    )
+    clear = "" if same is None else '<button name="same" value="">clear</button>'
+    form = f'<form class="mark" id="{anchor(match)}" action="/mark" method="post">{hidden}{buttons}{clear}</form>'
+    return f"<div>{' · '.join(links)}</div>{form}"
+
+
+def search(body: str, is_upload: bool, marks: int) -> str:
+    """Render the result of a search."""
+    note = (
+        '<p class="note">The query was uploaded and is not kept. To mark matches, search from one that shows this '
+        "person.</p>"
+        if is_upload
+        else ""
+    )
+    return shell("Search", body + note, marks)
+
+
+def why(body: str, marks: int) -> str:
+    """Render why two photographs match."""
+    return shell(page.TITLE, body, marks, page.STYLE)
+
+
+def marked(marks: Sequence[Mark], labelled: Labelled) -> str:
+    """Render all marks, what they contradict, and the link to the manifest."""
+    people = len(set(labelled.identities.values()))
+    body = f"""<p>{len(marks):,} marks. {len(labelled.identities):,} photographs of {people:,} people have an identity, from
+these marks or from the index.</p>
+<p><a href="/marks.csv" download>marks.csv</a>: a manifest of them, to fine-tune and to calibrate on. Photographs that were
+only marked wrong are left out, because they may be of anyone else.</p>"""
+    if labelled.contradictions:
+        groups = "".join(f"<li>{escape(', '.join(names))}</li>" for names in labelled.contradictions)
+        body += f"""<section class="error"><h2>Contradictions</h2><p>Each line holds photographs that marks join and part at
+once, or that have several known identities. They are left out of the manifest; change one of their marks.</p>
+<ul>{groups}</ul></section>"""
+    rows = "".join(
+        f'<tr><td><a href="{address("/search", id=mark.first)}">{escape(mark.first)}</a></td>'
+        f"<td>{escape(mark.second)}</td><td>{'right' if mark.same else 'wrong'}</td></tr>"
+        for mark in marks[:_SHOWN_MARKS]
+    )
+    if rows:
+        body += f"<table><thead><tr><th>photograph</th><th>other</th><th>mark</th></tr></thead><tbody>{rows}</tbody></table>"
+    if len(marks) > _SHOWN_MARKS:
+        body += f"<p>and {len(marks) - _SHOWN_MARKS:,} more</p>"
+    return shell("Marks", body, len(marks))
