@@ -26,25 +26,29 @@ need_tool() {
 }
 
 # need_run_flags WORD...: the flags of cacenet_jax.main that every run has; leaves their values in `config` and `workdir`.
-config="" workdir=""
+# The modes evaluate and index can do without --config.
+config="" workdir="" mode=train
 need_run_flags() {
   local word
   for word in "$@"; do
     case $word in
       --config | --workdir) fail "$word: found it without =, expected $word=VALUE as one word; put a = in place of the space" ;;
       --config=*) config=${word#*=} ;;
+      --mode=*) mode=${word#*=} ;;
       --workdir=*) workdir=${word#*=} ;;
       --distributed* | --nodistributed | --coordinator* | --num_processes* | --process_id*)
         fail "$word: found a flag that this launcher sets itself, expected flags of the run; leave it out"
         ;;
     esac
   done
-  [[ -n $config ]] || fail "--config: not given, expected --config=FILE, for example --config=configs/synthetic.py"
+  [[ -n $config || $mode == evaluate || $mode == index ]] ||
+    fail "--config: not given, expected --config=FILE, for example --config=configs/synthetic.py"
   [[ -n $workdir ]] || fail "--workdir: not given, expected --workdir=DIR, for example --workdir=workdirs/synthetic"
 }
 
-# need_file FOLDER: the file of --config, seen from a folder.
+# need_file FOLDER: the file of --config, if it was given, seen from a folder.
 need_file() {
+  [[ -n $config ]] || return 0
   local file=${config%%:*}
   [[ $file == /* ]] || file=$1/$file
   [[ -f $file ]] || fail "--config: found no file $file, expected a Python file, for example --config=configs/synthetic.py"

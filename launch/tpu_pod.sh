@@ -118,7 +118,7 @@ venv/bin/python -c 'import jax; print(\"jax\", jax.__version__, \"is ready on\",
       [[ $word != --config.data.dir=* || $word == --config.data.dir=/* ]] ||
         fail "$word: found a path in the copied files, expected an absolute one; for example --config.data.dir=/mnt/share/prepared"
     done
-    if [[ $config != /* ]] && command -v git >/dev/null; then
+    if [[ -n $config && $config != /* ]] && command -v git >/dev/null; then
       git -C "$root" cat-file -e "HEAD:${config%%:*}" 2>/dev/null ||
         fail "--config: found no ${config%%:*} among the committed files, expected one that create-env copies; commit it and run create-env"
     fi

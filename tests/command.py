@@ -66,6 +66,19 @@ class Command:
             for process, texts in zip(running, told, strict=True)
         ]
 
+    def pair(
+        self,
+        *words: str,
+        first: Sequence[str] = (),
+        second: Sequence[str] = (),
+        program: Sequence[str] = ("-m", "cacenet_jax.main"),
+    ) -> list[subprocess.CompletedProcess]:
+        """Runs two processes of one run; `first` and `second` are further words of each."""
+        where = ("--distributed", f"--coordinator={free_address()}", "--num_processes=2")
+        return self.together(
+            *((sys.executable, *program, *words, *where, f"--process_id={i}", *own) for i, own in enumerate((first, second)))
+        )  # fmt: skip
+
     def start(self, *words: str, stderr: int) -> subprocess.Popen:
         """Starts it in a process group of its own; standard error goes to a file descriptor."""
         return subprocess.Popen(

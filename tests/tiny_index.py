@@ -1,4 +1,4 @@
-"""A small untrained network in a workdir, and the names of photographs, for the tests of an index."""
+"""A small untrained network in a workdir, names of photographs for the tests of an index, and equality of two indices."""
 
 from runpy import run_path
 
@@ -14,6 +14,7 @@ from cacenet_jax.run.workdir import claim_workdir
 from cacenet_jax.train_step import create_state
 
 NAMES = [f"{'front' if i % 2 else 'gate/inner'}/{i:02}.png" for i in range(23)] + ['it\'s "odd"\n<b>.png', "ä ö/ü.png"]
+COLUMNS = ["id", "path", "box", "frame", "bytes", "modified", "camera", "time", "track", "identity"]
 
 
 def workdir(folder, seed):
@@ -33,3 +34,18 @@ def workdir(folder, seed):
     checkpoints.save(1, jax.device_put(state, replicated_sharding(global_mesh(1))))
     checkpoints.close()
     return config
+
+
+def content(index):
+    return {row["id"]: row for row in index.to_arrow().to_pylist()}
+
+
+def assert_same(index, other):
+    """Two indices hold the same rows; embeddings to rounding, because batches differ."""
+    rows, others = content(index), content(other)
+    assert rows.keys() == others.keys()
+    for name, row in rows.items():
+        for column in COLUMNS:
+            assert row[column] == others[name][column]
+        np.testing.assert_allclose(row["embedding"], others[name]["embedding"], atol=1e-6)
+        assert len(row["terms"]) == len(others[name]["terms"]) > 0

@@ -3,6 +3,7 @@
 from ml_collections import ConfigDict
 
 from cacenet_jax import retriever
+from cacenet_jax.distributed import processes
 from cacenet_jax.errors import printable
 from cacenet_jax.find.flags import need
 from cacenet_jax.index.index import Changes
@@ -26,8 +27,10 @@ def update(
     Raises:
         UserError: a flag is missing, or see `Index.update`.
     """
-    need("index", images=images, index=place)
+    need("index", several=True, images=images, index=place)
     index, changes = make_index(retriever.load(workdir, config=config), str(images), str(place))
+    if not processes.is_writer():
+        return changes
     for name, reason in changes.broken[:_SHOWN]:
         print(f"left out {printable(name)}: {reason}", flush=True)
     if len(changes.broken) > _SHOWN:

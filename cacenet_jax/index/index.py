@@ -6,13 +6,16 @@ print(index.search("a.jpg", k=20))
 """
 
 import functools
+import json
 import os
 import time
+import zlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import jax
 import numpy as np
 from jaxtyping import Float
 from PIL import Image
@@ -28,6 +31,7 @@ from cacenet_jax.data.photographs import (
     list_photographs,
     read_photograph,
 )
+from cacenet_jax.distributed import processes
 from cacenet_jax.distributed.progress import track
 from cacenet_jax.errors import UserError, printable
 from cacenet_jax.index import groups as grouping
@@ -249,7 +253,8 @@ class Index:
         """Make the rows equal to the images of a folder or a manifest.
 
         New images are added, changed ones embedded again, and missing ones removed. Each version holds some hundred
-        images, so that an interrupted update goes on where it stopped.
+        images, so that an interrupted update goes on where it stopped. Of several processes, all of which must make
+        this call, each embeds and writes its share.
 
         Args:
             images: folder, with its subfolders, or manifest; see `data.photographs`.
@@ -263,11 +268,46 @@ class Index:
     def update_to(self, listed: Photographs) -> Changes:
         """Make the rows equal to photographs; `update` without the lock."""
         begin = time.perf_counter()
+        with processes.writer_first("index prepared"):  # process 0 leaves the others nothing to prepare
+            has, todo, removed = self._prepare(listed)
+        share = [
+            row
+            for row in todo
+            if zlib.crc32(row.id.encode(errors="surrogateescape")) % jax.process_count() == jax.process_index()
+        ]
+        failed: list[tuple[str, str]] = []
+        size = -(-_ROWS // self.reid.batch_size) * self.reid.batch_size
+        batches = in_batches(share, size)
+        with ThreadPoolExecutor(_READERS) as pool:
+            for batch in track(batches, "indexing", -(-len(share) // size), f"batches of {size} images"):
+                self._add(batch, listed.root, pool, failed)
+        texts = processes.exchange("images that cannot be read", json.dumps(failed))  # all have written their share
+        broken = [(name, reason) for text in texts for name, reason in json.loads(text)]
+        added = sum(row.id not in has for row in todo) - sum(name not in has for name, _ in broken)
+        lost = [name for name, _ in broken if name in has]
+        with processes.writer_first("index complete"):
+            self._table.refresh()
+            self._table.delete(lost)  # a file that was an image and is none now
+            if processes.is_writer() and (todo or removed):
+                self._table.tidy(is_new=not has)
+        changed = len(todo) - added - len(broken)
+        return Changes(
+            added, changed, len(removed) + len(lost), len(has) - len(removed) - changed - len(lost), broken, listed.notes,
+            time.perf_counter() - begin,
+        )  # fmt: skip
+
+    def _prepare(self, listed: Photographs) -> tuple[dict[str, dict], list[Photograph], list[str]]:
+        """Remove the rows of missing images.
+
+        Returns:
+            Rows before that by id, the photographs to embed, and the ids that were removed.
+        """
+        self._table.refresh()
         names = dict.fromkeys(name for row in listed.rows for name in row.columns if name not in KNOWN)
         self._table.add_columns({n: [row.columns.get(n) for row in listed.rows] for n in (*KNOWN, *names)})
         has = {row["id"]: row for row in self._table.read().to_pylist()}
-        wanted = {row.id: row for row in listed.rows}
-        if has and not has.keys() & wanted.keys():
+        wanted = {row.id for row in listed.rows}
+        if has and not has.keys() & wanted:
             raise UserError(
                 f"--index={self.place}: found an index of {len(has)} other images, of {self.root}, expected one of these; "
                 "choose another --index, or name the folder that it was made from"
@@ -277,22 +317,7 @@ class Index:
         self._table.delete(removed)
         if str(listed.root.resolve()) != str(self.root):
             self._table.move(str(listed.root.resolve()))
-        broken: list[tuple[str, str]] = []
-        size = -(-_ROWS // self.reid.batch_size) * self.reid.batch_size
-        batches = in_batches(todo, size)
-        with ThreadPoolExecutor(_READERS) as pool:
-            for batch in track(batches, "indexing", -(-len(todo) // size), f"batches of {size} images"):
-                self._add(batch, listed.root, pool, broken)
-        added = sum(row.id not in has for row in todo) - sum(name not in has for name, _ in broken)
-        lost = [name for name, _ in broken if name in has]
-        self._table.delete(lost)  # a file that was an image and is none now
-        if todo or removed:
-            self._table.tidy(is_new=not has)
-        changed = len(todo) - added - len(broken)
-        return Changes(
-            added, changed, len(removed) + len(lost), len(has) - len(removed) - changed - len(lost), broken, listed.notes,
-            time.perf_counter() - begin,
-        )  # fmt: skip
+        return has, todo, removed
 
     def _add(self, batch: Sequence[Photograph], root: Path, pool: ThreadPoolExecutor, broken: list) -> None:
         """Embed photographs and write them as one version."""

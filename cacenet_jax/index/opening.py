@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from cacenet_jax import __version__
 from cacenet_jax.data.photographs import KNOWN, list_photographs
+from cacenet_jax.distributed import processes
 from cacenet_jax.errors import UserError
 from cacenet_jax.index.index import Changes, Index
 from cacenet_jax.index.stored_terms import layout_of
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 def make_index(
     reid: "Retriever", images: str | os.PathLike[str], place: str | os.PathLike[str]
 ) -> tuple[Index, Changes]:
-    """Make an index of photographs, or update one.
+    """Make an index of photographs, or update one. Of several processes, each embeds its share.
 
     Args:
         reid: network.
@@ -28,22 +29,23 @@ def make_index(
     Raises:
         UserError: see `Index.update`; or the index is one of another network.
     """
-    name = str(place) if "://" in str(place) else str(Path(place).expanduser())
-    table = Table.open(name)
-    if table is None:
-        _check_new(name)
-        listed = list_photographs(images)
-        settings = {
-            "package": __version__, "network": reid.network.fingerprint, "embedding_size": reid.embedding_size,
-            "image_size": list(reid.image_size), "terms": layout_of(reid.terms_like), "root": str(listed.root.resolve()),
-        }  # fmt: skip
-        names = dict.fromkeys([*KNOWN, *(name for row in listed.rows for name in row.columns)])
-        with locked(name):
-            table = Table.create(name, settings, {n: [row.columns.get(n) for row in listed.rows] for n in names})
-            index = Index(reid, table)
-            return index, index.update_to(listed)
-    index = Index(reid, table)
-    return index, index.update(images)
+    name, listed = _name(place), None
+    with processes.writer_first("index opened"):
+        table = Table.open(name)
+        if table is None:
+            _check_new(name)
+            listed = list_photographs(images)
+            settings = {
+                "package": __version__, "network": reid.network.fingerprint, "embedding_size": reid.embedding_size,
+                "image_size": list(reid.image_size), "terms": layout_of(reid.terms_like),
+                "root": str(listed.root.resolve()),
+            }  # fmt: skip
+            names = dict.fromkeys([*KNOWN, *(name for row in listed.rows for name in row.columns)])
+            with locked(name):
+                table = Table.create(name, settings, {n: [row.columns.get(n) for row in listed.rows] for n in names})
+        index = Index(reid, table)
+    with locked(name):
+        return index, index.update_to(list_photographs(images) if listed is None else listed)
 
 
 def _check_new(place: str) -> None:
@@ -62,8 +64,12 @@ def open_index(reid: "Retriever", place: str | os.PathLike[str]) -> Index:
     Raises:
         UserError: there is none, or it is one of another network.
     """
-    name = str(place) if "://" in str(place) else str(Path(place).expanduser())
+    name = _name(place)
     table = Table.open(name)
     if table is None:
         raise UserError(f"--index={name}: found no index, expected one; make it with --mode=index --images=FOLDER")
     return Index(reid, table)
+
+
+def _name(place: str | os.PathLike[str]) -> str:
+    return str(place) if "://" in str(place) else str(Path(place).expanduser())

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from cacenet_jax.distributed.processes import is_writer
 from cacenet_jax.errors import UserError, printable
 
 os.environ.setdefault("LANCEDB_LOG", "error")  # it warns about each table that is new
@@ -91,12 +92,17 @@ class Table:
         database = lancedb.connect(place, read_consistency_interval=_SEEN)
         if SETTINGS not in database.list_tables().tables:
             return None
-        settings = json.loads(database.open_table(SETTINGS).to_arrow()["json"][0].as_py())
+        settings = _read_settings(database)
         if settings["version"] != VERSION:
             raise UserError(
                 f"--index={place}: found an index of version {settings['version']}, expected {VERSION}; make a new index"
             )
         return cls(place, database, settings)
+
+    def refresh(self) -> None:
+        """Read what other processes have written."""
+        self._table.checkout_latest()
+        self.settings = _read_settings(self._database)
 
     @property
     def database(self) -> "lancedb.DBConnection":
@@ -238,6 +244,10 @@ class Table:
         return bool(self._table.list_indices())
 
 
+def _read_settings(database: "lancedb.DBConnection") -> dict[str, Any]:
+    return json.loads(database.open_table(SETTINGS).to_arrow()["json"][0].as_py())
+
+
 def _write_settings(database: "lancedb.DBConnection", settings: Mapping[str, Any]) -> None:
     database.create_table(SETTINGS, data=pa.table({"json": [json.dumps(settings)]}), mode="overwrite")
 
@@ -258,10 +268,12 @@ def _type_of(values: Sequence[Any]) -> "pa.DataType":
 def locked(place: str) -> Iterator[None]:
     """Keep other updates out of an index while the block runs; the system releases the lock when the process ends.
 
+    Of several processes of one update, process 0 holds the lock.
+
     Raises:
         UserError: another update is in progress.
     """
-    if "://" in place:  # an object store, whose writes are atomic
+    if "://" in place or not is_writer():  # the writes of an object store are atomic
         yield
         return
     os.makedirs(place, exist_ok=True)

@@ -128,7 +128,8 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
     sharding = NamedSharding(mesh, PartitionSpec())
 
     def place(x: Any) -> jax.Array:
-        if isinstance(x, jax.Array) and (x.sharding == sharding or sharding.is_fully_addressable):
+        is_local = isinstance(x, jax.Array) and x.is_fully_addressable and sharding.is_fully_addressable
+        if is_local or (isinstance(x, jax.Array) and x.sharding == sharding):
             return jax.device_put(x, sharding)
         return global_array(np.asarray(x), sharding)
 

@@ -24,15 +24,6 @@ TRAIN = (f"--config={TINY}", "--config.data.dir=prepared", "--config.data.val_sh
 STEPS = 12  # 3 epochs of floor(36 / 8) steps
 
 
-def pair(command: Command, *words: str, first=(), second=(), program=("-m", "cacenet_jax.main")):
-    """Run two processes of one run; `first` and `second` are further arguments of each."""
-    where = ("--distributed", f"--coordinator={free_address()}", "--num_processes=2")
-    commands = [
-        (sys.executable, *program, *words, *where, f"--process_id={i}", *own) for i, own in enumerate((first, second))
-    ]
-    return command.together(*commands)
-
-
 def errors(done) -> list[str]:
     return [line for line in done.stderr.splitlines() if line.startswith("error: ")]
 
@@ -62,7 +53,7 @@ def runs(tmp_path_factory, request):
     done = command(*TRAIN, "--workdir=one")
     assert done.returncode == 0, done.stderr
     spy = ROOT / "tests/read_spy.py"
-    for process in pair(command, *TRAIN, "--workdir=two", program=(str(spy),)):
+    for process in command.pair(*TRAIN, "--workdir=two", program=(str(spy),)):
         assert process.returncode == 0, process.stderr
         command_out = process.stdout
     assert "test split" not in command_out  # of process 1
@@ -115,7 +106,7 @@ def test_a_killed_run_of_two_processes_resumes_in_one(runs, request):
     assert done.returncode == 0, done.stderr
     assert "continuing killed from step" in done.stdout
     assert_same_losses(rows(runs / "killed"), rows(runs / "one"))
-    done = pair(command, *TRAIN, "--workdir=one", "--mode=evaluate")  # two processes evaluate what one has trained
+    done = command.pair(*TRAIN, "--workdir=one", "--mode=evaluate")  # two processes evaluate what one has trained
     assert [process.returncode for process in done] == [0, 0], done[0].stderr + done[1].stderr
 
 
@@ -178,7 +169,7 @@ def test_a_run_that_cannot_be_joined_ends_with_one_line(command, case):
 
 def test_a_user_error_in_one_process_ends_both_with_its_line(command):
     (command.folder / "a_file").write_text("")
-    done = pair(command, *TRAIN, "--workdir=run", second=("--config.data.dir=a_file/prepared",))
+    done = command.pair(*TRAIN, "--workdir=run", second=("--config.data.dir=a_file/prepared",))
     assert [process.returncode for process in done] == [2, 2], done
     line = errors(done[1])[-1]
     assert "a_file/prepared" in line and "cannot be written" in line
@@ -188,7 +179,7 @@ def test_a_user_error_in_one_process_ends_both_with_its_line(command):
 
 
 def test_processes_with_different_configs_are_refused(command):
-    done = pair(command, *TRAIN, "--workdir=run", first=("--config.loss.margin=0.3",))
+    done = command.pair(*TRAIN, "--workdir=run", first=("--config.loss.margin=0.3",))
     assert [process.returncode for process in done] == [2, 2], done
     assert all(len(process.stderr.splitlines()) == 1 for process in done), (
         done

@@ -13,34 +13,17 @@ from browser import chromium, parsed
 from command import ROOT
 from command_in_process import run_main
 from own_images import images, picture
-from tiny_index import NAMES
+from tiny_index import COLUMNS, NAMES, assert_same, content
 
 import cacenet_jax as cace
 from cacenet_jax.errors import UserError
 from cacenet_jax.index.opening import make_index
 from cacenet_jax.index.table import Table
 
-COLUMNS = ["id", "path", "box", "frame", "bytes", "modified", "camera", "time", "track", "identity"]
-
 
 @pytest.fixture
 def index(reid, photographs, tmp_path):
     return reid.index(photographs, tmp_path / "photographs.lance")
-
-
-def content(index):
-    return {row["id"]: row for row in index.to_arrow().to_pylist()}
-
-
-def assert_same(index, other):
-    """Two indices hold the same rows; embeddings to rounding, because batches differ."""
-    rows, others = content(index), content(other)
-    assert rows.keys() == others.keys()
-    for name, row in rows.items():
-        for column in COLUMNS:
-            assert row[column] == others[name][column]
-        np.testing.assert_allclose(row["embedding"], others[name]["embedding"], atol=1e-6)
-        assert len(row["terms"]) == len(others[name]["terms"]) > 0
 
 
 def test_it_holds_all_images_with_the_embeddings_of_the_network(reid, index, photographs):

@@ -115,6 +115,13 @@ def test_local_dry_run_shows_a_command_for_each_process(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_an_index_is_shared_without_a_config():
+    words = ("--mode=index", "--workdir=run", "--images=photographs", "--index=photographs.lance")
+    assert all(command[-4:] == list(words) for command in shown(launch("local.sh", "--dry-run", *words)))
+    [command] = shown(launch("slurm.sbatch", "--dry-run", "--nodes", "3", "--gpus-per-node", "4", *words))
+    assert command[-4:] == list(words)
+
+
 def test_slurm_dry_run_starts_a_task_for_each_gpu_or_node():
     [command] = shown(launch("slurm.sbatch", "--dry-run", "--nodes", "3", "--gpus-per-node", "4", *RUN))
     assert command[0] == "srun" and {"--ntasks=12", "--ntasks-per-node=4", "--gpu-bind=none"} <= set(command)
