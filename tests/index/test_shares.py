@@ -25,7 +25,10 @@ def test_two_processes_make_the_index_of_one(command, network, reid, photographs
         (photographs / name).write_bytes(b"no image")
     first, second = command.pair(*words)
     assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
-    assert "26 images; 3 added, 1 changed, 2 removed, 22 unchanged, 3 left out;" in first.stdout and " images;" not in second.stdout
+    assert (
+        "26 images; 3 added, 1 changed, 2 removed, 22 unchanged, 3 left out;" in first.stdout
+        and " images;" not in second.stdout
+    )
     assert all(f"left out {name}" in first.stdout for name in ("broken.jpg", "too/broken.png", NAMES[5]))
     shared = reid.open_index(tmp_path / "shared.lance")
     assert_same(shared, reid.index(photographs, tmp_path / "anew.lance"))
