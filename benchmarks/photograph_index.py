@@ -51,22 +51,22 @@ def mib(folder: str) -> float:
     return sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file()) / 2**20
 
 
-def torch_extractor(paths: Sequence[Path], height: int, width: int) -> np.ndarray:
-    """Return features of image files by OSNet x0.25 in PyTorch, shape (n, 128)."""
+def torch_extractor(paths: Sequence[Path], height: int, width: int, channels_last: bool) -> np.ndarray:
+    """Return features of image files by OSNet x0.25 in PyTorch, shape (n, 512)."""
     import torch
 
     network = runpy.run_path(str(TORCH_NETWORKS))["published_network"]("osnet_x0_25").float().eval()
-    network = network.to(memory_format=torch.channels_last)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    network = network.to(memory_format=layout)
+    head = torch.nn.Sequential(torch.nn.Linear(128, 512), torch.nn.BatchNorm1d(512), torch.nn.ReLU()).eval()
     mean, deviation = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     features = []
     with torch.no_grad():
         for start in range(0, len(paths), 32):
             images = [Image.open(path).convert("RGB").resize((width, height)) for path in paths[start : start + 32]]
             x_BHWC = torch.from_numpy(np.stack([np.asarray(image) for image in images])).float() / 255
-            x_BCHW = ((x_BHWC - mean) / deviation).permute(0, 3, 1, 2)
-            outputs = network(x_BCHW)
-            maps_BDhw = outputs["conv5"] if isinstance(outputs, dict) else outputs
-            features.append(maps_BDhw.mean(dim=(2, 3)).numpy())
+            x_BCHW = ((x_BHWC - mean) / deviation).permute(0, 3, 1, 2).contiguous(memory_format=layout)
+            features.append(head(network(x_BCHW)["conv5"].mean(dim=(2, 3))).numpy())
     return np.concatenate(features)
 
 
@@ -88,11 +88,11 @@ def of_folder(workdir: str, folder: Path, limit: int, beside_torch: bool, place:
         index = reid.index(folder, f"{place}/{number}.lance")
         seconds = time.perf_counter() - begin
         print(f"index: {len(index):,} images in {seconds:.1f} s, {len(index) / seconds:.1f} images/s", flush=True)
-        if beside_torch:
+        for layout in ("contiguous", "channels last") if beside_torch else ():
             begin = time.perf_counter()
-            torch_extractor(paths, *reid.image_size)
+            torch_extractor(paths, *reid.image_size, layout == "channels last")
             other = time.perf_counter() - begin
-            print(f"PyTorch: {len(paths) / other:.1f} images/s, ratio {other / seconds:.2f}", flush=True)
+            print(f"PyTorch, {layout}: {len(paths) / other:.1f} images/s, ratio {other / seconds:.2f}", flush=True)
     print(f"size: {mib(index.place):.1f} MiB, {1024 * mib(index.place) / len(index):.1f} KiB an image", flush=True)
     queries = [paths[i] for i in np.random.default_rng(0).choice(len(paths), SEARCHES, replace=False)]
     print(f"search, individual: {median_ms(lambda i: index.search(queries[i], 20, top_k=0))}", flush=True)

@@ -16,7 +16,7 @@ from cacenet_jax.visualize.style import webp
 from cacenet_jax.visualize.why import STYLE as WHY_STYLE
 from cacenet_jax.visualize.why import Why, render
 
-_SIZE = (192, 96)  # height and width of a thumbnail, in pixels
+SIZE = (192, 96)  # height and width of a thumbnail, in pixels
 _HOVER = (
     " Point at one of the best matches, tap it, or reach it with the tab key: its map given the query, from dark blue, the "
     "smallest norm, to yellow, the largest."
@@ -199,14 +199,14 @@ def _picture(index: Index, name: str, before: str = "", over: str = "", below: s
 
 def _pixels(path: Path) -> np.ndarray:
     """Return the thumbnail of an image file."""
-    out_HW3 = np.empty((*_SIZE, 3), np.uint8)
+    out_HW3 = np.empty((*SIZE, 3), np.uint8)
     read(path, out_HW3, printable(str(path)))
     return out_HW3
 
 
 def thumbnail(pixels: np.ndarray) -> bytes:
     """Return RGB pixels of any size as a small WebP image."""
-    return webp(resize(pixels, np.empty((*_SIZE, 3), np.uint8)))
+    return webp(resize(pixels, np.empty((*SIZE, 3), np.uint8)))
 
 
 def _uri(pixels: np.ndarray) -> str:

@@ -13,9 +13,12 @@ _SHOWN_MARKS = 500
 _STYLE = (
     pages.STYLE
     + """
-nav { display: flex; flex-wrap: wrap; gap: .25rem 1.25rem; padding: .75rem 0; border-bottom: 1px solid #bbb; }
+nav { display: flex; flex-wrap: wrap; gap: .25rem 1.25rem; padding-bottom: .75rem; margin-bottom: .75rem;
+  border-bottom: 1px solid #bbb; }
+nav + section { border-top: 0; margin-top: 0; padding-top: 0; }
 form.fields { display: flex; flex-wrap: wrap; gap: .5rem 1rem; align-items: end; margin: 1rem 0; }
-label { display: block; font-size: .9rem; } input, button { font: inherit; box-sizing: border-box; max-width: 100%; }
+label { display: grid; gap: .25rem; font-size: .9rem; }
+input, button { font: inherit; box-sizing: border-box; max-width: 100%; }
 input:not([type=number]) { width: 22rem; } input[type=number] { width: 5rem; }
 input[type=file] { border: 2px dashed #888; padding: 1.2rem .75rem; background: #f6f6f6; }
 button, .pages a { border: 1px solid #777; border-radius: .25rem; background: #f3f3f3; color: #222; padding: .25rem .6rem;
@@ -24,8 +27,11 @@ button:hover { background: #e2e2e2; } :focus-visible { outline: 3px solid #0072b
 .mark { display: flex; flex-wrap: wrap; gap: .25rem; margin: .25rem 0; }
 .mark button { font-size: .85em; padding: .1rem .4rem; } .mark button[aria-pressed=true] { background: #222; color: #fff; }
 .error { border-left: 4px solid #a34700; padding: .5rem 1rem; }
-ol.matches a { color: #0b4a8a; } .pages { display: flex; gap: 1rem; align-items: center; margin: 1rem 0; }
-table td { text-align: left; overflow-wrap: anywhere; }
+ol.matches a { color: #0b4a8a; }
+@media (max-width: 30rem) { ol.matches.grid { display: grid; grid-template-columns: repeat(3, 1fr); gap: .5rem; }
+  ol.matches.grid li { display: block; margin: 0; } ol.matches.grid img { width: 100%; height: auto; } }
+ .pages { display: flex; gap: 1rem; align-items: center; margin: 1rem 0; }
+table th, table td { text-align: left; overflow-wrap: anywhere; }
 """
 )
 _SOURCES = "'self' data:"
@@ -77,9 +83,11 @@ def photographs(ids: Sequence[str], total: int, start: int, size: int, where: st
         k: number of matches that the form proposes.
         marks: number of marks.
     """
+    height, width = pages.SIZE
     items = "".join(
         f'<li><a href="{address("/search", id=name, k=k, where=where)}">'
-        f'<img loading="lazy" src="{address("/image", id=name)}" alt=""><span class="name">{escape(name)}</span></a></li>'
+        f'<img loading="lazy" src="{address("/image", id=name)}" alt="" width="{width}" height="{height}">'
+        f'<span class="name">{escape(name)}</span></a></li>'
         for name in ids
     )
     links = []
@@ -100,7 +108,7 @@ def photographs(ids: Sequence[str], total: int, start: int, size: int, where: st
 <section><h2>Photographs of the index</h2>
 <form class="fields" action="/"><label>Filter, an SQL condition
 <input name="where" value="{escape(where)}" placeholder="camera != 3 AND time &gt; 10"></label><button>Filter</button></form>
-<ol class="matches">{items}</ol>
+<ol class="matches grid">{items}</ol>
 <div class="pages">{"".join(links)}</div></section>"""
     return shell("Photographs", body, marks)
 
@@ -151,7 +159,8 @@ def why(body: str, marks: int) -> str:
 def marked(marks: Sequence[Mark], labelled: Labelled) -> str:
     """Render all marks, what they contradict, and the link to the manifest."""
     people = len(set(labelled.identities.values()))
-    body = f"""<p>{len(marks):,} marks. {len(labelled.identities):,} photographs of {people:,} people have an identity, from
+    persons = f"{people:,} {'person' if people == 1 else 'people'}"
+    body = f"""<p>{len(marks):,} marks. {len(labelled.identities):,} photographs of {persons} have an identity, from
 these marks or from the index.</p>
 <p><a href="/marks.csv" download>marks.csv</a>: a manifest of them, to fine-tune and to calibrate on. Photographs that were
 only marked wrong are left out, because they may be of anyone else.</p>"""
