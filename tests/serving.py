@@ -17,7 +17,7 @@ BOUNDARY = "ba4c27"
 
 
 @contextlib.contextmanager
-def served(index, hosts=("127.0.0.1", "localhost")):
+def served(index, hosts=("localhost",)):
     """Serve an index, and yield the port."""
     listening = listen("127.0.0.1", 0)
     server = uvicorn.Server(uvicorn.Config(build(index, hosts), log_level="error", lifespan="off"))

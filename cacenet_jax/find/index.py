@@ -6,8 +6,8 @@ from cacenet_jax import retriever
 from cacenet_jax.distributed import processes
 from cacenet_jax.errors import printable
 from cacenet_jax.find.flags import need
-from cacenet_jax.index.index import Changes
 from cacenet_jax.index.opening import make_index
+from cacenet_jax.index.update import Changes
 
 _SHOWN = 10  # images that are left out
 

@@ -1,7 +1,7 @@
 """An index of photographs on disk: built from a folder or a manifest, kept up to date, and searched.
 
-Read photographs.py (the images of a folder or a manifest), table.py (their rows in LanceDB), index.py (`Index`, which
-keeps the rows equal to the images), search.py (one query), groups.py (who is who by distances), marks.py (who is who by
+Read table.py (rows of photographs in LanceDB), index.py (`Index`), update.py (rows made equal to the photographs that
+`data.photographs` lists), search.py (one query), groups.py (who is who by distances), marks.py (who is who by
 what someone marked). Needs the extra [index].
 """
 

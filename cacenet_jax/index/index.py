@@ -6,39 +6,24 @@ print(index.search("a.jpg", k=20))
 """
 
 import functools
-import json
 import os
-import time
-import zlib
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-import jax
 import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
 from cacenet_jax.data.image_files import ImageError
-from cacenet_jax.data.images import ListedImages
-from cacenet_jax.data.photographs import (
-    KNOWN,
-    Photograph,
-    Photographs,
-    as_columns,
-    in_batches,
-    list_photographs,
-    read_photograph,
-)
-from cacenet_jax.distributed import processes
-from cacenet_jax.distributed.progress import track
+from cacenet_jax.data.photographs import Photograph, list_photographs, read_photograph
 from cacenet_jax.errors import UserError, printable
 from cacenet_jax.index import groups as grouping
 from cacenet_jax.index import search as searching
 from cacenet_jax.index.marks import Marks
-from cacenet_jax.index.stored_terms import pack, unpack
-from cacenet_jax.index.table import Table, as_matrix, literal, locked
+from cacenet_jax.index.stored_terms import unpack
+from cacenet_jax.index.table import GoneError, Table, as_matrix, literal, locked
+from cacenet_jax.index.update import Changes, update
 from cacenet_jax.retrieval.compare import HostTerms
 
 if TYPE_CHECKING:
@@ -46,31 +31,7 @@ if TYPE_CHECKING:
 
     from cacenet_jax.retriever import Images, Retriever
 
-_READERS = 4  # threads that decode images
-_ROWS = 256  # images of a version, at least; an interrupted update repeats at most so many
 _RECALL_QUERIES = 50
-
-
-class Changes(NamedTuple):
-    """Result of an update.
-
-    Attributes:
-        added: number of new images.
-        changed: number of images whose file or columns changed.
-        removed: number of images that are no longer there.
-        unchanged: number of images that were left as they are.
-        broken: (id, reason) of each image that cannot be read; they are not in the index.
-        notes: lines about files that are left out.
-        seconds: duration.
-    """
-
-    added: int
-    changed: int
-    removed: int
-    unchanged: int
-    broken: Sequence[tuple[str, str]]
-    notes: Sequence[str]
-    seconds: float
 
 
 class Index:
@@ -88,6 +49,7 @@ class Index:
             UserError: it is another one, or the index is of a later version of this package.
         """
         self.reid, self.place, self._table = reid, table.place, table
+        self._marks = Marks(table.database)
         made_with, here = table.settings["network"], reid.network.fingerprint
         if made_with != here:
             raise UserError(
@@ -123,10 +85,10 @@ class Index:
         """Number that changes with every update."""
         return self._table.version
 
-    @functools.cached_property
+    @property
     def marks(self) -> Marks:
         """Pairs of photographs that were marked as of one person or of two."""
-        return Marks(self._table.database)
+        return self._marks
 
     def images(self, where: str | None = None, columns: Sequence[str] | None = None) -> "pa.Table":
         """Return rows as an Arrow table, sorted by id.
@@ -164,15 +126,15 @@ class Index:
         Raises:
             UserError: there is no such image, or its file cannot be read.
         """
-        rows = self.images(f"id = {literal(id)}", ["id", "path", "box", "frame"]).to_pylist()
-        if not rows:
-            raise UserError(f"{printable(id)}: found no such image in {self.place}, expected one; see Index.images()")
-        row = rows[0]
+        row = self._table.take([id], ["id", "path", "box", "frame"]).to_pylist()[0]
         box = tuple(row["box"]) if row["box"] else None
-        photograph = Photograph(row["id"], row["path"], box, row["frame"], 0, 0, {})
+        photograph, root = Photograph(row["id"], row["path"], box, row["frame"], 0, 0, {}), self.root
         try:
-            return Image.fromarray(read_photograph(self.root, photograph))
+            return Image.fromarray(read_photograph(root, photograph))
         except (ImageError, OSError) as error:
+            self._table.refresh()
+            if self.root != root:  # the folder has moved
+                return self.read_image(id)
             raise UserError(f"{printable(id)}: {error}; update the index with --mode=index") from error
 
     def search(
@@ -201,7 +163,14 @@ class Index:
         Raises:
             UserError: an image cannot be read, the filter is wrong, or `k` is below 1.
         """
-        return searching.search(self, query, k, where=where, top_k=top_k, rerank=rerank, exact=exact)
+        search = functools.partial(
+            searching.search, self, query, k, where=where, top_k=top_k, rerank=rerank, exact=exact
+        )
+        try:
+            return search()
+        except GoneError:  # an update removed a match meanwhile
+            self._table.refresh()
+            return search()
 
     def groups(self, where: str | None = None, cut: float = grouping.CUT) -> "grouping.Groups":
         """Group the photographs by person; needs scikit-learn.
@@ -263,85 +232,4 @@ class Index:
             UserError: there are no images, the manifest has mistakes, or another update is in progress.
         """
         with locked(self.place):
-            return self.update_to(list_photographs(images))
-
-    def update_to(self, listed: Photographs) -> Changes:
-        """Make the rows equal to photographs; `update` without the lock."""
-        begin = time.perf_counter()
-        with processes.writer_first("index prepared"):  # process 0 leaves the others nothing to prepare
-            has, todo, removed = self._prepare(listed)
-        share = [
-            row
-            for row in todo
-            if zlib.crc32(row.id.encode(errors="surrogateescape")) % jax.process_count() == jax.process_index()
-        ]
-        failed: list[tuple[str, str]] = []
-        size = -(-_ROWS // self.reid.batch_size) * self.reid.batch_size
-        batches = in_batches(share, size)
-        with ThreadPoolExecutor(_READERS) as pool:
-            for batch in track(batches, "indexing", -(-len(share) // size), f"batches of {size} images"):
-                self._add(batch, listed.root, pool, failed)
-        texts = processes.exchange("images that cannot be read", json.dumps(failed))  # all have written their share
-        broken = [(name, reason) for text in texts for name, reason in json.loads(text)]
-        added = sum(row.id not in has for row in todo) - sum(name not in has for name, _ in broken)
-        lost = [name for name, _ in broken if name in has]
-        with processes.writer_first("index complete"):
-            self._table.refresh()
-            self._table.delete(lost)  # a file that was an image and is none now
-            if processes.is_writer() and (todo or removed):
-                self._table.tidy(is_new=not has)
-        changed = len(todo) - added - len(broken)
-        return Changes(
-            added, changed, len(removed) + len(lost), len(has) - len(removed) - changed - len(lost), broken, listed.notes,
-            time.perf_counter() - begin,
-        )  # fmt: skip
-
-    def _prepare(self, listed: Photographs) -> tuple[dict[str, dict], list[Photograph], list[str]]:
-        """Remove the rows of missing images.
-
-        Returns:
-            Rows before that by id, the photographs to embed, and the ids that were removed.
-        """
-        self._table.refresh()
-        names = dict.fromkeys(name for row in listed.rows for name in row.columns if name not in KNOWN)
-        self._table.add_columns({n: [row.columns.get(n) for row in listed.rows] for n in (*KNOWN, *names)})
-        has = {row["id"]: row for row in self._table.read().to_pylist()}
-        wanted = {row.id for row in listed.rows}
-        if has and not has.keys() & wanted:
-            raise UserError(
-                f"--index={self.place}: found an index of {len(has)} other images, of {self.root}, expected one of these; "
-                "choose another --index, or name the folder that it was made from"
-            )
-        todo = [row for row in listed.rows if row.id not in has or _differs(row, has[row.id])]
-        removed = [name for name in has if name not in wanted]
-        self._table.delete(removed)
-        if str(listed.root.resolve()) != str(self.root):
-            self._table.move(str(listed.root.resolve()))
-        return has, todo, removed
-
-    def _add(self, batch: Sequence[Photograph], root: Path, pool: ThreadPoolExecutor, broken: list) -> None:
-        """Embed photographs and write them as one version."""
-
-        def pixels_of(photograph: Photograph) -> np.ndarray | str:
-            try:
-                return read_photograph(root, photograph)
-            except (ImageError, OSError) as error:
-                return str(error)
-
-        read = list(pool.map(pixels_of, batch))
-        broken += [(row.id, pixels) for row, pixels in zip(batch, read) if isinstance(pixels, str)]
-        good = [(row, pixels) for row, pixels in zip(batch, read) if not isinstance(pixels, str)]
-        if not good:
-            return
-        embedding_nF, terms = self.reid.describe(ListedImages([p for _, p in good], [row.id for row, _ in good]))
-        self._table.upsert(
-            [
-                as_columns(row) | {"embedding": embedding, "terms": None if terms is None else pack(terms, i)}
-                for i, ((row, _), embedding) in enumerate(zip(good, embedding_nF))
-            ]
-        )
-
-
-def _differs(photograph: Photograph, row: Mapping[str, Any]) -> bool:
-    """Return True if a photograph is not that of a row."""
-    return any(row.get(name) != value for name, value in as_columns(photograph).items())
+            return update(self.reid, self._table, list_photographs(images))

@@ -14,12 +14,13 @@ import pyarrow as pa
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from cacenet_jax.index.table import literal
+from cacenet_jax.index.table import KEPT, literal
 
 if TYPE_CHECKING:
     import lancedb
 
 NAME = "marks"
+_COMPACTED_EVERY = 50  # changes, each of which is a file
 _SCHEMA = pa.schema(
     [("key", pa.string()), ("first", pa.string()), ("second", pa.string()), ("same", pa.bool_()), ("time", pa.string())]
 )
@@ -52,13 +53,19 @@ class Labelled(NamedTuple):
 
 
 class Marks:
-    """The marks of an index. Each change is one atomic version of a LanceDB table."""
+    """The marks of an index. Each change is one atomic version of a LanceDB table, which the first mark creates."""
 
     def __init__(self, database: "lancedb.DBConnection"):
-        """Open the marks in a database, of which there may be none yet."""
-        self._database, self._lock = database, threading.Lock()
-        has_marks = NAME in database.list_tables().tables
-        self._table = database.open_table(NAME) if has_marks else None
+        """Take the database of an index."""
+        self._database, self._lock, self._changes = database, threading.Lock(), 0
+        self._opened: lancedb.table.Table | None = None
+
+    @property
+    def _table(self) -> "lancedb.table.Table | None":
+        """The table; None while nobody has marked anything, in this process or another."""
+        if self._opened is None and NAME in self._database.list_tables().tables:
+            self._opened = self._database.open_table(NAME)
+        return self._opened
 
     def set(self, first: str, second: str, same: bool | None) -> None:
         """Mark a pair of photographs, replacing an earlier mark of the pair.
@@ -76,34 +83,42 @@ class Marks:
         first, second = sorted((first, second))
         key = json.dumps([first, second])
         with self._lock:
-            if self._table is None:
-                self._table = self._database.create_table(NAME, schema=_SCHEMA, exist_ok=True)
+            table = self._table
+            if table is None:
+                table = self._database.create_table(NAME, schema=_SCHEMA, exist_ok=True)
             if same is None:
-                self._table.delete(f"key = {literal(key)}")
-                return
-            now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-            row = {"key": key, "first": first, "second": second, "same": same, "time": now}
-            merge = self._table.merge_insert("key").when_matched_update_all().when_not_matched_insert_all()
-            merge.execute(pa.Table.from_pylist([row], schema=_SCHEMA))
+                table.delete(f"key = {literal(key)}")
+            else:
+                now = datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")
+                row = {"key": key, "first": first, "second": second, "same": same, "time": now}
+                merge = table.merge_insert("key").when_matched_update_all().when_not_matched_insert_all()
+                merge.execute(pa.Table.from_pylist([row], schema=_SCHEMA))
+            self._changes += 1
+            if self._changes % _COMPACTED_EVERY == 0:
+                table.optimize(cleanup_older_than=KEPT)
 
     def __len__(self) -> int:
-        """Return the number of marks."""
-        return 0 if self._table is None else self._table.count_rows()
+        """Return the number of marked pairs."""
+        return len(self.all())
 
     def all(self) -> list[Mark]:
         """Return all marks, sorted by name."""
-        if self._table is None:
-            return []
-        rows = self._table.to_arrow().select(["first", "second", "same"]).to_pylist()
-        return sorted(Mark(**row) for row in rows)
+        return self._read(None)
 
     def of(self, name: str) -> dict[str, bool]:
         """Return the marks of a photograph, by the name of the other one."""
-        return {
-            mark.second if name == mark.first else mark.first: mark.same
-            for mark in self.all()
-            if name in (mark.first, mark.second)
-        }
+        marks = self._read(f"first = {literal(name)} OR second = {literal(name)}")
+        return {mark.second if name == mark.first else mark.first: mark.same for mark in marks}
+
+    def _read(self, where: str | None) -> list[Mark]:
+        """Return the marks that a filter leaves; of two that processes made of one pair at once, the later one."""
+        table = self._table
+        if table is None:
+            return []
+        query = table.search().select(["first", "second", "same", "time"])
+        rows = (query.where(where) if where else query).limit(max(table.count_rows(), 1)).to_arrow().to_pylist()
+        latest = {(row["first"], row["second"]): row["same"] for row in sorted(rows, key=lambda row: row["time"])}
+        return sorted(Mark(*pair, same) for pair, same in latest.items())
 
 
 def identities(marks: Sequence[Mark], known: Mapping[str, str]) -> Labelled:

@@ -8,9 +8,10 @@ from cacenet_jax import __version__
 from cacenet_jax.data.photographs import KNOWN, list_photographs
 from cacenet_jax.distributed import processes
 from cacenet_jax.errors import UserError
-from cacenet_jax.index.index import Changes, Index
+from cacenet_jax.index.index import Index
 from cacenet_jax.index.stored_terms import layout_of
-from cacenet_jax.index.table import Table, locked
+from cacenet_jax.index.table import NAME, Table, locked
+from cacenet_jax.index.update import Changes, update
 
 if TYPE_CHECKING:
     from cacenet_jax.retriever import Retriever
@@ -41,18 +42,21 @@ def make_index(
                 "root": str(listed.root.resolve()),
             }  # fmt: skip
             names = dict.fromkeys([*KNOWN, *(name for row in listed.rows for name in row.columns)])
-            with locked(name):
-                table = Table.create(name, settings, {n: [row.columns.get(n) for row in listed.rows] for n in names})
+            with locked(name):  # another command may have made it meanwhile
+                columns = {n: [row.columns.get(n) for row in listed.rows] for n in names}
+                table = Table.open(name)
+                if table is None:
+                    table = Table.create(name, settings, columns)
         index = Index(reid, table)
     with locked(name):
-        return index, index.update_to(list_photographs(images) if listed is None else listed)
+        return index, update(reid, table, list_photographs(images) if listed is None else listed)
 
 
 def _check_new(place: str) -> None:
     """Raise UserError if a folder holds anything else, which an index must not be mixed with."""
     if "://" in place or not Path(place).exists():
         return
-    if not Path(place).is_dir() or [name for name in os.listdir(place) if name != ".lock"]:
+    if not Path(place).is_dir() or set(os.listdir(place)) - {".lock", f"{NAME}.lance"}:  # an interrupted creation
         raise UserError(
             f"--index={place}: found something else there, expected an index or nothing; choose another --index"
         )

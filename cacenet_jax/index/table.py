@@ -39,9 +39,13 @@ _FIXED = {
     "id": pa.string(), "path": pa.string(), "box": pa.list_(pa.int32(), 4), "frame": pa.int64(), "bytes": pa.int64(),
     "modified": pa.int64(),
 }  # fmt: skip
-_KEPT = datetime.timedelta(minutes=10)  # older versions are kept so long, for searches that are in progress
+KEPT = datetime.timedelta(minutes=10)  # older versions are kept so long, for searches that are in progress
 _SEEN = datetime.timedelta(seconds=5)  # within which a reader sees the update of another process
 _IDS = 500  # in one filter
+
+
+class GoneError(UserError):
+    """Error raised if images are no longer in the index, because an update removed them."""
 
 
 def literal(text: str) -> str:
@@ -75,7 +79,7 @@ class Table:
         fields += [pa.field(name, _type_of(values)) for name, values in columns.items()]
         fields.append(pa.field("embedding", pa.list_(pa.float32(), settings["embedding_size"])))
         fields.append(pa.field("terms", pa.large_binary()))
-        database = lancedb.connect(place)
+        database = lancedb.connect(place, read_consistency_interval=_SEEN)
         database.create_table(NAME, schema=pa.schema(fields), mode="overwrite")  # one without settings is no index yet
         _write_settings(database, {"version": VERSION, **settings})
         return cls(place, database, {"version": VERSION, **settings})
@@ -148,7 +152,11 @@ class Table:
         return result.sort_by("id").select(names)
 
     def take(self, ids: Sequence[str], columns: Sequence[str]) -> "pa.Table":
-        """Return columns of the rows of some ids, in their order."""
+        """Return columns of the rows of some ids, in their order.
+
+        Raises:
+            GoneError: a row is missing.
+        """
         parts = [
             self._table.search().where(f"id IN ({', '.join(map(literal, ids[i : i + _IDS]))})")
             .select(list(dict.fromkeys(["id", *columns]))).limit(_IDS).to_arrow()
@@ -156,6 +164,11 @@ class Table:
         ]  # fmt: skip
         together = pa.concat_tables(parts)
         places = {name: place for place, name in enumerate(together["id"].to_pylist())}
+        missing = [name for name in ids if name not in places]
+        if missing:
+            raise GoneError(
+                f"{printable(missing[0])}: found no such image in {self.place}, expected one; see Index.images()"
+            )
         return together.take([places[name] for name in ids]).select(list(columns))
 
     def closest(
@@ -191,7 +204,9 @@ class Table:
             ) from error
 
     def upsert(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Insert rows, replacing those with the same ids, in one version."""
+        """Insert rows, replacing those with the same ids, in one version; of no rows there is none."""
+        if not rows:
+            return
         batch = pa.Table.from_pylist(list(rows), schema=self._table.schema)
         self._table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all().execute(batch)
 
@@ -229,7 +244,7 @@ class Table:
         """Join small files and remove older versions, of a new table at once."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # about readers, which a new table does not have
-            self._table.optimize(cleanup_older_than=datetime.timedelta(0) if is_new else _KEPT)
+            self._table.optimize(cleanup_older_than=datetime.timedelta(0) if is_new else KEPT)
 
     def build_vector_index(self) -> None:
         """Build an approximate index of the embeddings (inverted lists of their product quantisation)."""

@@ -1,6 +1,6 @@
-"""The application of `--mode=serve`: what each address answers.
+"""The application of `--mode=serve`.
 
-| address | answer |
+| route | response |
 |---|---|
 | GET / | photographs of the index, filtered by `where`, from `start` |
 | GET /image?id= | a small picture of one |
@@ -25,12 +25,11 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartParser
 from starlette.middleware import Middleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from cacenet_jax.data.image_files import ImageError, rgb
+from cacenet_jax.data.image_files import MAX_PIXELS, ImageError, rgb
 from cacenet_jax.data.images import ListedImages, batches
 from cacenet_jax.decide import compare, page
 from cacenet_jax.errors import UserError, printable
@@ -48,19 +47,21 @@ _K, _MOST_K = 20, 100
 _ON_A_PAGE = 60
 _MOST_IMAGES = 10  # of one query
 _REASONS = 4  # for an uploaded query, whose pairs cannot be asked for later
+_DECODING = 4  # images of the index that are decoded at a time
 
 
 class App:
-    """Answers to requests, for one index."""
+    """Handlers of the routes, for one index."""
 
     def __init__(self, index: Index):
         """Serve an index."""
         self._index = index
         self._computing = threading.Lock()  # one search or drawing at a time; the others wait
+        self._decoding = threading.BoundedSemaphore(_DECODING)
         self._ids = functools.lru_cache(maxsize=8)(self._read_ids)
 
     def routes(self) -> list[Route]:
-        """Return the addresses."""
+        """Return the routes."""
         return [
             Route("/", self.photographs), Route("/image", self.image), Route("/search", self.search),
             Route("/search", self.upload, methods=["POST"]), Route("/why", self.why),
@@ -77,7 +78,7 @@ class App:
     def image(self, request: Request) -> Response:
         """GET /image: a small picture of a photograph."""
         pixels = self._pixels(self._known(request.query_params, "id"))
-        return Response(thumbnail(pixels), 200, {"Cache-Control": "private, max-age=300"}, "image/webp")
+        return Response(thumbnail(pixels), 200, {"Cache-Control": "private, max-age=60"}, "image/webp")
 
     def search(self, request: Request) -> Response:
         """GET /search: matches of a photograph of the index."""
@@ -108,8 +109,8 @@ class App:
         return await run_in_threadpool(self._search_uploaded, images, k, where)
 
     def _search_uploaded(self, images: Sequence[tuple[str, bytes]], k: int, where: str) -> Response:
-        shown = [(name, _decode(name, encoded)) for name, encoded in images]
-        with self._computing:
+        with self._computing:  # decoded images are large
+            shown = _decode(images)
             result = self._index.search([pixels for _, pixels in shown], k, where=where or None)
             reasons = draw_reasons(result, self._index, shown[0][1], _REASONS)
         return _html(views.search(search_body(result, self._index, shown, reasons=reasons), True, self._count()))
@@ -136,19 +137,25 @@ class App:
         return await run_in_threadpool(self._mark, form, state[str(form["same"])], k, where)
 
     def _mark(self, form: Any, same: bool | None, k: int, where: str) -> Response:
-        query, match = (self._known(form, name) for name in ("query", "match"))
+        if same is None:  # also of photographs that are no longer there
+            query, match = (_text(form, name) for name in ("query", "match"))
+        else:
+            query, match = (self._known(form, name) for name in ("query", "match"))
         if query == match:
             raise UserError("match: found the query itself, expected another photograph; mark another one")
         self._index.marks.set(query, match, same)
+        if "start" in form:  # from the page of the marks
+            return RedirectResponse(views.link("/marks", start=_number(form, "start", 0, 0, 10**9)), 303)
         return RedirectResponse(f"{views.link('/search', id=query, k=k, where=where)}#{views.anchor(match)}", 303)
 
     def marks(self, request: Request) -> Response:
         """GET /marks: all marks, and what follows from them."""
         marks = self._index.marks.all()
-        return _html(views.marked(marks, identities(marks, self._identities())))
+        present, start = set(self._ids(self._index.version, "")), _number(request.query_params, "start", 0, 0, 10**9)
+        return _html(views.marked(marks, identities(marks, self._identities()), present, start))
 
     def manifest(self, request: Request) -> Response:
-        """GET /marks.csv: a manifest of the photographs that have an identity."""
+        """GET /marks.csv: a manifest of the photographs of the index that have an identity."""
         labelled = identities(self._index.marks.all(), self._identities())
         has = set(self._ids(self._index.version, ""))
         present = {name: identity for name, identity in labelled.identities.items() if name in has}
@@ -173,7 +180,8 @@ class App:
         return value
 
     def _pixels(self, name: str) -> np.ndarray:
-        return np.asarray(self._index.read_image(name))
+        with self._decoding:
+            return np.asarray(self._index.read_image(name))
 
 
 def build(index: Index, hosts: Sequence[str]) -> Starlette:
@@ -181,7 +189,7 @@ def build(index: Index, hosts: Sequence[str]) -> Starlette:
 
     Args:
         index: index to serve.
-        hosts: host names that requests may be addressed to, so that no other site can point its name here; "*" for any.
+        hosts: names of this machine that requests may use besides its addresses; see `Guard`.
     """
     MultiPartParser.spool_max_size = MAX_BODY  # uploads are never written to a disk
     app = App(index)
@@ -194,7 +202,7 @@ def build(index: Index, hosts: Sequence[str]) -> Starlette:
 
     return Starlette(
         routes=app.routes(),
-        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False), Middleware(Guard)],
+        middleware=[Middleware(Guard, hosts=hosts)],
         exception_handlers={
             HTTPException: refused(lambda error: getattr(error, "status_code", 400)), UserError: refused(lambda _: 400)
         },
@@ -224,8 +232,18 @@ def _options(values: Any) -> tuple[int, str]:
     return _number(values, "k", _K, 1, _MOST_K), _text(values, "where")
 
 
-def _decode(name: str, encoded: bytes) -> np.ndarray:
-    try:
-        return rgb(encoded)
-    except ImageError as error:
-        raise UserError(f"{name}: {error}") from error
+def _decode(images: Sequence[tuple[str, bytes]]) -> list[tuple[str, np.ndarray]]:
+    """Decode uploaded images, together at most as large as one image may be."""
+    decoded, total = [], 0
+    for name, encoded in images:
+        try:
+            pixels = rgb(encoded)
+        except ImageError as error:
+            raise UserError(f"{name}: {error}") from error
+        total += pixels.shape[0] * pixels.shape[1]
+        if total > MAX_PIXELS:
+            raise UserError(
+                f"image: found images of more than {MAX_PIXELS:,} pixels together, expected fewer; scale them down"
+            )
+        decoded.append((name, pixels))
+    return decoded

@@ -1,11 +1,15 @@
-"""Refusal of requests that are too large or come from another page, and headers of every answer."""
+"""Refusal of requests that are too large, or that another page or host name leads here, and headers of every response."""
 
+import ipaddress
+from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.responses import PlainTextResponse
+
+from cacenet_jax.errors import printable
 
 MAX_BODY = 32 << 20  # bytes of a request; uploads stay in memory
 HEADERS = {
@@ -20,14 +24,23 @@ _LARGE = f"found a request of more than {MAX_BODY >> 20} MiB, expected less; cho
 
 
 class Guard:
-    """ASGI middleware that checks size and origin of requests, and adds `HEADERS` to answers."""
+    """ASGI middleware that checks host, size and origin of requests, and adds `HEADERS` to responses.
 
-    def __init__(self, app: Any):
-        """Wrap an application."""
-        self._app = app
+    A foreign site can have its own name resolve to this machine (DNS rebinding), but not an IP address: requests to an
+    address are accepted, requests to a name only if it is a known one.
+    """
+
+    def __init__(self, app: Any, hosts: Sequence[str]):
+        """Wrap an application.
+
+        Args:
+            app: the application.
+            hosts: names that requests may be addressed to.
+        """
+        self._app, self._hosts = app, {name.lower() for name in hosts}
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Answer a request."""
+        """Handle a request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -46,12 +59,26 @@ class Guard:
                 raise HTTPException(413, _LARGE)
             return message
 
-        refusal = _refusal(scope["method"], headers)
+        refusal = self._wrong_host(headers) or _refusal(scope["method"], headers)
         await (refusal or self._app)(scope, receive_limited, send_with_headers)
+
+    def _wrong_host(self, headers: Headers) -> PlainTextResponse | None:
+        host = headers.get("host", "")
+        try:
+            name = urlsplit(f"//{host}").hostname or ""
+            if name in self._hosts or ipaddress.ip_address(name):
+                return None
+        except ValueError:
+            pass
+        return PlainTextResponse(
+            f"found the host name {printable(host, 100)!r}, expected an IP address or the name given by --host; open the "
+            "address that the command printed",
+            400,
+        )
 
 
 def _refusal(method: str, headers: Headers) -> PlainTextResponse | None:
-    """Return the answer to a request that is refused by its headers."""
+    """Return the response to a request that its headers forbid."""
     if method in ("GET", "HEAD"):
         return None
     origin, site = headers.get("origin"), headers.get("sec-fetch-site", "same-origin")

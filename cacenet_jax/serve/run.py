@@ -23,7 +23,6 @@ except ModuleNotFoundError as error:
         f"--mode=serve needs the package {error.name}, found none; pip install 'cacenet_jax[app]'"
     ) from error
 
-_LOCAL = ("127.0.0.1", "localhost", "[::1]")
 _CONNECTIONS = 64
 
 
@@ -52,7 +51,8 @@ def serve(config: ConfigDict | None, workdir: str, place: str | None, host: str,
     name, number = listening.getsockname()[:2]
     shown = f"[{name}]" if ":" in name else name
     print(f"{len(index):,} photographs: http://{shown}:{number}/ (Ctrl-C ends it)", flush=True)
-    app = build(index, _LOCAL if is_local(host) else ("*",))
+    own = socket.gethostname()
+    app = build(index, ("localhost",) if is_local(host) else ("localhost", host, own, f"{own}.local"))
     settings = uvicorn.Config(
         app, log_level="warning", access_log=False, limit_concurrency=_CONNECTIONS, server_header=False, lifespan="off"
     )

@@ -1,7 +1,7 @@
 """HTML of the pages that `--mode=serve` answers with: forms and links, without scripts."""
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from urllib.parse import urlencode
 
 from cacenet_jax.decide import page
@@ -9,7 +9,7 @@ from cacenet_jax.find import pages
 from cacenet_jax.index.marks import Labelled, Mark
 from cacenet_jax.visualize.document import document, escape
 
-_SHOWN_MARKS = 500
+_SHOWN_MARKS = 200  # on a page
 _STYLE = (
     pages.STYLE
     + """
@@ -68,7 +68,7 @@ def anchor(match: str) -> str:
 
 def error(message: str, marks: int) -> str:
     """Render a message about a request that was refused."""
-    return shell("Not possible", f'<p class="error" role="alert">{escape(message)}</p>', marks)
+    return shell("Request refused", f'<p class="error" role="alert">{escape(message)}</p>', marks)
 
 
 def photographs(ids: Sequence[str], total: int, start: int, size: int, where: str, k: int, marks: int) -> str:
@@ -90,14 +90,6 @@ def photographs(ids: Sequence[str], total: int, start: int, size: int, where: st
         f'<span class="name">{escape(name)}</span></a></li>'
         for name in ids
     )
-    links = []
-    if start:
-        links.append(f'<a rel="prev" href="{address("/", where=where, start=max(start - size, 0))}">Earlier</a>')
-    links.append(
-        f"<span>{start + 1:,} to {start + len(ids):,} of {total:,}</span>" if ids else "<span>no photographs</span>"
-    )
-    if start + size < total:
-        links.append(f'<a rel="next" href="{address("/", where=where, start=start + size)}">Later</a>')
     body = f"""<section><h2>Search for a person</h2>
 <form class="fields" action="/search" method="post" enctype="multipart/form-data">
 <label>Photographs of one person: choose files, or drop them here
@@ -109,7 +101,7 @@ def photographs(ids: Sequence[str], total: int, start: int, size: int, where: st
 <form class="fields" action="/"><label>Filter, an SQL condition
 <input name="where" value="{escape(where)}" placeholder="camera != 3 AND time &gt; 10"></label><button>Filter</button></form>
 <ol class="matches grid">{items}</ol>
-<div class="pages">{"".join(links)}</div></section>"""
+{_pages("/", total, start, size, where=where)}</section>"""
     return shell("Photographs", body, marks)
 
 
@@ -127,10 +119,7 @@ def below_match(query: str, match: str, same: bool | None, k: int, where: str, c
     links = [f'<a href="{address("/search", id=match, k=k, where=where)}">search from it</a>']
     if can_explain:
         links.insert(0, f'<a href="{address("/why", query=query, match=match)}">why</a>')
-    hidden = "".join(
-        f'<input type="hidden" name="{name}" value="{escape(str(value))}">'
-        for name, value in {"query": query, "match": match, "k": k, "where": where}.items()
-    )
+    hidden = _hidden(query=query, match=match, k=k, where=where)
     buttons = "".join(
         f'<button name="same" value="{value}" aria-pressed="{str(same is state).lower()}">{text}</button>'
         for value, state, text in (("1", True, "right"), ("0", False, "wrong"))
@@ -156,26 +145,63 @@ def why(body: str, marks: int) -> str:
     return shell(page.TITLE, body, marks, page.STYLE)
 
 
-def marked(marks: Sequence[Mark], labelled: Labelled) -> str:
-    """Render all marks, what they contradict, and the link to the manifest."""
-    people = len(set(labelled.identities.values()))
-    persons = f"{people:,} {'person' if people == 1 else 'people'}"
-    body = f"""<p>{len(marks):,} marks. {len(labelled.identities):,} photographs of {persons} have an identity, from
-these marks or from the index.</p>
-<p><a href="/marks.csv" download>marks.csv</a>: a manifest of them, to fine-tune and to calibrate on. Photographs that were
-only marked wrong are left out, because they may be of anyone else.</p>"""
+def marked(marks: Sequence[Mark], labelled: Labelled, present: Collection[str], start: int) -> str:
+    """Render marks, the identities that follow from them, contradictions, and the link to the manifest.
+
+    Args:
+        marks: all marks.
+        labelled: identities that follow.
+        present: names of the photographs of the index.
+        start: place of the first mark to list.
+    """
+    identities = {name: identity for name, identity in labelled.identities.items() if name in present}
+    people, gone = len(set(identities.values())), len(labelled.identities) - len(identities)
+    body = f"""<p>{_count(len(marks), "mark")}. {_count(len(identities), "photograph")} of
+{_count(people, "person", "people")} have an identity, from these marks or from the index.</p>"""
+    if gone:
+        body += f"<p>{_count(gone, 'photograph')} with an identity left the index and the manifest.</p>"
+    body += """<p><a href="/marks.csv" download>marks.csv</a>: a manifest of them, to fine-tune and to calibrate on. Two
+groups count as two people there, even if nobody compared them: check that they are. Photographs that were only marked
+wrong could show anyone, so they are left out.</p>"""
     if labelled.contradictions:
         groups = "".join(f"<li>{escape(', '.join(names))}</li>" for names in labelled.contradictions)
-        body += f"""<section class="error"><h2>Contradictions</h2><p>Each line holds photographs that marks join and part at
-once, or that have several known identities. They are left out of the manifest; change one of their marks.</p>
-<ul>{groups}</ul></section>"""
-    rows = "".join(
-        f'<tr><td><a href="{address("/search", id=mark.first)}">{escape(mark.first)}</a></td>'
-        f"<td>{escape(mark.second)}</td><td>{'right' if mark.same else 'wrong'}</td></tr>"
-        for mark in marks[:_SHOWN_MARKS]
-    )
+        body += f"""<section class="error"><h2>Contradictions</h2><p>Each line holds photographs that are marked both as one
+person and as different people, or that have several known identities. They are left out of the manifest; clear one of
+their marks.</p><ul>{groups}</ul></section>"""
+    rows = "".join(_mark_row(mark, start, present) for mark in marks[start : start + _SHOWN_MARKS])
     if rows:
         body += f"<table><thead><tr><th>photograph</th><th>other</th><th>mark</th></tr></thead><tbody>{rows}</tbody></table>"
-    if len(marks) > _SHOWN_MARKS:
-        body += f"<p>and {len(marks) - _SHOWN_MARKS:,} more</p>"
-    return shell("Marks", body, len(marks))
+    return shell("Marks", body + _pages("/marks", len(marks), start, _SHOWN_MARKS), len(marks))
+
+
+def _mark_row(mark: Mark, start: int, present: Collection[str]) -> str:
+    names = (
+        f'<a href="{address("/search", id=name)}">{escape(name)}</a>' if name in present else escape(name)
+        for name in (mark.first, mark.second)
+    )
+    hidden = _hidden(query=mark.first, match=mark.second, same="", start=start)
+    button = f'<form class="mark" action="/mark" method="post">{hidden}<button>clear</button></form>'
+    return (
+        f"<tr>{''.join(f'<td>{name}</td>' for name in names)}<td>{'right' if mark.same else 'wrong'} {button}</td></tr>"
+    )
+
+
+def _hidden(**values: object) -> str:
+    return "".join(
+        f'<input type="hidden" name="{name}" value="{escape(str(value))}">' for name, value in values.items()
+    )
+
+
+def _pages(path: str, total: int, start: int, size: int, **values: object) -> str:
+    """Render links to the pages before and after one."""
+    shown = min(size, total - start)
+    links = [f"<span>{start + 1:,} to {start + shown:,} of {total:,}</span>" if shown > 0 else "<span>none</span>"]
+    if start:
+        links.insert(0, f'<a rel="prev" href="{address(path, start=max(start - size, 0), **values)}">Previous</a>')
+    if start + size < total:
+        links.append(f'<a rel="next" href="{address(path, start=start + size, **values)}">Next</a>')
+    return f'<div class="pages">{"".join(links)}</div>'
+
+
+def _count(number: int, one: str, several: str = "") -> str:
+    return f"{number:,} {one if number == 1 else several or one + 's'}"

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import cv2
+import lancedb
 import numpy as np
 import pytest
 from browser import chromium, parsed
@@ -100,8 +101,8 @@ def test_an_interrupted_update_goes_on_where_it_stopped(network, reid, photograp
     program = (
         "import os, sys; sys.path[:0] = [sys.argv[1]]\n"
         "import cacenet_jax\n"
-        "from cacenet_jax.index import index, table\n"
-        "index._ROWS = 8\n"
+        "from cacenet_jax.index import table, update\n"
+        "update._ROWS = 8\n"
         "upsert = table.Table.upsert\n"
         "table.Table.upsert = lambda self, rows: (upsert(self, rows), os.kill(os.getpid(), 9))\n"
         "cacenet_jax.load(sys.argv[2], batch_size=8).index(sys.argv[3], sys.argv[4])\n"
@@ -177,6 +178,31 @@ def test_another_network_other_images_and_other_folders_are_refused(network, rei
     with pytest.raises(UserError, match=r"found no images \(.jpg"):
         reid.index(tmp_path / "empty", tmp_path / "e.lance")
     assert len(reid.open_index(index.place)) == len(NAMES)
+
+
+def test_an_interrupted_creation_is_no_index_yet(reid, photographs, tmp_path):
+    place = tmp_path / "begun.lance"
+    lancedb.connect(place).create_table("photographs", data=[{"id": "a"}])  # killed before the settings
+    assert len(reid.index(photographs, place)) == len(NAMES)
+
+
+def test_a_search_survives_an_update_that_removes_a_match(reid, index, photographs, monkeypatch):
+    closest, calls = index.closest, []
+
+    def closest_before_an_update(*arguments):
+        result = closest(*arguments)
+        calls.append(result)
+        if len(calls) == 1:
+            os.remove(photographs / NAMES[2])
+            reid.open_index(index.place).update(photographs)
+            index._table.refresh()
+        return result
+
+    monkeypatch.setattr(index, "closest", closest_before_an_update)
+    result = index.search(photographs / NAMES[4], 25)
+    assert len(calls) == 2 and NAMES[2] in calls[0][0] and NAMES[2] not in [match.id for match in result]
+    with pytest.raises(UserError, match="found no such image"):
+        index.embeddings([NAMES[2]])
 
 
 def test_a_second_update_at_the_same_time_is_refused(reid, index, photographs):

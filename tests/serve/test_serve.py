@@ -8,7 +8,9 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -55,7 +57,7 @@ def test_the_photographs_of_the_index(client, index):
     filtered = client.get("/", where="path LIKE 'front%'")
     assert f"1 to {sum(name.startswith('front') for name in ALL)} of" in text(filtered)
     later = client.get("/", start="20")
-    assert "21 to 26 of 26" in text(later) and "Earlier" in text(later)
+    assert "21 to 26 of 26" in text(later) and "Previous" in text(later)
     picture_of = client.get("/image", id=SCRIPT)
     assert picture_of.headers["Content-Type"] == "image/webp"
     assert Image.open(io.BytesIO(picture_of.content)).size == (96, 192)
@@ -73,6 +75,14 @@ def test_a_search_shows_the_numbers_of_the_index(client, index, place, name):
 def test_uploads_are_searched_and_not_kept(client, index, files_of):
     before = files_of()
     queries = [("a.png", picture("one")), ("<b>.png", picture("two"))]
+    rolled = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tempfile.SpooledTemporaryFile, "rollover", lambda self: rolled.append(self))
+        noise = np.random.default_rng(0).integers(0, 256, (700, 700, 3), np.uint8)
+        large = io.BytesIO()
+        Image.fromarray(noise).save(large, "PNG")
+        assert len(large.getvalue()) > 1 << 20 and client.upload([("large.png", large.getvalue())], k=3).status == 200
+    assert not rolled  # nothing was written to a disk
     answer = client.upload(queries, k=7)
     pixels = [np.asarray(Image.open(io.BytesIO(content))) for _, content in queries]
     assert answer.status == 200, text(answer)
@@ -129,6 +139,8 @@ def broken_images():
     whole = picture("whole")
     large = io.BytesIO()
     Image.new("L", (9000, 9000)).save(large, "PNG")
+    half = io.BytesIO()
+    Image.new("L", (5000, 5000)).save(half, "PNG")
     return [
         ([], "image: found no file"), ([("a.png", b"")], "a.png: found 0 bytes"),
         ([("<i>.txt", b"hello")], "<i>.txt: found 5 bytes that are not an image"),
@@ -136,10 +148,11 @@ def broken_images():
         ([("bomb.png", large.getvalue())], "bomb.png: found an image of 81,000,000 pixels"),
         ([("a.svg", b"<svg onload=alert(1)>")], "not an image"),
         ([(f"{i}.png", whole) for i in range(11)], "Too many files"),
+        ([(f"{i}.png", half.getvalue()) for i in range(3)], "image: found images of more than 64,000,000 pixels together"),
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("number", range(7))
+@pytest.mark.parametrize("number", range(8))
 def test_wrong_uploads_are_one_line(client, files_of, number):
     files, message = broken_images()[number]
     before = files_of()
@@ -167,8 +180,17 @@ def test_other_hosts_and_pages_are_refused(client, index):
     policy = client.get("/").headers["Content-Security-Policy"]
     assert "default-src 'none'" in policy and "script-src" not in policy and "frame-ancestors 'none'" in policy
     assert client.get("/mark").status == 405
-    with served(index, ("*",)) as port:
-        assert Client(port).get("/", {"Host": "camera-room.local"}).status == 200
+    for host in (
+        "localhost:80",
+        "127.0.0.5",
+        "[::1]:80",
+        "192.168.1.7",
+    ):  # no site can resolve to these by a name of its own
+        assert client.get("/", {"Host": host}).status == 200, host
+    with served(index, ("Camera-Room.local",)) as port:
+        assert Client(port).get("/", {"Host": "camera-room.local:8000"}).status == 200
+        refused = Client(port).get("/", {"Host": "evil.example", "Origin": "http://evil.example"})
+        assert refused.status == 400 and b"'evil.example', expected an IP address or the name" in refused.content
 
 
 def test_ten_clients_at_once_get_what_one_gets(client, index, place):
@@ -216,15 +238,26 @@ def test_marks_become_a_manifest_that_trains(client, index, place, tmp_path):
     client.post("/mark", query=NAMES[0], match=SCRIPT, same="0")
     assert "Contradictions" in text(client.get("/marks"))
     assert len(list(csv.DictReader(io.StringIO(client.get("/marks.csv").content.decode())))) == 2
+    page = client.get("/marks").content.decode()
+    assert page.count(">clear</button>") == len(index.marks) == 5
+    index.marks.set(NAMES[4], "gone.png", True)
+    assert "1 photograph with an identity left the index" in text(client.get("/marks"))
     for mark in index.marks.all():
-        index.marks.set(*mark[:2], None)
+        answer = client.post("/mark", query=mark.first, match=mark.second, same="", start="0")
+        assert answer.status == 303 and answer.headers["Location"] == "/marks?start=0"
+    assert index.marks.all() == [] and "0 marks. 0 photographs of 0 people" in text(client.get("/marks"))
 
 
 def test_the_page_shows_what_another_process_adds(client, place, index):
     images(place / "photographs", ["zz/new.png"])
+    other = index.reid.open_index(index.place)  # sees what it did not write itself as late as another process does
     try:
-        index.update(place / "photographs")
+        other.update(place / "photographs")
+        other.marks.set(NAMES[0], "zz/new.png", True)
+        time.sleep(6)
         assert "of 27" in text(client.get("/")) and client.get("/image", id="zz/new.png").status == 200
+        assert "1 mark. 2 photographs of 1 person" in text(client.get("/marks"))
+        other.marks.set(NAMES[0], "zz/new.png", None)
     finally:
         os.remove(place / "photographs/zz/new.png")
         index.update(place / "photographs")
