@@ -81,7 +81,9 @@ _IMAGES = flags.DEFINE_string(
 )
 _INDEX = flags.DEFINE_string("index", None, "Folder of an index of photographs.")
 _QUERY = flags.DEFINE_string("query", None, "Image to search for, or a folder of images of one person.")
-_WHERE = flags.DEFINE_string("where", None, 'Filter of a search, an SQL condition: "camera != 3 AND time > 10".')
+_WHERE = flags.DEFINE_string(
+    "where", None, "Filter of a search, an SQL condition: \"path LIKE 'gate/%' AND time > 10\"."
+)
 _K = flags.DEFINE_integer("k", 20, "Number of matches of a search.")
 _RERANK = flags.DEFINE_string("rerank", "none", "Re-ranking of a search: none or k_reciprocal.")
 _CUT = flags.DEFINE_float(
@@ -193,7 +195,7 @@ def _search(config: ConfigDict | None, workdir: str) -> None:
     from cacenet_jax.find import search
 
     query = (_INDEX.value, _QUERY.value, _K.value, _WHERE.value, _RERANK.value, not _APPROXIMATE.value)
-    search.search(config, workdir, *query, _OUTPUT.value, _REASONS.value)
+    search.search(config, workdir, *query, _OUTPUT.value, _REASONS.value, _PRIOR.value)
 
 
 def _group(config: ConfigDict | None, workdir: str) -> None:

@@ -55,13 +55,23 @@ def test_a_wheel_holds_the_package_and_its_configs_alone(wheel):
 def test_its_metadata_is_that_of_the_package_and_of_the_requirements_files(wheel):
     found = message_from_bytes(wheel.read(f"cacenet_jax-{cacenet_jax.__version__}.dist-info/METADATA"))
     assert found["Version"] == cacenet_jax.__version__ and found["License-Expression"] == "Apache-2.0"
-    assert set(found.get_all("Provides-Extra")) == {"lite", "hub", "onnx", "index", "dev"}
+    assert set(found.get_all("Provides-Extra")) == {"lite", "hub", "onnx", "index", "app", "dev"}
     required = [line.split("; extra == ") for line in found.get_all("Requires-Dist")]
-    files = {"": "", "lite": "-lite", "hub": "-pretrained", "onnx": "-onnxruntime", "index": "-index", "dev": "-dev"}
+    files = {
+        "": "",
+        "lite": "-lite",
+        "hub": "-pretrained",
+        "onnx": "-onnxruntime",
+        "index": "-index",
+        "app": "-app",
+        "dev": "-dev",
+    }
     for extra, suffix in files.items():
         lines = (ROOT / f"requirements{suffix}.txt").read_text().splitlines()
         expected = [line.split("#")[0].strip() for line in lines if line.split("#")[0].strip()]
         assert [name for name, *of in required if of == ([f'"{extra}"'] if extra else [])] == expected, extra
+    of = lambda extra: {name for name, *extras in required if extras == [f'"{extra}"']}
+    assert of("index") < of("app")
 
 
 def test_the_version_is_stated_once():

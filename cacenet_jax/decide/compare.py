@@ -12,7 +12,7 @@ from cacenet_jax import retriever
 from cacenet_jax.data.images import ListedImages, batches
 from cacenet_jax.decide import page
 from cacenet_jax.errors import UserError, printable
-from cacenet_jax.retrieval.calibration import PRIOR, RATE, Calibration, check_prior
+from cacenet_jax.retrieval.calibration import PRIOR, RATE, Calibration, check_prior, per_cent
 from cacenet_jax.retrieval.ranked_list import Comparison
 from cacenet_jax.run.workdir import check_writable, write_file
 from cacenet_jax.visualize import why
@@ -93,7 +93,7 @@ def verdict(comparison: Comparison, calibration: Calibration | None, prior: floa
         return [UNCALIBRATED]
     prior = calibration.prior if prior is None else prior
     equal = "as many matching pairs as others" if prior == PRIOR else f"{100 * prior:g} % matching pairs"
-    sentences = [f"Probability that both show one person: {page.per_cent(comparison.probability)}, given {equal}."]
+    sentences = [f"Probability that both show one person: {per_cent(comparison.probability)}, given {equal}."]
     kind, distance = ("individual" if np.isnan(comparison.pair) else "mixed"), comparison.mixed
     if calibration.curve(kind).rates[0] <= RATE:
         threshold = calibration.threshold(kind)
@@ -109,7 +109,7 @@ def verdict(comparison: Comparison, calibration: Calibration | None, prior: floa
 def _lines(rows: list[page.Row]) -> list[str]:
     lines = [f"{'':<10}  {'distance':>8}  {'probability':>11}  {'threshold':>9}"]
     for kind, distance, probability, threshold in rows:
-        known = "-" if probability is None else page.per_cent(probability)
+        known = "-" if probability is None else per_cent(probability)
         limit = "-" if threshold is None else f"{threshold:.4f}"
         lines.append(f"{kind:<10}  {distance:>z8.4f}  {known:>11}  {limit:>9}")
     return lines

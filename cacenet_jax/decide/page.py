@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
+from cacenet_jax.retrieval.calibration import per_cent
 from cacenet_jax.visualize.document import document, escape, image_uri
 from cacenet_jax.visualize.style import webp
 from cacenet_jax.visualize.why import STYLE as WHY_STYLE
@@ -77,13 +78,6 @@ def body(
 {_table(rows)}
 <h2>Why</h2>
 {render(why)}"""
-
-
-def per_cent(probability: float) -> str:
-    """Format a probability, without claiming certainty."""
-    if not 0.001 <= probability <= 0.999:
-        return "above 99.9 %" if probability > 0.5 else "below 0.1 %"
-    return f"{100 * probability:.1f} %"
 
 
 def _table(rows: Sequence[Row]) -> str:

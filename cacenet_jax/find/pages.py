@@ -11,6 +11,7 @@ from cacenet_jax.errors import UserError, printable
 from cacenet_jax.index.groups import Groups
 from cacenet_jax.index.index import Index
 from cacenet_jax.index.search import SearchMatch, SearchResult
+from cacenet_jax.retrieval.calibration import per_cent
 from cacenet_jax.visualize.document import document, escape, image_uri
 from cacenet_jax.visualize.style import webp
 from cacenet_jax.visualize.why import STYLE as WHY_STYLE
@@ -128,8 +129,8 @@ def group_page(groups: Groups, index: Index) -> str:
     rest = (
         f"<p>{groups.best - _SHOWN_GROUPS:,} smaller groups are not shown.</p>" if groups.best > _SHOWN_GROUPS else ""
     )
-    body = f"""<p>{len(groups.ids):,} photographs of between {groups.low:,} and {groups.high:,} people, most likely
-{groups.best:,}.</p>
+    body = f"""<p>{len(groups.ids):,} photographs in {groups.best:,} groups, {groups.low:,} to {groups.high:,} at other
+cuts.</p>
 <p class="note">{escape(groups.reason)}.</p>
 {"".join(sections)}{rest}"""
     return document("Groups", body, STYLE)
@@ -162,7 +163,7 @@ def _match(
     distances = {"individual": match.individual, "pair": match.pair, "mixed": match.mixed}
     lines = [f"{name} {value:z.4f}" for name, value in distances.items() if not np.isnan(value)]
     if match.probability is not None:
-        lines.append(f"probability {100 * match.probability:.1f} %")
+        lines.append(f"probability {per_cent(match.probability)}")
     mark = kind = ""
     identity = match.row.get("identity")
     if known is not None and identity is not None:

@@ -4,7 +4,6 @@ import csv
 import io
 import json
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,6 @@ from cacenet_jax.find.pages import search_page
 from cacenet_jax.index.index import Index
 from cacenet_jax.index.opening import open_index
 from cacenet_jax.index.search import SearchResult
-from cacenet_jax.index.table import literal
 from cacenet_jax.retriever import ImageLike
 from cacenet_jax.run.workdir import check_writable, write_file
 from cacenet_jax.visualize import why
@@ -46,7 +44,7 @@ def query_images(query: str) -> list[Path]:
 
 def search(
     config: ConfigDict | None, workdir: str, place: str | None, query: str | None, k: int, where: str | None,
-    rerank: str, exact: bool, output: str | None, reasons: int = 8,
+    rerank: str, exact: bool, output: str | None, reasons: int = 8, prior: float | None = None,
 ) -> SearchResult:  # fmt: skip
     """Search an index and print the matches.
 
@@ -54,13 +52,14 @@ def search(
         config: config of the run in the workdir; None for an export or a published checkpoint.
         workdir: workdir, export folder or published checkpoint.
         place: folder of the index.
-        query: image, or folder of images of one person.
+        query: image, folder of images of one person, or name of an image of the index.
         k: number of matches.
         where: filter, an SQL condition on the columns.
         rerank: "none" or "k_reciprocal".
         exact: False to use the approximate index.
         output: folder for search.html, search.csv and search.json; None writes nothing.
         reasons: number of re-scored matches for which search.html shows why.
+        prior: share of matching images that probabilities assume; that of the calibration if None.
 
     Raises:
         UserError: a flag is missing or wrong, or see `Index.search`.
@@ -73,7 +72,8 @@ def search(
     images = query_images(str(query))
     reid = retriever.load(workdir, batch_size=min(len(images), 16), config=config)
     index = open_index(reid, str(place))
-    result = index.search(images, k, where=where, rerank=rerank, exact=exact)
+    images = [path if path.exists() or not (index.root / path).is_file() else index.root / path for path in images]
+    result = index.search(images, k, where=where, rerank=rerank, exact=exact, prior=prior)
     print(result, flush=True)
     if output is not None:
         write(result, index, images, Path(output).expanduser(), reasons)
@@ -89,12 +89,6 @@ def as_rows(result: SearchResult, index: Index) -> list[dict[str, Any]]:
         file = str(index.root / match.row["path"])
         rows.append({"rank": rank, "id": match.id, **plain, "file": file, **match.row})
     return rows
-
-
-def own_rows(index: Index, query: Sequence[Path]) -> list[dict[str, Any]]:
-    """Return id and identity of the query's images that are whole images of the index."""
-    names = [os.path.relpath(path.resolve(), index.root).replace(os.sep, "/") for path in query]
-    return index.images(f"id IN ({', '.join(map(literal, names))})", ["id", "identity"]).to_pylist()
 
 
 def draw_reasons(result: SearchResult, index: Index, query: ImageLike, count: int) -> dict[str, why.Why]:
@@ -126,12 +120,12 @@ def write(result: SearchResult, index: Index, query: Sequence[Path], folder: Pat
     write_file(folder / "search.csv", text.getvalue())
     whole = {"query": list(result.query), "unknown": result.unknown, "searched": result.searched, "matches": rows}
     write_file(folder / "search.json", json.dumps(whole, indent=2) + "\n")
-    own = own_rows(index, query)
+    own = index.rows_of(sorted(result.itself))
     identities = {row["identity"] for row in own}
     known = (
         str(identities.pop()) if len(own) == len(query) and len(identities) == 1 and None not in identities else None
     )
     drawn = draw_reasons(result, index, query[0], reasons)
-    page = search_page(result, index, query, known, {row["id"] for row in own}, drawn)
+    page = search_page(result, index, query, known, result.itself, drawn)
     write_file(folder / "search.html", page)
     print(f"{folder / 'search.html'}: {len(page) / 1024:.0f} KiB, self-contained; search.csv, search.json", flush=True)

@@ -32,7 +32,7 @@ class Groups:
         ids: names in the index.
         labels: number of each photograph's group, shape (n,); the largest group is 0.
         low: lower bound on the number of people.
-        best: most likely number, that of the groups.
+        best: number of the groups.
         high: upper bound.
         reason: sentence on how the range came about.
     """
@@ -57,7 +57,7 @@ class Groups:
     def __repr__(self) -> str:
         """Return the range and the largest groups as text."""
         sizes = np.bincount(self.labels)
-        lines = [f"{len(self.ids):,} photographs of {self.low:,} to {self.high:,} people, most likely {self.best:,}"]
+        lines = [f"{len(self.ids):,} photographs in {self.best:,} groups, {self.low:,} to {self.high:,} at other cuts"]
         lines += [
             f"group {group}: {size} photographs, such as {self[group][0]!a}" for group, size in enumerate(sizes[:10])
         ]

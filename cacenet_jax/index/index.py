@@ -146,25 +146,29 @@ class Index:
         top_k: int | None = None,
         rerank: str = "none",
         exact: bool = True,
+        prior: float | None = None,
     ) -> "searching.SearchResult":
         """Search for a person.
 
         The images nearest by individual distance are re-scored by the pair stage, as in `Retriever.rank`.
 
         Args:
-            query: image of the person, or several images of one person, in any form that `Retriever` accepts. The
-                individual distance is then that of the normalised mean embedding, and the pair distance the mean.
+            query: image of the person, or several images of one person, in any form that `Retriever` accepts or by their
+                names in the index. Of several, the individual distance is that of the normalised mean embedding, and the
+                pair distance the mean.
             k: number of matches.
-            where: filter, an SQL condition on the columns, such as "camera != 3 AND time > 10".
+            where: filter, an SQL condition on the columns, such as "path LIKE 'gate/%' AND time > 10".
             top_k: number of re-scored images; None for config.eval.top_k of the run.
             rerank: "k_reciprocal" to re-rank the re-scored images and further ones by it, or "none".
             exact: False to use the approximate index of `build_vector_index`.
+            prior: share of images that show the person among those that are looked at, which probabilities assume; that
+                of the calibration if None.
 
         Raises:
             UserError: an image cannot be read, the filter is wrong, or `k` is below 1.
         """
         search = functools.partial(
-            searching.search, self, query, k, where=where, top_k=top_k, rerank=rerank, exact=exact
+            searching.search, self, query, k, where=where, top_k=top_k, rerank=rerank, exact=exact, prior=prior
         )
         try:
             return search()
@@ -191,7 +195,8 @@ class Index:
         labels, low, high = grouping.group(embedding_nF, apart, cut)
         reason = (
             f"groups are joined below a k-reciprocal distance of {cut:g}; at {cut + grouping.SPREAD:g} there are {low:,}, "
-            f"at {cut - grouping.SPREAD:g} {high:,}"
+            f"at {cut - grouping.SPREAD:g} {high:,}. A group is a person as far as the network recognises one: of people or "
+            "cameras that are new to it, there may be half as many people as groups"
         )
         if apart:
             reason += f"; photographs of one frame are different people ({len(apart):,} frames)"

@@ -97,6 +97,10 @@ class Marks:
             if self._changes % _COMPACTED_EVERY == 0:
                 table.optimize(cleanup_older_than=KEPT)
 
+    def __repr__(self) -> str:
+        """Return the number as text."""
+        return f"Marks({len(self):,} pairs)"
+
     def __len__(self) -> int:
         """Return the number of marked pairs."""
         return len(self.all())

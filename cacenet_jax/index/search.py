@@ -1,13 +1,16 @@
 """Search of an index: individual ranking, pair re-scoring of its best images, probabilities."""
 
 import dataclasses
+import os
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from cacenet_jax.data.images import ListedImages
 from cacenet_jax.errors import UserError, printable
+from cacenet_jax.retrieval.calibration import check_prior, per_cent
 from cacenet_jax.retrieval.distances import cosine_distance
 from cacenet_jax.retrieval.rankings import mixed_distance
 from cacenet_jax.retrieval.rerank import k_reciprocal
@@ -54,6 +57,7 @@ class SearchResult:
             that the person is probably not in the index; None if the network is not calibrated for that.
         searched: number of images that the filter left.
         caution: statement on the calibration, or on the lack of one.
+        itself: names in the index of the query's own images.
     """
 
     query: tuple[str, ...]
@@ -61,6 +65,7 @@ class SearchResult:
     unknown: bool | None
     searched: int
     caution: str
+    itself: frozenset[str] = frozenset()
 
     def __len__(self) -> int:
         """Return the number of matches."""
@@ -78,21 +83,27 @@ class SearchResult:
         """Return the result as a text table."""
         shown = ", ".join(printable(name) for name in self.query[:3]) + (" ..." if len(self.query) > 3 else "")
         lines = [f"{shown}: {len(self.matches)} of {self.searched:,} images"]
-        lines.append(f"{'rank':>4}  {'individual':>10}  {'pair':>7}  {'mixed':>7}  {'probability':>11}  image")
+        is_reranked = any(not np.isnan(match.reranked) for match in self.matches)
+        lines.append(
+            f"{'rank':>4}  {'individual':>10}  {'pair':>7}  {'mixed':>7}  {'probability':>12}"
+            f"{'  re-ranked' if is_reranked else ''}  image"
+        )
         for rank, match in enumerate(self.matches, start=1):
             pair, mixed = ("-" if np.isnan(x) else f"{x:z.4f}" for x in (match.pair, match.mixed))
-            known = "-" if match.probability is None else f"{100 * match.probability:.1f} %"
-            lines.append(
-                f"{rank:>4}  {match.individual:>z10.4f}  {pair:>7}  {mixed:>7}  {known:>11}  {printable(match.id)}"
-            )
+            known = "-" if match.probability is None else per_cent(match.probability)
+            numbers = f"{rank:>4}  {match.individual:>z10.4f}  {pair:>7}  {mixed:>7}  {known:>12}"
+            again = f"  {match.reranked:>z9.4f}" if is_reranked else ""
+            itself = " (the query itself)" if match.id in self.itself else ""
+            lines.append(f"{numbers}{again}  {printable(match.id)}{itself}")
         if self.unknown:
             lines.append("unknown: the best match is above the threshold, so the person is probably not in the index")
         return "\n".join([*lines, self.caution])
 
 
 def search(
-    index: "Index", query: Any, k: int, *, where: str | None, top_k: int | None, rerank: str, exact: bool
-) -> SearchResult:
+    index: "Index", query: Any, k: int, *, where: str | None, top_k: int | None, rerank: str, exact: bool,
+    prior: float | None,
+) -> SearchResult:  # fmt: skip
     """Search an index; see `Index.search`."""
     reid = index.reid
     if k < 1:
@@ -103,7 +114,7 @@ def search(
         expected = "0 or more" if reid.top_k else "0, because the network has no pair stage"
         raise UserError(f"top_k: found {top_k}, expected {expected}; correct it")
     calibration = reid.calibration
-    listed = ListedImages.of(query, "query")
+    listed, itself = _with_images_of(index, ListedImages.of(query, "query"))
     if not listed.images:
         raise UserError("query: found no images, expected one or several of one person; name them")
     embedding_nF, query_terms = reid.describe(listed)
@@ -136,7 +147,7 @@ def search(
     kind, decisive_n = ("mixed", mixed_n) if first and query_terms is not None else ("individual", individual_n)
     known: list[float | None] = [None] * len(ids)
     if calibration is not None and kind in calibration.curves:
-        known = [None if np.isnan(x) else float(calibration.probability(float(x), kind)) for x in decisive_n]
+        known = [None if np.isnan(x) else float(calibration.probability(float(x), kind, prior)) for x in decisive_n]
     rows = index.rows_of([ids[i] for i in place])
     matches = tuple(
         SearchMatch(
@@ -149,8 +160,30 @@ def search(
     if calibration is not None and kind in calibration.curves and len(ids):
         threshold = calibration.search_threshold(kind, searched)
         unknown = None if threshold is None else bool(np.nanmin(decisive_n) >= threshold)
-    caution = "not calibrated: no probabilities; see --mode=calibrate" if calibration is None else calibration.caution()
-    return SearchResult(tuple(listed.names), matches, unknown, searched, caution)
+    if calibration is None:
+        caution = "not calibrated: no probabilities; see --mode=calibrate"
+    else:
+        share = check_prior(calibration.prior if prior is None else prior)
+        caution = (
+            f"Probabilities assume that {100 * share:g} % of the images looked at show the person (prior). "
+            f"{calibration.caution()}"
+        )
+    return SearchResult(tuple(listed.names), matches, unknown, searched, caution, itself)
+
+
+def _with_images_of(index: "Index", listed: ListedImages) -> tuple[ListedImages, frozenset[str]]:
+    """Read the images that are given by their names in an index, and return the names of those that are in it."""
+    images, itself = list(listed.images), set()
+    for i, image in enumerate(images):
+        if not isinstance(image, str | os.PathLike):
+            continue
+        path = Path(image).expanduser()
+        is_file = path.is_file()
+        name = os.path.relpath(path.resolve(), index.root).replace(os.sep, "/") if is_file else os.fspath(image)
+        if index.has(name):
+            itself.add(name)
+            images[i] = image if is_file else np.asarray(index.read_image(name))
+    return ListedImages(images, listed.names), frozenset(itself)
 
 
 def _reranked(query_1F: np.ndarray, gallery_nF: np.ndarray) -> np.ndarray:

@@ -10,6 +10,7 @@ import fcntl
 import json
 import os
 import socket
+import textwrap
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -197,10 +198,10 @@ class Table:
         except (RuntimeError, ValueError, OSError) as error:
             if not where:
                 raise
-            reason = str(error).split("\n")[0].split(", /", 1)[0][:160]
+            reason = textwrap.shorten(str(error).split("\n")[0].split(", /", 1)[0], 160, placeholder=" …")
             raise UserError(
                 f"--where={printable(where)}: not understood ({printable(reason)}), expected a condition on "
-                f"{', '.join(self.columns)}, such as camera != 3 AND time > 10; correct it"
+                f"{', '.join(self.columns)}, such as path LIKE 'gate/%' AND time > 10; correct it"
             ) from error
 
     def upsert(self, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -119,7 +119,7 @@ class Search:
         return float(np.interp(np.log(rate), np.log(self.rates), self.distances))
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Calibration:
     """Calibrated distances of one network.
 
@@ -146,6 +146,10 @@ class Calibration:
     network: str
     mix: float
     flip: bool
+
+    def __repr__(self) -> str:
+        """Return the data and the distances as text."""
+        return f"Calibration({self.data!r}, {self.num_identities:,} people, {', '.join(self.curves)}, prior={self.prior:g})"
 
     def curve(self, kind: str) -> Curve:
         """Return the calibration of a distance.
@@ -269,6 +273,13 @@ class Calibration:
 
 
 _FORMAT = 1
+
+
+def per_cent(probability: float) -> str:
+    """Format a probability, without claiming certainty."""
+    if not 0.001 <= probability <= 0.999:
+        return "above 99.9 %" if probability > 0.5 else "below 0.1 %"
+    return f"{100 * probability:.1f} %"
 
 
 def check_prior(prior: float) -> float:

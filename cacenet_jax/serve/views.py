@@ -99,7 +99,8 @@ def photographs(ids: Sequence[str], total: int, start: int, size: int, where: st
 <p class="note">Uploads are compared and forgotten. Or choose a photograph of the index below.</p></section>
 <section><h2>Photographs of the index</h2>
 <form class="fields" action="/"><label>Filter, an SQL condition
-<input name="where" value="{escape(where)}" placeholder="camera != 3 AND time &gt; 10"></label><button>Filter</button></form>
+<input name="where" value="{escape(where)}" placeholder="path LIKE 'gate/%' AND time &gt; 10"></label>
+<button>Filter</button></form>
 <ol class="matches grid">{items}</ol>
 {_pages("/", total, start, size, where=where)}</section>"""
     return shell("Photographs", body, marks)

@@ -55,6 +55,20 @@ def test_python_reads_what_the_command_wrote(calibrated, made):
     assert cace.load(made.run).calibration is None
 
 
+def test_a_search_tells_the_share_that_its_probabilities_assume(calibrated, made, tmp_path):
+    reid = cace.load(calibrated[0])
+    index = reid.index(made.images, tmp_path / "images.lance")
+    query = next(made.images.glob("*.png"))
+    own, rare = index.search(query, 5), index.search(query, 5, prior=0.01)
+    assert "Probabilities assume that 20 % of the images looked at" in repr(own) and "that 1 % of" in repr(rare)
+    for match, other in zip(own, rare, strict=True):
+        assert match.probability == reid.calibration.probability(match.mixed, "mixed")
+        assert other.probability == reid.calibration.probability(match.mixed, "mixed", 0.01) < match.probability
+    with pytest.raises(UserError, match="prior"):
+        index.search(query, 5, prior=1.0)
+    assert len(repr(reid.calibration)) < 120
+
+
 @pytest.mark.slow
 def test_an_export_carries_it(calibrated, made, tmp_path):
     run = shutil.copytree(calibrated[0], tmp_path / "run")

@@ -107,10 +107,10 @@ def test_the_index_and_the_command_group_alike(network, reid, photographs, tmp_p
         tmp_path, "--mode=group", f"--workdir={network.workdir}", f"--index={index.place}", f"--output={tmp_path / 'o'}"
     )
     assert done.returncode == 0, done.stderr
-    assert f"25 photographs of {found.low} to {found.high} people, most likely {found.best}" in done.stdout
+    assert f"25 photographs in {found.best} groups, {found.low} to {found.high} at other cuts" in done.stdout
     shown = parsed(tmp_path / "o" / "groups.html")
     assert len(shown.images) == sum(min(len(found[i]), 12) for i in range(found.best))
-    assert f"between {found.low} and {found.high} people, most likely {found.best}." in " ".join(shown.text.split())
+    assert f"in {found.best} groups, {found.low} to {found.high} at other cuts." in " ".join(shown.text.split())
     with open(tmp_path / "o" / "groups.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     root = photographs.resolve()

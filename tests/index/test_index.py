@@ -54,6 +54,16 @@ def test_a_search_gives_the_numbers_of_rank(reid, index, photographs, k):
     assert result[0].probability is None and result.unknown is None and "not calibrated" in repr(result)
 
 
+def test_images_of_the_index_are_named_and_marked(reid, index, photographs):
+    named, read = index.search(NAMES[4], 3), index.search(photographs / NAMES[4], 3)
+    assert repr(named).split("\n")[1:] == repr(read).split("\n")[1:] and named.query == (NAMES[4],)
+    assert named.itself == read.itself == {NAMES[4]} and f"{NAMES[4]} (the query itself)" in repr(read)
+    assert index.search(np.asarray(index.read_image(NAMES[4])), 3).itself == frozenset()
+    with pytest.raises(UserError, match="found no file"):
+        index.search("nowhere.png", 3)
+    assert "re-ranked" in repr(index.search(NAMES[4], 3, rerank="k_reciprocal")) and "re-ranked" not in repr(read)
+
+
 def test_several_images_are_one_query(reid, index, photographs):
     queries = [photographs / name for name in NAMES[:3]]
     result = index.search(queries, 25)
