@@ -78,7 +78,7 @@ FLAGS = {
     "empty workdir": ((CONFIG, "--workdir="), ("--workdir: not given",)),
     "unknown flag": ((*SYNTHETIC, "--wrkdir=x"), ("wrkdir", "workdir", "--help")),
     "unknown mode": ((*SYNTHETIC, "--mode=fly"), ("--mode", "'fly'", "train, import, evaluate")),
-    "a mode of later": ((*SYNTHETIC, "--mode=serve"), ("--mode", "'serve'", "expected one of train, import")),
+    "a mode of later": ((*SYNTHETIC, "--mode=distil"), ("--mode", "'distil'", "expected one of train, import")),
     "no workdir to read": (("--mode=evaluate",), ("--workdir: not given",)),
     "no run to read": (("--mode=evaluate", "--workdir=run"), ("--workdir: no config.json in run", "train it first")),
     "import without config": (("--mode=import", "--workdir=run"), ("config.pretrained: not given",)),
