@@ -16,6 +16,7 @@ from cacenet_jax.retrieval.calibration import PRIOR, RATE, Calibration, check_pr
 from cacenet_jax.retrieval.ranked_list import Comparison
 from cacenet_jax.run.workdir import check_writable, write_file
 from cacenet_jax.visualize import why
+from cacenet_jax.visualize.document import document
 
 UNCALIBRATED = (
     "This network is not calibrated, so the distances have no probability: a distance that means one person for one network "
@@ -61,7 +62,8 @@ def compare(
     folder = Path(output).expanduser()
     pixels = next(batches(ListedImages.of(images, "image"), reid.image_size, 2))
     seen = why.draw(reid, pixels)
-    text = page.html(names, pixels, rows, verdict(comparison, reid.calibration, prior), seen)
+    body = page.body(names, pixels, rows, verdict(comparison, reid.calibration, prior), seen)
+    text = document(page.TITLE, body, page.STYLE)
     if seen.lines_png is not None:
         write_file(folder / "correspondences.png", seen.lines_png)
     numbers = {name: None if x is None or np.isnan(x) else x for name, x in dataclasses.asdict(comparison).items()}

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from cacenet_jax.retrieval.calibration import per_cent
-from cacenet_jax.visualize.document import document, escape, image_uri
+from cacenet_jax.visualize.document import escape, image_uri
 from cacenet_jax.visualize.style import webp
 from cacenet_jax.visualize.why import STYLE as WHY_STYLE
 from cacenet_jax.visualize.why import Why, render
@@ -38,14 +38,14 @@ class Row(NamedTuple):
     threshold: float | None
 
 
-def html(
+def body(
     names: Sequence[str],
     pixels_2HW3: UInt8[np.ndarray, "2 H W 3"],
     rows: Sequence[Row],
     verdict: Sequence[str],
     why: Why,
 ) -> str:
-    """Render the page.
+    """Render the page below its heading `TITLE`; it needs the CSS `STYLE`.
 
     Args:
         names: names of the images.
@@ -57,17 +57,6 @@ def html(
     Returns:
         HTML without scripts and external references.
     """
-    return document(TITLE, body(names, pixels_2HW3, rows, verdict, why), STYLE)
-
-
-def body(
-    names: Sequence[str],
-    pixels_2HW3: UInt8[np.ndarray, "2 H W 3"],
-    rows: Sequence[Row],
-    verdict: Sequence[str],
-    why: Why,
-) -> str:
-    """Render what the page holds below its heading; see `html`."""
     images = "".join(
         f'<li><img src="{_picture(pixels_HW3)}" alt="Image {letter}"><span>{letter}: {escape(name)}</span></li>'
         for letter, name, pixels_HW3 in zip("AB", names, pixels_2HW3)

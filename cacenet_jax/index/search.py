@@ -177,7 +177,7 @@ def _with_images_of(index: "Index", listed: ListedImages) -> tuple[ListedImages,
     for i, image in enumerate(images):
         if not isinstance(image, str | os.PathLike):
             continue
-        path = Path(image).expanduser()
+        path = Path(image)
         is_file = path.is_file()
         name = os.path.relpath(path.resolve(), index.root).replace(os.sep, "/") if is_file else os.fspath(image)
         if index.has(name):

@@ -27,3 +27,8 @@ def reid(network):
 @pytest.fixture
 def photographs(tmp_path):
     return images(tmp_path / "photographs", NAMES)
+
+
+@pytest.fixture
+def index(reid, photographs, tmp_path):
+    return reid.index(photographs, tmp_path / "photographs.lance")
